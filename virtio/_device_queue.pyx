@@ -1,0 +1,552 @@
+"""The device end of a virtqueue, split or packed."""
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcpy, memset
+
+from virtio._memory cimport VIRTIO_REGIONS_MAX, memory_gather
+from virtio._ring cimport *
+
+from virtio.errors import MemoryFault
+from virtio.layout import QueueLayout
+
+
+cdef extern from "stdlib.h":
+    int posix_memalign(void **memptr, size_t alignment, size_t size)
+
+
+cdef enum:
+    BURST = 64  # chains popped at a time
+
+
+cdef class Chain:
+    """One chain of buffers that the driver made available: a view of guest memory, popped by DeviceQueue.
+
+    First come the parts the device reads, then those it writes. Give it back with ``DeviceQueue.add_used``. The views
+    stay valid memory for as long as they live, even when the memory map is replaced.
+    """
+
+    def __cinit__(self):
+        self.segs = self.small
+
+    def __dealloc__(self):
+        if self.segs is not self.small:
+            free(self.segs)
+
+    cdef list views(self, uint32_t first, uint32_t n, bint readonly):
+        cdef list result = []
+        cdef uint64_t host, length, base
+        cdef uint32_t i
+        for i in range(first, first + n):
+            host = <uint64_t>self.segs[i].iov_base
+            length = self.segs[i].iov_len
+            for region in self.regions:
+                base = region.address
+                if base <= host < base + <uint64_t>region.size:
+                    view = memoryview(region)[host - base:host - base + length]
+                    result.append(view.toreadonly() if readonly else view)
+                    break
+        return result
+
+    @property
+    def head(self):
+        """Index of its first descriptor (split), or its buffer id (packed)."""
+        return self.c.head
+
+    @property
+    def readable(self):
+        """The parts that the device reads, as a list of read-only memoryviews of guest memory (no copy)."""
+        return self.views(0, self.c.nreadable, True)
+
+    @property
+    def writable(self):
+        """The parts that the device writes, as a list of memoryviews of guest memory (no copy).
+
+        Say how many bytes you wrote, from the first on, by ``written`` or the argument of ``add_used``.
+        """
+        return self.views(self.c.nreadable, self.c.nwritable, False)
+
+    @property
+    def readable_length(self):
+        """Bytes of the readable parts."""
+        return self.c.readable
+
+    @property
+    def writable_length(self):
+        """Bytes of the writable parts."""
+        return self.c.writable
+
+    @property
+    def written(self):
+        """Bytes written, which add_used reports to the driver; ValueError beyond the writable parts."""
+        return self.c.written
+
+    @written.setter
+    def written(self, value):
+        if not 0 <= value <= min(self.c.writable, UINT32_MAX):
+            raise ValueError(f"{value} bytes written into a chain of {self.c.writable} writable bytes")
+        self.c.written = value
+
+    def read(self, offset=0, length=None):
+        """Return up to ``length`` bytes (default: all) of the readable parts from ``offset`` on, as one bytes object."""
+        cdef uint64_t skip, want, left, part
+        cdef uint8_t *to
+        cdef uint32_t i
+        if offset < 0 or (length is not None and length < 0):
+            raise ValueError(f"offset {offset} and length {length} must not be negative")
+        skip = min(offset, self.c.readable)
+        want = self.c.readable - skip
+        if length is not None and length < want:
+            want = length
+        result = PyBytes_FromStringAndSize(NULL, want)
+        to = <uint8_t *>PyBytes_AS_STRING(result)
+        left = want
+        for i in range(self.c.nreadable):
+            part = self.segs[i].iov_len
+            if skip >= part:
+                skip -= part
+                continue
+            part -= skip
+            if part > left:
+                part = left
+            memcpy(to, <uint8_t *>self.segs[i].iov_base + skip, part)
+            to += part
+            left -= part
+            skip = 0
+            if left == 0:
+                break
+        return result
+
+    def write(self, data, offset=None):
+        """Copy a buffer into the writable parts at ``offset`` (default: behind what was written); return its length.
+
+        Moves ``written`` to the end of it if that is further. Raises ValueError, and writes nothing, when it does not
+        fit, or when the chain was given back already.
+        """
+        cdef Py_buffer view
+        cdef uint64_t skip, left, part, at, total
+        cdef uint8_t *source
+        cdef uint32_t i
+        at = self.c.written if offset is None else offset
+        if self.owner is None:
+            raise ValueError(f"chain {self.c.head} was given back: its memory is the driver's again")
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            total = left = view.len
+            if at > self.c.writable or left > self.c.writable - at:
+                raise ValueError(f"{total} bytes at offset {at} do not fit in {self.c.writable} writable bytes")
+            source = <uint8_t *>view.buf
+            skip = at
+            for i in range(self.c.nreadable, self.c.nreadable + self.c.nwritable):
+                if left == 0:
+                    break
+                part = self.segs[i].iov_len
+                if skip >= part:
+                    skip -= part
+                    continue
+                part -= skip
+                if part > left:
+                    part = left
+                memcpy(<uint8_t *>self.segs[i].iov_base + skip, source, part)
+                source += part
+                left -= part
+                skip = 0
+        finally:
+            PyBuffer_Release(&view)
+        if at + total > self.c.written:
+            self.c.written = <uint32_t>min(at + total, UINT32_MAX)
+        return total
+
+    cdef list pieces(self, uint32_t first, uint32_t n):
+        """Return parts as [guest address, length], by the map that the chain was popped under."""
+        cdef list result = []
+        cdef uint64_t host, base
+        cdef uint32_t i
+        for i in range(first, first + n):
+            host = <uint64_t>self.segs[i].iov_base
+            for region in self.regions:
+                base = region.address
+                if base <= host < base + <uint64_t>region.size:
+                    result.append([region.gpa + host - base, self.segs[i].iov_len])
+                    break
+        return result
+
+    def __repr__(self):
+        return (f"<Chain {self.c.head}: {self.c.readable} bytes readable, {self.c.writable} writable, "
+                f"{self.c.written} written>")
+
+
+cdef class DeviceQueue(Queue):
+    """The device end of a virtqueue: pops the chains that a driver makes available and gives them back used.
+
+    ``features`` are the negotiated bits (of them the queue reads EVENT_IDX, INDIRECT_DESC, IN_ORDER, NOTIFY_ON_EMPTY
+    and RING_PACKED). ``max_chain`` bounds the descriptors of a chain, indirect ones included: the queue size unless
+    given, which is the spec's limit (VIRTIO 1.4, 2.7.5.3.1); some old drivers need more.
+
+    The ring is taken as a fresh one: nothing popped, nothing used. Raises ValueError for parameters that do not fit
+    together, MemoryFault when an area is outside of memory.
+
+    Source: VIRTIO 1.4, 2.7 and 2.8; verbs as in rust-vmm's virtio-queue. Threads: see Queue.
+    """
+
+    def __cinit__(self):
+        cdef void *block = NULL
+        if posix_memalign(&block, 64, sizeof(virtio_device_queue)) != 0:
+            raise MemoryError()
+        memset(block, 0, sizeof(virtio_device_queue))
+        self.q = <virtio_device_queue *>block
+        self.note = &self.q.notify
+        self.fault = &self.q.fault
+        self.lock = &self.q.lock
+        self.fault.code = VIRTIO_FAULT_RING_MEMORY  # until it is opened, no verb touches a ring
+        self.taken = {}
+
+    def __dealloc__(self):
+        free(self.q)
+
+    def __init__(self, GuestMemory memory not None, layout, *, features=0, int index=0, max_chain=None):
+        self.open(memory, layout, features, index, max_chain)
+        self.reset()
+
+    cdef int open(self, GuestMemory memory, object layout, object features, int index, object max_chain) except -1:
+        if max_chain is not None and not 1 <= max_chain <= 0xffff:
+            raise ValueError(f"max_chain {max_chain} out of range (1 to 65535)")
+        self.max_chain = max_chain
+        self.q.memory = &memory.c
+        self.setup(memory, layout, features, index)
+        self.q.packed = layout.is_packed
+        self.q.flags = self.queue_flags()
+        return 0
+
+    cdef bint map_areas(self) noexcept:
+        cdef virtio_device_queue *q = self.q
+        cdef uint64_t size = q.size
+        cdef uint8_t *desc = self.map_area(self.layout.desc, 16 * size)
+        cdef uint8_t *driver = self.map_area(self.layout.driver, 4 if q.packed else 6 + 2 * size)
+        cdef uint8_t *device = self.map_area(self.layout.device, 4 if q.packed else 6 + 8 * size)
+        q.hit.size = 0  # a host address of the old map
+        if desc is NULL or driver is NULL or device is NULL:
+            return 0
+        q.desc = <virtio_desc *>desc
+        q.ring = <virtio_packed_desc *>desc
+        q.avail = <virtio_avail *>driver
+        q.used = <virtio_used *>device
+        q.my_event = <virtio_packed_event *>device
+        q.peer_event = <virtio_packed_event *>driver
+        q.used_gpa = self.layout.desc if q.packed else self.layout.device
+        q.event_gpa = self.layout.device
+        return 1
+
+    def reset(self, layout=None):
+        """Go back to a fresh queue, healed and empty, at ``layout`` or where it was (VIRTIO 1.4, 2.6.1 RING_RESET).
+
+        Chains popped and not given back are void: add_used refuses them. A new layout may have another size, not another
+        format. Raises MemoryFault and ValueError as the constructor does, and then changes nothing.
+        """
+        cdef dict taken
+        cdef Chain chain
+        layout = self.layout if layout is None else layout
+        self.check_layout(layout)
+        self.hold()
+        taken, self.taken = self.taken, {}
+        self.q.size = layout.size
+        self.q.max_chain = layout.size if self.max_chain is None else self.max_chain
+        self.layout = layout
+        if self.q.packed:
+            packed_device_start(self.q)
+        else:
+            split_device_start(self.q)
+        memset(self.note, 0, sizeof(virtio_notify))
+        self.fault.code = VIRTIO_FAULT_NONE
+        self.remap()
+        self.release()
+        for chain in taken.values():
+            chain.owner = None
+
+    # ---- chains ----
+
+    def pop(self):
+        """Take the next available chain, or None when none waits. Raises the error that broke the queue, if it is broken."""
+        cdef list got = self.pop_burst(1)
+        return got[0] if got else None
+
+    def pop_burst(self, Py_ssize_t limit=256):
+        """Take up to ``limit`` available chains: a list of Chain, in the driver's order.
+
+        What was popped before the driver broke the queue is returned; the call after that raises the error.
+        """
+        cdef virtio_chain chains[BURST]
+        cdef list result = []
+        cdef uint32_t room = self.q.max_chain + VIRTIO_REGIONS_MAX + BURST
+        cdef iovec *segs = <iovec *>malloc(room * sizeof(iovec))
+        cdef tuple regions
+        cdef uint32_t n, want, i
+        cdef bint more = True
+        if segs is NULL:
+            raise MemoryError()
+        try:
+            while more and limit > 0:
+                want = BURST if limit > BURST else <uint32_t>limit
+                self.hold()
+                regions = self.memory._regions
+                n = device_pop_burst(self.q, chains, want, segs, room)
+                self.release()
+                for i in range(n):
+                    result.append(self.wrap(&chains[i], segs, regions))
+                limit -= n
+                more = n > 0  # fewer than wanted may mean only that segs was full
+        finally:
+            free(segs)
+        if not result and self.fault.code != VIRTIO_FAULT_NONE:
+            raise self.error()
+        return result
+
+    cdef Chain wrap(self, const virtio_chain *c, const iovec *segs, tuple regions):
+        """Make the Python object of a popped chain and note it as outstanding."""
+        cdef Chain chain = Chain.__new__(Chain)
+        cdef uint32_t n = c.nreadable + c.nwritable
+        cdef iovec *copy
+        if n > 2:
+            copy = <iovec *>malloc(n * sizeof(iovec))
+            if copy is NULL:
+                raise MemoryError()
+            chain.segs = copy
+        memcpy(chain.segs, segs + c.first, n * sizeof(iovec))
+        chain.c = c[0]
+        chain.c.first = 0
+        chain.regions = regions
+        chain.owner = self
+        chain.serial = self.serial
+        self.taken[self.serial] = chain
+        self.serial += 1
+        return chain
+
+    cdef int claim(self, Chain chain, uint64_t expected) except -1:
+        """Raise unless chain is outstanding here, and the next one in order where that counts."""
+        if chain.owner is not self:
+            raise ValueError(f"chain {chain.c.head} is not outstanding on this queue: given back already, or reset away")
+        if self.q.flags & VIRTIO_Q_IN_ORDER and chain.serial != expected:
+            raise ValueError(f"chain {chain.c.head} is not the oldest outstanding one, and IN_ORDER was negotiated")
+        return 0
+
+    def add_used(self, Chain chain not None, written=None):
+        """Give a chain back to the driver. ``written``: bytes written into its writable parts, unless chain.written says.
+
+        Raises ValueError for a chain that is not outstanding here, that is out of order under IN_ORDER, or for more bytes
+        than are writable. Works on a broken queue too. Then ask :meth:`needs_notification`, once for as many chains as
+        you like.
+        """
+        if written is not None:
+            chain.written = written
+        self.add_used_burst((chain,))
+
+    def add_used_burst(self, chains):
+        """Give chains back, each with its ``written`` bytes; the driver sees them at once. See :meth:`add_used`.
+
+        Nothing is given back when one of them cannot be.
+        """
+        cdef list items = list(chains)
+        cdef uint32_t n = <uint32_t>len(items)
+        cdef uint32_t i
+        cdef Chain chain
+        cdef uint64_t expected
+        cdef virtio_chain *used
+        if n == 0:
+            return
+        expected = next(iter(self.taken), 0)
+        for i in range(n):
+            chain = <Chain?>items[i]
+            self.claim(chain, expected + i)
+        if len({(<Chain>chain_).serial for chain_ in items}) != n:
+            raise ValueError("a chain is given back twice in one burst")
+        used = <virtio_chain *>malloc(n * sizeof(virtio_chain))
+        if used is NULL:
+            raise MemoryError()
+        for i in range(n):
+            chain = <Chain>items[i]
+            used[i] = chain.c
+            if self.q.memory.log is not NULL:
+                self.log_written(chain)
+            chain.owner = None
+            del self.taken[chain.serial]
+        self.hold()
+        device_add_used_burst(self.q, used, n)
+        self.release()
+        free(used)
+
+    cdef int log_written(self, Chain chain) except -1:
+        """Mark what was written into chain in the dirty log."""
+        cdef uint64_t left = chain.c.written
+        for gpa, length in chain.pieces(chain.c.nreadable, chain.c.nwritable):
+            if left == 0:
+                break
+            self.memory.log_dirty(gpa, min(length, left))
+            left -= min(length, left)
+        return 0
+
+    # ---- notification ----
+
+    def needs_notification(self):
+        """Say whether the driver must be interrupted for what was given back since the last call.
+
+        The caller then raises the interrupt or writes the call eventfd. Source: VIRTIO 1.4, 2.7.7, 2.7.10 and 2.8.10.
+        """
+        cdef bint yes
+        self.hold()
+        yes = device_needs_notification(self.q)
+        self.release()
+        return yes
+
+    def enable_notification(self):
+        """Ask to be kicked for the next chain; return whether some are available already.
+
+        True: process them now and call again, for no kick may come for them.
+        """
+        cdef bint waiting
+        self.hold()
+        waiting = device_enable_notification(self.q)
+        self.release()
+        return waiting
+
+    def disable_notification(self):
+        """Ask for no kicks; a hint to the driver, not a promise by it."""
+        self.hold()
+        device_disable_notification(self.q)
+        self.release()
+
+    # ---- figures ----
+
+    @property
+    def available(self):
+        """Chains that wait to be popped (packed: 1 if one does, else 0). Looks at the ring."""
+        cdef uint32_t n
+        self.hold()
+        n = device_navail(self.q)
+        self.release()
+        return n
+
+    @property
+    def outstanding(self):
+        """The chains popped and not given back, oldest first."""
+        return list(self.taken.values())
+
+    def counters(self):
+        """Return what was counted since the queue was made: chains, completions, calls, calls_suppressed."""
+        return {
+            "chains": self.q.chains,
+            "completions": self.q.completions,
+            "calls": self.note.sent,
+            "calls_suppressed": self.note.suppressed,
+        }
+
+    def dump(self):
+        """Return the ring's state for a person, in the manner of FreeBSD's virtqueue_dump."""
+        cdef virtio_device_queue *q = self.q
+        name = f"VQ: device {self.index} - size={q.size}; available={self.available}; inuse={q.inuse}; unsignalled={q.pending};"
+        if self.fault.code == VIRTIO_FAULT_RING_MEMORY:
+            return f"{name} broken: {self.error()}"
+        if q.packed:
+            lines = [f"{name} next_avail={q.next_avail}; avail_wrap={q.avail_wrap}; next_used={q.next_used}; "
+                     f"used_wrap={q.used_wrap}; driver_event={virtio_load32(q.peer_event):#x}; "
+                     f"device_event={virtio_load32(q.my_event):#x}"]
+        else:
+            lines = [f"{name} avail.idx={virtio_load16(&q.avail.idx)}; avail_cons_idx={q.next_avail}; "
+                     f"used.idx={q.next_used}; used_event_idx={virtio_load16(q.avail.ring + q.size)}; "
+                     f"avail_event_idx={q.avail_event}; avail.flags={virtio_load16(&q.avail.flags):#x}; "
+                     f"used.flags={q.used_flags:#x}"]
+        lines.extend(f"  {chain!r}" for chain in self.taken.values())
+        if self.fault.code != VIRTIO_FAULT_NONE:
+            lines.append(f"  broken: {self.error()}")
+        return "\n".join(lines)
+
+    # ---- snapshot ----
+
+    def state(self):
+        """Return the queue's private state as plain data (JSON-able), for :meth:`restore`.
+
+        The ring itself is in guest memory and must be saved with it. Chains that are outstanding are part of it. Take
+        both ends' states and the memory while nothing runs.
+        """
+        cdef virtio_device_queue *q = self.q
+        cdef Chain chain
+        self.hold()
+        state = self.common_state("device")
+        state.update(
+            max_chain=self.max_chain, next_avail=q.next_avail, avail_wrap=q.avail_wrap, next_used=q.next_used,
+            used_wrap=q.used_wrap, pending=q.pending, notify_enabled=q.notify_enabled, used_flags=q.used_flags,
+            avail_event=q.avail_event, event_word=q.event_word,
+        )
+        self.release()
+        state["outstanding"] = [
+            {"head": chain.c.head, "slots": chain.c.slots, "written": chain.c.written,
+             "readable": chain.pieces(0, chain.c.nreadable), "writable": chain.pieces(chain.c.nreadable, chain.c.nwritable)}
+            for chain in self.taken.values()
+        ]
+        return state
+
+    @classmethod
+    def restore(cls, GuestMemory memory not None, state):
+        """Return a queue that goes on where ``state`` was taken, on memory that holds the ring of that moment.
+
+        Its ``outstanding`` chains are to be finished, or done again. The next :meth:`needs_notification` says yes
+        whatever the event index: an interrupt may have been lost with the old process. Raises ValueError for a state
+        that contradicts itself, MemoryFault when the ring or an outstanding chain is not in memory.
+        """
+        cdef DeviceQueue self = cls.__new__(cls)
+        cdef virtio_device_queue *q = self.q
+        cdef uint32_t slots = 0
+        if state["end"] != "device":
+            raise ValueError(f"state is of a {state['end']} end, not of a device end")
+        self.open(memory, QueueLayout(**state["layout"]), state["features"], state["index"], state["max_chain"])
+        self.reset()
+        for saved in state["outstanding"]:
+            if saved["slots"] < 1:
+                raise ValueError(f"state has a chain {saved['head']} of {saved['slots']} slots")
+            slots += saved["slots"]
+            self.rebuild(saved)
+        if slots > q.size:
+            raise ValueError(f"state has {slots} descriptors outstanding (queue size {q.size})")
+        for key in ("next_avail", "next_used"):
+            if not 0 <= state[key] < (q.size if q.packed else 0x10000):
+                raise ValueError(f"state has {key} {state[key]} (queue size {q.size})")
+        q.next_avail, q.next_used, q.inuse = state["next_avail"], state["next_used"], slots
+        q.avail_seen = q.next_avail
+        q.avail_wrap, q.used_wrap = bool(state["avail_wrap"]), bool(state["used_wrap"])
+        q.pending, q.notify_enabled = state["pending"], bool(state["notify_enabled"])
+        q.used_flags, q.avail_event, q.event_word = state["used_flags"], state["avail_event"], state["event_word"]
+        self.note.force = 1
+        return self
+
+    cdef int rebuild(self, object saved) except -1:
+        """Make a Chain again from its saved form."""
+        cdef virtio_chain c
+        cdef iovec *segs
+        cdef uint32_t n = 0
+        cdef uint32_t room = len(saved["readable"]) + len(saved["writable"])
+        cdef int got
+        cdef uint64_t gpa, length
+        memset(&c, 0, sizeof(c))
+        c.head, c.slots = saved["head"], saved["slots"]
+        room = 2 * room + VIRTIO_REGIONS_MAX  # the new map may have other seams
+        segs = <iovec *>malloc(room * sizeof(iovec))
+        if segs is NULL:
+            raise MemoryError()
+        try:
+            for name in ("readable", "writable"):
+                for gpa, length in saved[name]:
+                    got = memory_gather(&self.memory.c, gpa, length, segs + n, room - n)
+                    if got < 0:
+                        raise MemoryFault(gpa, length)
+                    n += got
+                    if name == "readable":
+                        c.nreadable += got
+                        c.readable += length
+                    else:
+                        c.nwritable += got
+                        c.writable += length
+            self.wrap(&c, segs, self.memory._regions).written = saved["written"]
+        finally:
+            free(segs)
+        return 0

@@ -1,0 +1,61 @@
+"""Errors. Each carries the offending value and the limit it broke, as text and as attributes."""
+
+from __future__ import annotations
+
+
+class VirtioError(Exception):
+    """Base of every error that virtio raises on its own account."""
+
+
+class RingError(VirtioError):
+    """The peer broke a rule of the ring; the queue is broken until it is reset.
+
+    ``value`` is what was found, ``limit`` what bounds it (None where nothing does) and ``head`` the chain it was
+    found in (None when it belongs to none).
+    """
+
+    def __init__(
+        self, message: str, value: int | None = None, limit: int | None = None, head: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.value = value
+        self.limit = limit
+        self.head = head
+
+
+class BadDescriptor(RingError):
+    """A descriptor that VIRTIO 1.4, 2.7.5 or 2.8 forbids."""
+
+
+class ChainLoop(RingError):
+    """A chain that comes back to itself."""
+
+
+class ChainTooLong(RingError):
+    """A chain of more descriptors, or more bytes, than are allowed."""
+
+
+class BadIndex(RingError):
+    """An available or used index, or an id, that cannot be."""
+
+
+class QueueFull(VirtioError):
+    """No descriptor is free now (FreeBSD's ENOSPC): dequeue, then try again."""
+
+
+class DoesNotFit(VirtioError):
+    """The chain needs more descriptors than are free or than an indirect table has (FreeBSD's EMSGSIZE)."""
+
+    def __init__(self, message: str, needed: int | None = None, available: int | None = None) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.available = available
+
+
+class MemoryFault(VirtioError):
+    """[gpa, gpa + length) is not guest memory, or not all of it is where one piece is needed."""
+
+    def __init__(self, gpa: int, length: int, what: str = "guest memory") -> None:
+        super().__init__(f"{length} bytes at {gpa:#x} are outside of {what}")
+        self.gpa = gpa
+        self.length = length
