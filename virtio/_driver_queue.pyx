@@ -303,8 +303,8 @@ cdef class DriverQueue(Queue):
         cdef uint32_t head
         self.hold()
         for head in range(self.q.size):
-            if self.q.state[head].ndesc:
-                self.q.state[head].ndesc = 0
+            if state_ndesc(self.q.state[head].word):
+                self.q.state[head].word = 0
                 result.append(self.cookies[head])
         self.q.outstanding = 0
         # the ring no longer matches what the device may still see of it: only a reset makes it usable again
@@ -409,6 +409,7 @@ cdef class DriverQueue(Queue):
         """Return the ring's state for a person, in the manner of FreeBSD's virtqueue_dump."""
         cdef virtio_driver_queue *q = self.q
         cdef uint32_t head
+        cdef uint64_t word
         name = f"VQ: driver {self.index} - size={q.size}; free={q.nfree}; used={self.nused}; queued={q.pending};"
         if self.fault.code == VIRTIO_FAULT_RING_MEMORY:
             return f"{name} broken: {self.error()}"
@@ -422,8 +423,9 @@ cdef class DriverQueue(Queue):
                      f"used_event_idx={virtio_load16(q.avail.ring + q.size)}; avail.flags={virtio_load16(&q.avail.flags):#x}; "
                      f"used.flags={virtio_load16(&q.used.flags):#x}"]
         for head in range(q.size):
-            if q.state[head].ndesc:
-                lines.append(f"  chain {head}: {q.state[head].ndesc} descriptor(s), {q.state[head].writable} bytes writable")
+            word = q.state[head].word
+            if state_ndesc(word):
+                lines.append(f"  chain {head}: {state_ndesc(word)} descriptor(s), {state_writable(word)} bytes writable")
         if self.fault.code != VIRTIO_FAULT_NONE:
             lines.append(f"  broken: {self.error()}")
         return "\n".join(lines)
@@ -445,8 +447,9 @@ cdef class DriverQueue(Queue):
             next_avail=q.next_avail, avail_wrap=q.avail_wrap, next_used=q.next_used, used_wrap=q.used_wrap,
             free_head=q.free_head, oldest=q.oldest, batch=[q.batch_id, q.batch_len] if q.batch else None,
             pending=q.pending, intr_enabled=q.intr_enabled, used_event=q.used_event, avail_flags=q.avail_flags,
-            event_word=q.event_word, links=[q.state[i].next for i in range(q.size)],
-            outstanding=[[i, q.state[i].ndesc, q.state[i].writable] for i in range(q.size) if q.state[i].ndesc],
+            event_word=q.event_word, links=[state_next(q.state[i].word) for i in range(q.size)],
+            outstanding=[[i, state_ndesc(q.state[i].word), state_writable(q.state[i].word)] for i in range(q.size)
+                         if state_ndesc(q.state[i].word)],
         )
         self.release()
         return state
@@ -492,10 +495,9 @@ cdef class DriverQueue(Queue):
         if state["batch"] is not None and state["batch"][0] not in {chain[0] for chain in outstanding}:
             raise ValueError(f"state has a batch that ends with chain {state['batch'][0]}, which is not outstanding")
         for i in range(size):
-            q.state[i].next = links[i]
+            q.state[i].word = state_word(0, 0, links[i])
         for head, ndesc, writable in outstanding:
-            q.state[head].ndesc = ndesc
-            q.state[head].writable = writable
+            q.state[head].word = state_word(writable, ndesc, links[head])
         q.outstanding = <uint16_t>len(outstanding)
         q.nfree = <uint16_t>(size - slots)
         q.free_head, q.oldest = state["free_head"], state["oldest"]
@@ -522,9 +524,9 @@ cdef class DriverQueue(Queue):
         if q.flags & VIRTIO_Q_IN_ORDER:
             at = state["next_used"] if q.packed else q.oldest
             for k in range(q.outstanding):
-                if q.state[at].ndesc == 0:
+                if state_ndesc(q.state[at].word) == 0:
                     raise ValueError(f"state has no chain at descriptor {at}, where the next in order must be")
-                at = (at + q.state[at].ndesc) % q.size
+                at = (at + state_ndesc(q.state[at].word)) % q.size
             if at != (state["next_avail"] if q.packed else q.free_head):
                 raise ValueError(f"state's chains end at descriptor {at}, not where the next one goes")
             return 0
@@ -534,11 +536,11 @@ cdef class DriverQueue(Queue):
                 if at >= q.size or at in seen:
                     raise ValueError(f"state links descriptor {at} twice or nowhere")
                 seen.add(at)
-                at = q.state[at].next
+                at = state_next(q.state[at].word)
         at = q.free_head
         while len(seen) < q.size:
             if at >= q.size or at in seen:
                 raise ValueError(f"state links descriptor {at} twice or nowhere")
             seen.add(at)
-            at = q.state[at].next
+            at = state_next(q.state[at].word)
         return 0

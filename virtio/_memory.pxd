@@ -43,7 +43,8 @@ cdef inline const virtio_region *memory_region(const virtio_memory *m, uint64_t 
     cdef uint32_t low = 0
     cdef uint32_t half
     if m.count <= VIRTIO_REGIONS_FLAT:
-        # eight compares without a branch: no misprediction, whichever region comes next
+        # eight compares without a branch: no misprediction, whichever region comes next. The last address compares
+        # above the padding too, so the padding entries repeat the last region.
         n = ((gpa >= m.first[0]) + (gpa >= m.first[1]) + (gpa >= m.first[2]) + (gpa >= m.first[3])
              + (gpa >= m.first[4]) + (gpa >= m.first[5]) + (gpa >= m.first[6]) + (gpa >= m.first[7]))
     else:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Self
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer
 
 from virtio._region import Region
 

@@ -171,7 +171,7 @@ cdef class GuestMemory:
         cdef uint64_t needed = log_bytes(regions)
         cdef Region region
         cdef Region log = self._log
-        cdef tuple old = self._regions  # keeps the buffers until every user has let go of them
+        cdef tuple _kept = self._regions  # the old buffers live until every user has let go of them
         cdef list users = self._live_users()
         cdef MemoryUser user
         cdef virtio_region *table
@@ -249,7 +249,7 @@ cdef class GuestMemory:
             address = PyNumber_Index(start)
             size = PyNumber_Index(length)
         except OverflowError:
-            found = False
+            pass
         else:
             with cython.critical_section(self):
                 for i in range(self.c.count):
@@ -276,7 +276,10 @@ cdef class GuestMemory:
         return self._reverse(uaddr, length, True)
 
     def address_to_gpa(self, address, length=1):
-        """Return the guest address of ``length`` bytes at ``address`` of this process: the lowest, if it has several."""
+        """Return the guest address of ``length`` bytes at ``address`` of this process, which must lie in one region.
+
+        The lowest, when regions share their host memory.
+        """
         return self._reverse(address, length, False)
 
     def buffer_to_gpa(self, buffer):
@@ -315,7 +318,7 @@ cdef class GuestMemory:
     def read(self, gpa, length):
         """Return a copy of [gpa, gpa + length), over adjacent regions too."""
         cdef memory_span found
-        cdef tuple regions = self._find(gpa, length, &found, VIRTIO_REGIONS_MAX)
+        cdef tuple _kept = self._find(gpa, length, &found, VIRTIO_REGIONS_MAX)
         cdef bytes data = PyBytes_FromStringAndSize(NULL, length)
         copy_out(&found, <uint8_t *>PyBytes_AS_STRING(data))
         return data
@@ -326,11 +329,11 @@ cdef class GuestMemory:
         Nothing is written when part of it would lie outside.
         """
         cdef memory_span found
-        cdef tuple regions
+        cdef tuple _kept
         cdef Py_buffer held
         PyObject_GetBuffer(data, &held, PyBUF_SIMPLE)
         try:
-            regions = self._find(gpa, held.len, &found, VIRTIO_REGIONS_MAX)
+            _kept = self._find(gpa, held.len, &found, VIRTIO_REGIONS_MAX)
             copy_in(&found, <const uint8_t *>held.buf)
             self._wrote(gpa, held.len)
         finally:
@@ -343,7 +346,7 @@ cdef class GuestMemory:
 
     cdef uint64_t _load(self, object gpa, uint32_t size) except? 0x0bad0bad0bad0bad:
         cdef memory_span found
-        cdef tuple regions = self._find(gpa, size, &found, VIRTIO_REGIONS_MAX)
+        cdef tuple _kept = self._find(gpa, size, &found, VIRTIO_REGIONS_MAX)
         cdef void *base = found.part[0].iov_base
         cdef uint64_t value = 0
         if found.parts > 1 or <uint64_t>base & (size - 1):
@@ -359,7 +362,7 @@ cdef class GuestMemory:
 
     cdef int _store(self, object gpa, uint64_t value, uint32_t size) except -1:
         cdef memory_span found
-        cdef tuple regions = self._find(gpa, size, &found, VIRTIO_REGIONS_MAX)
+        cdef tuple _kept = self._find(gpa, size, &found, VIRTIO_REGIONS_MAX)
         cdef void *base = found.part[0].iov_base
         if found.parts > 1 or <uint64_t>base & (size - 1) or size == 1:
             copy_in(&found, <const uint8_t *>&value)
@@ -391,7 +394,10 @@ cdef class GuestMemory:
         return self._load(gpa, 8)
 
     def write_u8(self, gpa, uint8_t value):
-        """Write one byte, and mark it in the dirty log. OverflowError, here and below, for a value that is too large."""
+        """Write one byte, and mark it in the dirty log.
+
+        Here and in its like: OverflowError for a value that does not fit.
+        """
         self._store(gpa, value, 1)
 
     def write_u16(self, gpa, uint16_t value):
@@ -432,7 +438,7 @@ cdef class GuestMemory:
             self._set_log(None, False)
 
     cdef int _set_log(self, Region log, bint own) except -1:
-        cdef Region old = self._log  # keeps its buffer until no user can write to it
+        cdef Region _kept = self._log  # its buffer lives until no user can write to it
         cdef list users = self._live_users()
         cdef MemoryUser user
         for user in users:

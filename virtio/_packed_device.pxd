@@ -4,10 +4,10 @@
 # release, so that a polling driver does not take the cache line while we still write to it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio._chain cimport *
-from virtio._memory cimport memory_log, memory_translate
+from virtio._chain_walk cimport WALK_OK, region_holds, walk_find, walk_packed
+from virtio._memory cimport memory_log
 from virtio._notify cimport *
-from virtio._packed_driver cimport packed_word
+from virtio._chain_build cimport packed_word
 from virtio._queue cimport *
 
 
@@ -25,97 +25,56 @@ cdef inline bint packed_is_avail(uint64_t word, bint wrap) noexcept nogil:
     return (word & both) == (<uint64_t>(VIRTIO_DESC_F_AVAIL if wrap else VIRTIO_DESC_F_USED)) << 48
 
 
-cdef inline int packed_walk(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64_t addr, uint64_t word) noexcept nogil:
-    """Walk a list from its first descriptor, already fetched; sets chain.head (the buffer id) and chain.slots."""
-    cdef uint16_t slot = q.next_avail
-    cdef uint32_t slots = 1
-    cdef uint16_t flags
-    cdef int why
-    while True:
-        flags = <uint16_t>(word >> 48)
-        chain.head = <uint16_t>(word >> 32)  # the last descriptor's id is the one that counts (2.8.5)
-        if flags & VIRTIO_DESC_F_INDIRECT:
-            if flags & VIRTIO_DESC_F_NEXT:
-                latch(&q.fault, VIRTIO_FAULT_INDIRECT_NEXT, chain.head, slot, 0)
-                return WALK_BROKEN
-            why = walk_indirect(q, w, chain, addr, <uint32_t>word, slot)
-        else:
-            why = walk_piece(q, w, chain, addr, <uint32_t>word | <uint64_t>flags << 32, slot)
-        if why != WALK_OK:
-            return why
-        if not flags & VIRTIO_DESC_F_NEXT:
-            chain.slots = slots
-            return WALK_OK
-        slots += 1
-        if slots + q.inuse > q.size:  # it would run into descriptors that are still out
-            latch(&q.fault, VIRTIO_FAULT_RING_OVERRUN, chain.head, slots + q.inuse, q.size)
-            return WALK_BROKEN
-        slot = slot + 1 if slot + 1 < q.size else 0
-        addr = virtio_load64(&q.ring[slot].addr)
-        word = virtio_load64(<uint64_t *>&q.ring[slot].len)
-
-
 cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs, uint32_t nsegs) noexcept nogil:
     """Take up to limit available chains; return how many. See split_pop_burst."""
     cdef virtio_packed_desc *ring = q.ring
-    cdef uint16_t size = q.size
-    cdef uint16_t slot = q.next_avail
-    cdef uint16_t inuse = q.inuse
+    cdef uint32_t size = q.size
+    cdef uint32_t slot = q.next_avail
+    cdef uint32_t inuse = q.inuse
     cdef bint wrap = q.avail_wrap
     cdef uint32_t n = 0
     cdef uint32_t s = 0
+    cdef iovec *seg = segs
     cdef uint64_t addr
     cdef uint64_t word
-    cdef uint8_t *host
-    cdef virtio_chain *chain
-    cdef walk w
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
         return 0
+    if limit > nsegs:  # each chain takes a piece at least; so the loop need not ask
+        limit = nsegs
     while n < limit:
         # acquire: the rest of the list is read after the descriptor that announces it (2.8.21)
         word = virtio_load64_acquire(<uint64_t *>&ring[slot].len)
         if not packed_is_avail(word, wrap):
             break
         if virtio_unlikely(inuse >= size):
-            latch(&q.fault, VIRTIO_FAULT_RING_OVERRUN, <uint16_t>(word >> 32), <uint32_t>inuse + 1, size)
+            latch(&q.fault, VIRTIO_FAULT_RING_OVERRUN, <uint16_t>(word >> 32), inuse + 1, size)
             break
         addr = virtio_load64(&ring[slot].addr)
-        chain = &chains[n]
-        host = NULL
-        if virtio_likely(not (word >> 48) & (VIRTIO_DESC_F_NEXT | VIRTIO_DESC_F_INDIRECT) and <uint32_t>word != 0 and s < nsegs):
-            host = memory_translate(q.memory, &q.hit, addr, <uint32_t>word)
-        if virtio_likely(host is not NULL):
-            segs[s].iov_base = host
-            segs[s].iov_len = <uint32_t>word
-            chain.head = <uint16_t>(word >> 32)
-            chain.slots = 1
-            chain.first = s
-            chain.written = 0
-            if (word >> 48) & VIRTIO_DESC_F_WRITE:
-                chain.readable = chain.nreadable = 0
-                chain.nwritable = 1
-                chain.writable = <uint32_t>word
-            else:
-                chain.writable = chain.nwritable = 0
-                chain.nreadable = 1
-                chain.readable = <uint32_t>word
+        if virtio_likely((word >> 48) & (VIRTIO_DESC_F_NEXT | VIRTIO_DESC_F_INDIRECT) == 0 and <uint32_t>word != 0
+                         and (region_holds(&q.hit, addr, <uint32_t>word) or walk_find(q, addr, <uint32_t>word))):
+            seg.iov_base = q.hit.host + (addr - q.hit.gpa)
+            seg.iov_len = <uint32_t>word
+            seg += 1
+            chain_single(&chains[n], word >> 32 & 0xffff, s, <uint32_t>word, word >> 48)
             s += 1
+            inuse += 1
+            slot += 1
         else:
-            q.next_avail = slot
-            q.inuse = inuse
-            walk_start(&w, chain, segs, s, nsegs)
-            if packed_walk(q, &w, chain, addr, word) != WALK_OK:
+            if walk_packed(q, slot, inuse, &chains[n], segs, s, nsegs, addr, word) != WALK_OK:
                 break
-            s += w.used
-        inuse += chain.slots
-        slot += chain.slots
+            s += <uint32_t>chains[n].nreadable + chains[n].nwritable
+            seg = segs + s
+            if limit > n + 1 + nsegs - s:
+                limit = n + 1 + nsegs - s
+            inuse += chains[n].slots
+            slot += chains[n].slots
         if virtio_unlikely(slot >= size):
             slot -= size
             wrap = not wrap
         n += 1
-    q.next_avail = slot
+    q.next_avail = <uint16_t>slot
     q.avail_wrap = wrap
-    q.inuse = inuse
+    q.inuse = <uint16_t>inuse
     q.chains += n
     return n
 

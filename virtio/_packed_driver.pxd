@@ -4,18 +4,18 @@
 # visible whole. The first word of a burst is stored last, with release, so that the device sees all of it or nothing.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from virtio._chain_build cimport build_packed, packed_avail_bits, packed_word
 from virtio._notify cimport *
 from virtio._queue cimport *
-from virtio._split_driver cimport driver_check_used, sg_check
+from virtio._split_driver cimport driver_check_used
 
 
 cdef inline void packed_driver_start(virtio_driver_queue *q) noexcept nogil:
     """Put the private state as a fresh queue has it. The ring itself is the caller's to zero."""
     cdef uint32_t i
     for i in range(q.size):
-        q.state[i].ndesc = 0
-        q.state[i].next = <uint16_t>(i + 1)  # free ids; in order, an id is the slot of its first descriptor
-    q.state[q.size - 1].next = VIRTIO_CHAIN_END
+        q.state[i].word = state_word(0, 0, <uint16_t>(i + 1))  # free ids; in order, an id is its first slot
+    q.state[q.size - 1].word = state_word(0, 0, VIRTIO_CHAIN_END)
     q.nfree = q.size
     q.outstanding = q.free_head = q.oldest = 0
     q.next_avail = q.next_used = q.pending = 0
@@ -25,88 +25,25 @@ cdef inline void packed_driver_start(virtio_driver_queue *q) noexcept nogil:
     q.intr_enabled = 1
 
 
-cdef inline uint64_t packed_word(uint32_t length, uint16_t id, uint64_t flags) noexcept nogil:
-    return length | <uint64_t>id << 32 | flags << 48
-
-
-cdef inline uint64_t packed_avail_bits(bint wrap) noexcept nogil:
-    """The flag bits of an available descriptor: AVAIL as the wrap counter, USED its inverse (2.8.1)."""
-    return VIRTIO_DESC_F_AVAIL if wrap else VIRTIO_DESC_F_USED
-
-
-cdef inline int packed_enqueue_chain(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint64_t *head_word) noexcept nogil:
-    """Write a chain of several pieces, all but the last word of its first descriptor, which goes to head_word."""
-    cdef uint32_t pieces = <uint32_t>req.readable + req.writable
-    cdef uint16_t slot = q.next_avail
-    cdef bint wrap = q.avail_wrap
-    cdef uint16_t id = slot if q.flags & VIRTIO_Q_IN_ORDER else q.free_head
-    cdef uint32_t writable = 0
-    cdef uint32_t k
-    cdef uint64_t offset
-    cdef uint64_t word
-    cdef uint64_t *table
-    cdef int why = sg_check(sg, req.readable, req.writable, &writable)
-    if pieces == 0:
-        return VIRTIO_ENQ_EMPTY
-    if why != VIRTIO_ENQ_OK:
-        return why
-    if q.nfree == 0:
-        return VIRTIO_ENQ_FULL
-    if pieces >= 2 and pieces <= q.max_indirect:
-        offset = <uint64_t>id * q.max_indirect * 16
-        table = <uint64_t *>(q.indirect + offset)
-        for k in range(pieces):
-            virtio_store64(table + 2 * k, sg[k].gpa)
-            virtio_store64(table + 2 * k + 1, packed_word(sg[k].len, 0, VIRTIO_DESC_F_WRITE if k >= req.readable else 0))
-        virtio_store64(&q.ring[slot].addr, q.indirect_gpa + offset)
-        head_word[0] = packed_word(16 * pieces, id, VIRTIO_DESC_F_INDIRECT | packed_avail_bits(wrap))
-        slot += 1
-        pieces = 1
-    else:
-        if pieces > q.nfree:
-            return VIRTIO_ENQ_TOO_BIG
-        for k in range(pieces):
-            virtio_store64(&q.ring[slot].addr, sg[k].gpa)
-            # the id counts in the last descriptor only (2.8.5), and is written to all
-            word = packed_word(sg[k].len, id, packed_avail_bits(wrap) | (VIRTIO_DESC_F_WRITE if k >= req.readable else 0)
-                               | (VIRTIO_DESC_F_NEXT if k + 1 < pieces else 0))
-            if k == 0:
-                head_word[0] = word
-            else:
-                virtio_store64(<uint64_t *>&q.ring[slot].len, word)
-            slot += 1
-            if slot == q.size:
-                slot = 0
-                wrap = not wrap
-    if slot == q.size:
-        slot = 0
-        wrap = not wrap
-    q.free_head = q.state[id].next
-    q.next_avail = slot
-    q.avail_wrap = wrap
-    q.nfree -= pieces
-    q.state[id].ndesc = pieces
-    q.state[id].cookie = req.cookie
-    q.state[id].writable = writable
-    req.head = id
-    return VIRTIO_ENQ_OK
-
-
 cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint32_t n, int *why) noexcept nogil:
     """Make up to n chains available; return how many, and in why the reason for stopping early."""
     cdef virtio_packed_desc *ring = q.ring
     cdef virtio_desc_state *state = q.state
     cdef bint in_order = q.flags & VIRTIO_Q_IN_ORDER
-    cdef uint16_t size = q.size
-    cdef uint16_t slot = q.next_avail
-    cdef uint16_t first = slot
+    cdef uint32_t size = q.size
+    cdef uint32_t slot = q.next_avail
+    cdef uint32_t first = slot
     cdef bint wrap = q.avail_wrap
-    cdef uint64_t bits = packed_avail_bits(wrap)
-    cdef uint16_t nfree = q.nfree
-    cdef uint16_t before = nfree
-    cdef uint16_t id
-    cdef uint16_t free_head = q.free_head
-    cdef uint64_t word = 0
+    cdef uint64_t bits = packed_avail_bits(wrap) << 48
+    cdef uint32_t nfree = q.nfree
+    cdef uint32_t before = nfree
+    cdef uint32_t id
+    cdef uint32_t free_head = q.free_head
+    cdef uint32_t readable
+    cdef uint32_t writable
+    cdef uint32_t length
+    cdef uint64_t word
+    cdef uint64_t built = 0
     cdef uint64_t first_word = 0
     cdef uint64_t *place
     cdef uint32_t i
@@ -117,50 +54,54 @@ cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_s
         return 0
     for i in range(n):
         place = <uint64_t *>&ring[slot].len
-        if virtio_likely(<uint32_t>req[i].readable + req[i].writable == 1 and sg.len != 0 and nfree != 0):
+        readable = req[i].readable
+        writable = req[i].writable
+        if virtio_likely(readable + writable == 1 and nfree != 0 and sg.len != 0):
+            length = sg.len
             if in_order:
                 id = slot
             else:
                 id = free_head
-                free_head = state[id].next
+                free_head = <uint32_t>(state[id].word >> 48)
             virtio_store64(&ring[slot].addr, sg.gpa)
-            word = packed_word(sg.len, id, bits | <uint64_t>req[i].writable << 1)  # F_WRITE is bit 1
-            state[id].cookie = req[i].cookie
-            state[id].writable = sg.len if req[i].writable else 0
-            state[id].ndesc = 1
+            sg += 1
+            word = length | <uint64_t>id << 32 | bits | <uint64_t>writable << 49  # F_WRITE is bit 1 of the flags
             req[i].head = id
+            state[id].cookie = req[i].cookie
+            state[id].word = <uint64_t>1 << 32 | (length if writable else 0)
             nfree -= 1
             slot += 1
             if virtio_unlikely(slot == size):
                 slot = 0
                 wrap = not wrap
-                bits = packed_avail_bits(wrap)
+                bits = packed_avail_bits(wrap) << 48
         else:
-            q.next_avail = slot
+            q.next_avail = <uint16_t>slot
             q.avail_wrap = wrap
-            q.nfree = nfree
-            q.free_head = free_head
-            why[0] = packed_enqueue_chain(q, sg, &req[i], &word)
+            q.nfree = <uint16_t>nfree
+            q.free_head = <uint16_t>free_head
+            why[0] = build_packed(q, sg, &req[i], &built)
             if why[0] != VIRTIO_ENQ_OK:
                 done = i
                 break
+            word = built
             slot = q.next_avail
             wrap = q.avail_wrap
-            bits = packed_avail_bits(wrap)
+            bits = packed_avail_bits(wrap) << 48
             nfree = q.nfree
             free_head = q.free_head
+            sg += readable + writable
         if i == 0:
             first_word = word
         else:
             virtio_store64(place, word)
-        sg += <uint32_t>req[i].readable + req[i].writable
     if done:
-        q.next_avail = slot
+        q.next_avail = <uint16_t>slot
         q.avail_wrap = wrap
-        q.nfree = nfree
-        q.free_head = free_head
+        q.nfree = <uint16_t>nfree
+        q.free_head = <uint16_t>free_head
         q.outstanding += done
-        q.pending = pending_add(q.pending, <uint16_t>(before - nfree))
+        q.pending = pending_add(q.pending, before - nfree)
         q.chains += done
         # release: everything of the burst is visible before the descriptor that the device looks at first (2.8.21.1)
         virtio_store64_release(<uint64_t *>&ring[first].len, first_word)
@@ -171,15 +112,15 @@ cdef inline uint32_t packed_dequeue_burst(virtio_driver_queue *q, virtio_complet
     """Take back up to limit chains that the device has used; return how many."""
     cdef virtio_packed_desc *ring = q.ring
     cdef virtio_desc_state *state = q.state
-    cdef uint16_t size = q.size
-    cdef uint16_t slot = q.next_used
+    cdef uint32_t size = q.size
+    cdef uint32_t slot = q.next_used
     cdef bint wrap = q.used_wrap
-    cdef uint16_t nfree = q.nfree
-    cdef uint16_t free_head = q.free_head
-    cdef uint16_t ndesc
-    cdef uint16_t flags
+    cdef uint32_t nfree = q.nfree
+    cdef uint32_t free_head = q.free_head
+    cdef uint32_t ndesc
     cdef uint32_t n = 0
     cdef uint64_t word
+    cdef uint64_t seen
     cdef uint32_t id
     cdef uint32_t length
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
@@ -193,25 +134,26 @@ cdef inline uint32_t packed_dequeue_burst(virtio_driver_queue *q, virtio_complet
             break
         id = <uint16_t>(word >> 32)
         length = <uint32_t>word
-        if not driver_check_used(q, id, &length):
-            break
+        seen = state[id].word if id < size else 0
+        if virtio_unlikely(state_ndesc(seen) == 0 or length > state_writable(seen)):
+            if not driver_check_used(q, id, &length):
+                break
         out[n].cookie = state[id].cookie
         out[n].len = length
         out[n].head = id
-        ndesc = state[id].ndesc
-        state[id].ndesc = 0
-        state[id].next = free_head
-        free_head = <uint16_t>id
+        ndesc = state_ndesc(seen)
+        state[id].word = <uint64_t>free_head << 48
+        free_head = id
         nfree += ndesc
         slot += ndesc
         if virtio_unlikely(slot >= size):
             slot -= size
             wrap = not wrap
         n += 1
-    q.next_used = slot
+    q.next_used = <uint16_t>slot
     q.used_wrap = wrap
-    q.nfree = nfree
-    q.free_head = free_head
+    q.nfree = <uint16_t>nfree
+    q.free_head = <uint16_t>free_head
     q.outstanding -= n
     q.completions += n
     return n
@@ -227,13 +169,13 @@ cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_comp
     """As packed_dequeue_burst, when the device uses chains in order: one descriptor may stand for many (2.8.9)."""
     cdef virtio_packed_desc *ring = q.ring
     cdef virtio_desc_state *state = q.state
-    cdef uint16_t size = q.size
-    cdef uint16_t slot = q.next_used
+    cdef uint32_t size = q.size
+    cdef uint32_t slot = q.next_used
     cdef bint wrap = q.used_wrap
     cdef bint batch = q.batch
-    cdef uint16_t batch_id = q.batch_id
-    cdef uint16_t ndesc
-    cdef uint16_t freed = 0
+    cdef uint32_t batch_id = q.batch_id
+    cdef uint32_t ndesc
+    cdef uint32_t freed = 0
     cdef uint32_t n = 0
     cdef uint64_t word
     cdef uint32_t id
@@ -247,19 +189,20 @@ cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_comp
             length = <uint32_t>word
             if not driver_check_used(q, id, &length):
                 break
-            batch_id = <uint16_t>id
+            batch_id = id
             q.batch_len = length
             batch = 1
         # in order, the id of a chain is its first slot, and the oldest chain outstanding lies at next_used
-        length = state[slot].writable
+        word = state[slot].word
+        length = state_writable(word)
         if slot == batch_id:
             length = q.batch_len
             batch = 0
         out[n].cookie = state[slot].cookie
         out[n].len = length
         out[n].head = slot
-        ndesc = state[slot].ndesc
-        state[slot].ndesc = 0
+        ndesc = state_ndesc(word)
+        state[slot].word = 0
         freed += ndesc
         slot += ndesc
         if virtio_unlikely(slot >= size):
@@ -267,8 +210,8 @@ cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_comp
             wrap = not wrap
         n += 1
     q.batch = batch
-    q.batch_id = batch_id
-    q.next_used = slot
+    q.batch_id = <uint16_t>batch_id
+    q.next_used = <uint16_t>slot
     q.used_wrap = wrap
     q.nfree += freed
     q.outstanding -= n
@@ -296,18 +239,18 @@ cdef inline uint32_t packed_used_slots(virtio_driver_queue *q, uint32_t enough, 
             if not packed_is_used(word, wrap):
                 break
             id = <uint16_t>(word >> 32)
-            if id >= q.size or q.state[id].ndesc == 0:
+            if id >= q.size or state_ndesc(q.state[id].word) == 0:
                 break  # dequeue will say so
             batch_id = <uint16_t>id
             batch = 1
         at = slot if q.flags & VIRTIO_Q_IN_ORDER else batch_id
-        if q.state[at].ndesc == 0:
+        if state_ndesc(q.state[at].word) == 0:
             break
         if at == batch_id:
             batch = 0
         n += 1
-        slots += q.state[at].ndesc
-        slot += q.state[at].ndesc
+        slots += state_ndesc(q.state[at].word)
+        slot += state_ndesc(q.state[at].word)
         if slot >= q.size:
             slot -= q.size
             wrap = not wrap

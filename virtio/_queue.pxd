@@ -16,6 +16,7 @@ cdef extern from "virtio/atomic.h" nogil:
     void virtio_store16_release(uint16_t *p, uint16_t v)
     void virtio_store64_release(uint64_t *p, uint64_t v)
     uint64_t virtio_fetch64(const void *p)
+    uint64_t virtio_get64(const void *p)
     void virtio_put64(void *p, uint64_t v)
     void virtio_fence()
     void virtio_relax()
@@ -145,14 +146,12 @@ cdef extern from "virtio/queue.h" nogil:
 
     ctypedef struct virtio_completion:
         uint64_t cookie
-        uint32_t len
         uint32_t head
+        uint32_t len
 
     ctypedef struct virtio_desc_state:
         uint64_t cookie
-        uint32_t writable
-        uint16_t ndesc
-        uint16_t next
+        uint64_t word
 
     ctypedef struct virtio_driver_queue:
         virtio_desc *desc
@@ -193,14 +192,14 @@ cdef extern from "virtio/queue.h" nogil:
         uint32_t lock
 
     ctypedef struct virtio_chain:
-        uint64_t readable
-        uint64_t writable
-        uint32_t first
-        uint32_t nreadable
-        uint32_t nwritable
         uint32_t written
         uint16_t head
         uint16_t slots
+        uint32_t first
+        uint16_t nreadable
+        uint16_t nwritable
+        uint32_t readable
+        uint32_t writable
 
     ctypedef struct virtio_device_queue:
         virtio_desc *desc
@@ -242,3 +241,37 @@ cdef inline void latch(virtio_fault *fault, uint32_t code, uint32_t head, uint64
         fault.value = value
         fault.limit = limit
         fault.code = code
+
+
+cdef inline uint64_t state_word(uint32_t writable, uint16_t ndesc, uint16_t next) noexcept nogil:
+    """Make a virtio_desc_state's word."""
+    return writable | <uint64_t>ndesc << 32 | <uint64_t>next << 48
+
+
+cdef inline uint32_t state_writable(uint64_t word) noexcept nogil:
+    return <uint32_t>word
+
+
+cdef inline uint16_t state_ndesc(uint64_t word) noexcept nogil:
+    return <uint16_t>(word >> 32)
+
+
+cdef inline uint16_t state_next(uint64_t word) noexcept nogil:
+    return <uint16_t>(word >> 48)
+
+
+cdef inline void chain_single(virtio_chain *chain, uint64_t head, uint32_t first, uint32_t length, uint64_t flags) noexcept nogil:
+    """Fill in a chain of one descriptor that is one piece of memory: the usual one, so it is written in whole words."""
+    virtio_put64(&chain.written, head << 32 | <uint64_t>1 << 48)
+    if flags & VIRTIO_DESC_F_WRITE:
+        virtio_put64(&chain.first, first | <uint64_t>1 << 48)
+        virtio_put64(&chain.readable, <uint64_t>length << 32)
+    else:
+        virtio_put64(&chain.first, first | <uint64_t>1 << 32)
+        virtio_put64(&chain.readable, length)
+
+
+cdef inline uint64_t chain_used_elem(const virtio_chain *chain) noexcept nogil:
+    """The used element of a chain: id in bits 0-31, bytes written in 32-63."""
+    cdef uint64_t word = virtio_get64(&chain.written)
+    return (word >> 32 & 0xffff) | word << 32

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing_extensions import Buffer, Self
+from typing import Self
+
+from typing_extensions import Buffer
 
 class Region:
     def __init__(self, gpa: int, buffer: Buffer, *, uaddr: int | None = None) -> None: ...

@@ -1,6 +1,7 @@
 """A piece of guest memory: guest-physical addresses, and the bytes of this process that back them."""
 
-from cpython.buffer cimport PyBUF_FULL_RO, PyBuffer_FillInfo, PyBuffer_IsContiguous, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport (PyBUF_FULL_RO, PyBuffer_FillInfo, PyBuffer_IsContiguous, PyBuffer_Release,
+                             PyObject_GetBuffer)
 from cpython.exc cimport PyErr_SetFromErrno
 from cpython.number cimport PyNumber_Index
 from libc.stddef cimport size_t
@@ -81,7 +82,8 @@ cdef class Region:
             raise ValueError(f"file offset {offset} is negative")
         info = fstat(fd)
         if S_ISREG(info.st_mode) and offset + self.size > info.st_size:
-            raise ValueError(f"region of {size} bytes at file offset {offset} ends after the file ({info.st_size} bytes)")
+            raise ValueError(f"region of {size} bytes at file offset {offset} ends after the file "
+                             f"({info.st_size} bytes)")
         # hugetlbfs maps whole huge pages only, and names their size here
         page = sysconf(_SC_PAGESIZE)
         unit = max(page, info.st_blksize - info.st_blksize % page)
@@ -164,6 +166,6 @@ cdef tuple sort_regions(object regions):
     found.sort(key=_by_gpa)
     for before, region in zip(found, found[1:]):
         if region.gpa - before.gpa < before.size:
-            raise ValueError(f"region of {region.size} bytes at {region.gpa:#x} overlaps the one of {before.size} bytes "
-                             f"at {before.gpa:#x}")
+            raise ValueError(f"region of {region.size} bytes at {region.gpa:#x} overlaps the one of "
+                             f"{before.size} bytes at {before.gpa:#x}")
     return tuple(found)

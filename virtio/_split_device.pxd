@@ -4,8 +4,8 @@
 # be breaks the queue; chains popped before can still be completed. Callers hold q.lock.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
 
-from virtio._chain cimport *
-from virtio._memory cimport memory_log, memory_translate
+from virtio._chain_walk cimport WALK_OK, region_holds, walk_find, walk_split
+from virtio._memory cimport memory_log
 from virtio._notify cimport *
 from virtio._queue cimport *
 
@@ -29,52 +29,23 @@ cdef inline uint32_t split_refresh_avail(virtio_device_queue *q) noexcept nogil:
     return ready
 
 
-cdef inline int split_walk(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64_t addr, uint64_t word) noexcept nogil:
-    """Walk a chain from its first descriptor, already fetched: direct ones, then perhaps one indirect (2.7.5.3.2)."""
-    cdef uint32_t i = chain.head
-    cdef uint32_t seen = 1
-    cdef uint16_t flags
-    cdef int why
-    while True:
-        flags = <uint16_t>(word >> 32)
-        if flags & VIRTIO_DESC_F_INDIRECT:
-            if flags & VIRTIO_DESC_F_NEXT:
-                latch(&q.fault, VIRTIO_FAULT_INDIRECT_NEXT, chain.head, i, 0)
-                return WALK_BROKEN
-            return walk_indirect(q, w, chain, addr, <uint32_t>word, i)
-        why = walk_piece(q, w, chain, addr, word, i)
-        if why != WALK_OK or not flags & VIRTIO_DESC_F_NEXT:
-            return why
-        i = <uint32_t>(word >> 48)
-        if i >= q.size:
-            latch(&q.fault, VIRTIO_FAULT_NEXT_RANGE, chain.head, i, q.size)
-            return WALK_BROKEN
-        seen += 1
-        if seen > q.size:
-            latch(&q.fault, VIRTIO_FAULT_LOOP, chain.head, seen, q.size)
-            return WALK_BROKEN
-        addr = virtio_load64(<uint64_t *>(q.desc + i))
-        word = virtio_load64(<uint64_t *>(q.desc + i) + 1)
-
-
 cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs, uint32_t nsegs) noexcept nogil:
     """Take up to limit available chains; return how many. Their pieces go to segs, one chain's behind the other's.
 
     Stops early when segs is full, or at a chain that breaks the queue: those before it are good. A segs array of
     max_chain pieces and one more for each seam between adjacent regions takes every legal chain.
     """
-    cdef uint16_t *ring
-    cdef uint16_t mask = q.size - 1
-    cdef uint16_t idx = q.next_avail
+    cdef const uint64_t *desc = <const uint64_t *>q.desc
+    cdef const uint16_t *ring
+    cdef uint32_t mask = <uint32_t>q.size - 1
+    cdef uint32_t idx = q.next_avail
     cdef uint32_t ready
     cdef uint32_t n = 0
     cdef uint32_t s = 0
+    cdef iovec *seg = segs
     cdef uint32_t head
     cdef uint64_t addr
     cdef uint64_t word
-    cdef uint8_t *host
-    cdef virtio_chain *chain
-    cdef walk w
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
         return 0
     ready = <uint16_t>(q.avail_seen - idx)
@@ -82,42 +53,34 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
         ready = split_refresh_avail(q)
     if ready > limit:
         ready = limit
+    if ready > nsegs:  # each chain takes a piece at least; so the loop need not ask
+        ready = nsegs
     ring = q.avail.ring
     while n < ready:
         head = virtio_load16(ring + (idx & mask))
-        if virtio_unlikely(head >= q.size):
+        if virtio_unlikely(head > mask):
             latch(&q.fault, VIRTIO_FAULT_HEAD_RANGE, head, head, q.size)
             break
-        addr = virtio_load64(<uint64_t *>(q.desc + head))
-        word = virtio_load64(<uint64_t *>(q.desc + head) + 1)
-        chain = &chains[n]
-        chain.head = <uint16_t>head
-        chain.slots = 1
-        host = NULL
-        if virtio_likely(not (word >> 32) & (VIRTIO_DESC_F_NEXT | VIRTIO_DESC_F_INDIRECT) and <uint32_t>word != 0 and s < nsegs):
-            host = memory_translate(q.memory, &q.hit, addr, <uint32_t>word)
-        if virtio_likely(host is not NULL):
-            segs[s].iov_base = host
-            segs[s].iov_len = <uint32_t>word
-            chain.first = s
-            chain.written = 0
-            if (word >> 32) & VIRTIO_DESC_F_WRITE:
-                chain.readable = chain.nreadable = 0
-                chain.nwritable = 1
-                chain.writable = <uint32_t>word
-            else:
-                chain.writable = chain.nwritable = 0
-                chain.nreadable = 1
-                chain.readable = <uint32_t>word
+        addr = virtio_load64(desc + 2 * head)
+        word = virtio_load64(desc + 2 * head + 1)
+        if virtio_likely((word >> 32) & (VIRTIO_DESC_F_NEXT | VIRTIO_DESC_F_INDIRECT) == 0 and <uint32_t>word != 0
+                         and (region_holds(&q.hit, addr, <uint32_t>word) or walk_find(q, addr, <uint32_t>word))):
+            seg.iov_base = q.hit.host + (addr - q.hit.gpa)
+            seg.iov_len = <uint32_t>word
+            seg += 1
+            chain_single(&chains[n], head, s, <uint32_t>word, word >> 32)
             s += 1
         else:
-            walk_start(&w, chain, segs, s, nsegs)
-            if split_walk(q, &w, chain, addr, word) != WALK_OK:
+            chains[n].head = <uint16_t>head
+            if walk_split(q, &chains[n], segs, s, nsegs, addr, word) != WALK_OK:
                 break
-            s += w.used
+            s += <uint32_t>chains[n].nreadable + chains[n].nwritable
+            seg = segs + s
+            if ready > n + 1 + nsegs - s:
+                ready = n + 1 + nsegs - s
         idx += 1
         n += 1
-    q.next_avail = idx
+    q.next_avail = <uint16_t>idx
     q.inuse += n
     q.chains += n
     return n
@@ -136,9 +99,9 @@ cdef inline void split_add_used_burst(virtio_device_queue *q, const virtio_chain
 
     Works on a broken queue too, so that nothing popped is lost, unless the ring itself is gone.
     """
-    cdef uint16_t mask = q.size - 1
-    cdef uint16_t idx = q.next_used
-    cdef uint16_t slot = idx
+    cdef uint32_t mask = <uint32_t>q.size - 1
+    cdef uint32_t idx = q.next_used
+    cdef uint32_t slot = idx
     cdef uint8_t *ring
     cdef uint32_t i
     if n == 0 or q.fault.code == VIRTIO_FAULT_RING_MEMORY:
@@ -150,17 +113,17 @@ cdef inline void split_add_used_burst(virtio_device_queue *q, const virtio_chain
             # one entry for a batch, at its first position, naming its last chain (2.7.9). A chain not written to
             # its end must have an entry of its own: the driver takes those without one as completely used.
             if i == n - 1 or chains[i].written != chains[i].writable:
-                virtio_put64(ring + 8 * (slot & mask), chains[i].head | <uint64_t>chains[i].written << 32)
+                virtio_put64(ring + 8 * <uint64_t>(slot & mask), chain_used_elem(&chains[i]))
                 slot = idx
     else:
         for i in range(n):
-            virtio_put64(ring + 8 * (idx & mask), chains[i].head | <uint64_t>chains[i].written << 32)
+            virtio_put64(ring + 8 * <uint64_t>(idx & mask), chain_used_elem(&chains[i]))
             idx += 1
     # release: buffers and used entries are visible before the index that announces them (2.7.8.2)
-    virtio_store16_release(&q.used.idx, idx)
+    virtio_store16_release(&q.used.idx, <uint16_t>idx)
     if virtio_unlikely(q.memory.log is not NULL):
         split_log_used(q, q.next_used, n)
-    q.next_used = idx
+    q.next_used = <uint16_t>idx
     q.inuse -= n
     q.pending = pending_add(q.pending, n)
     q.completions += n

@@ -5,6 +5,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
 from libc.stddef cimport size_t
 
+from virtio._chain_build cimport build_split, split_put_desc
 from virtio._notify cimport *
 from virtio._queue cimport *
 
@@ -13,85 +14,15 @@ cdef inline void split_driver_start(virtio_driver_queue *q) noexcept nogil:
     """Put the private state as a fresh queue has it. The ring itself is the caller's to zero."""
     cdef uint32_t i
     for i in range(q.size):
-        q.state[i].ndesc = 0
-        q.state[i].next = <uint16_t>(i + 1)
+        q.state[i].word = state_word(0, 0, <uint16_t>(i + 1))
     # in order, descriptors are taken in ring order for ever (2.7.9); otherwise the list ends here
-    q.state[q.size - 1].next = 0 if q.flags & VIRTIO_Q_IN_ORDER else VIRTIO_CHAIN_END
+    q.state[q.size - 1].word = state_word(0, 0, 0 if q.flags & VIRTIO_Q_IN_ORDER else VIRTIO_CHAIN_END)
     q.nfree = q.size
     q.outstanding = q.free_head = q.oldest = 0
     q.next_avail = q.next_used = q.used_seen = 0
     q.used_event = q.avail_flags = q.pending = 0
     q.batch = 0
     q.intr_enabled = 1
-
-
-cdef inline void split_put_desc(virtio_desc *desc, uint16_t i, uint64_t addr, uint32_t length, uint64_t flags, uint64_t next) noexcept nogil:
-    cdef uint64_t *words = <uint64_t *>(desc + i)
-    virtio_store64(words, addr)
-    virtio_store64(words + 1, length | (flags << 32) | (next << 48))
-
-
-cdef inline int sg_check(const virtio_sg *sg, uint32_t readable, uint32_t writable, uint32_t *bytes_writable) noexcept nogil:
-    """Sum up a chain that is about to be enqueued; refuse what VIRTIO 1.4, 2.7.5 forbids."""
-    cdef uint64_t total = 0
-    cdef uint64_t write = 0
-    cdef uint32_t i
-    for i in range(readable + writable):
-        if sg[i].len == 0:
-            return VIRTIO_ENQ_EMPTY
-        total += sg[i].len
-        if i >= readable:
-            write += sg[i].len
-    if total > UINT32_MAX:
-        return VIRTIO_ENQ_BYTES
-    bytes_writable[0] = <uint32_t>write
-    return VIRTIO_ENQ_OK
-
-
-cdef inline int split_enqueue_chain(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req) noexcept nogil:
-    """Place a chain of several pieces: in one indirect table if there is one that takes it, else descriptor by descriptor."""
-    cdef uint32_t pieces = <uint32_t>req.readable + req.writable
-    cdef uint16_t head = q.free_head
-    cdef uint16_t i = head
-    cdef uint16_t last = head
-    cdef uint32_t writable = 0
-    cdef uint32_t k
-    cdef virtio_desc *table
-    cdef uint64_t offset
-    cdef int why = sg_check(sg, req.readable, req.writable, &writable)
-    if pieces == 0:
-        return VIRTIO_ENQ_EMPTY
-    if why != VIRTIO_ENQ_OK:
-        return why
-    if q.nfree == 0:
-        return VIRTIO_ENQ_FULL
-    if pieces >= 2 and pieces <= q.max_indirect:
-        offset = <uint64_t>head * q.max_indirect * 16
-        table = <virtio_desc *>(q.indirect + offset)
-        for k in range(pieces):
-            split_put_desc(table, k, sg[k].gpa, sg[k].len,
-                           (VIRTIO_DESC_F_WRITE if k >= req.readable else 0) | (VIRTIO_DESC_F_NEXT if k + 1 < pieces else 0),
-                           k + 1 if k + 1 < pieces else 0)
-        split_put_desc(q.desc, head, q.indirect_gpa + offset, 16 * pieces, VIRTIO_DESC_F_INDIRECT, 0)
-        q.free_head = q.state[head].next
-        q.nfree -= 1
-        q.state[head].ndesc = 1
-    else:
-        if pieces > q.nfree:
-            return VIRTIO_ENQ_TOO_BIG
-        for k in range(pieces):
-            last = i
-            i = q.state[i].next
-            split_put_desc(q.desc, last, sg[k].gpa, sg[k].len,
-                           (VIRTIO_DESC_F_WRITE if k >= req.readable else 0) | (VIRTIO_DESC_F_NEXT if k + 1 < pieces else 0),
-                           i if k + 1 < pieces else 0)
-        q.free_head = i
-        q.nfree -= pieces
-        q.state[head].ndesc = pieces
-    q.state[head].cookie = req.cookie
-    q.state[head].writable = writable
-    req.head = head
-    return VIRTIO_ENQ_OK
 
 
 cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint32_t n, int *why) noexcept nogil:
@@ -101,77 +32,99 @@ cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg
     """
     cdef virtio_desc *desc = q.desc
     cdef virtio_desc_state *state = q.state
-    cdef uint16_t *ring = q.avail.ring if q.avail is not NULL else NULL
-    cdef uint16_t mask = q.size - 1
-    cdef uint16_t idx = q.next_avail
-    cdef uint16_t head = q.free_head
-    cdef uint16_t nfree = q.nfree
+    cdef uint16_t *ring
+    cdef uint32_t mask = <uint32_t>q.size - 1
+    cdef uint32_t idx = q.next_avail
+    cdef uint32_t head = q.free_head
+    cdef uint32_t spare = q.nfree  # descriptors left if every chain of this burst takes one
+    cdef uint32_t readable
+    cdef uint32_t writable
+    cdef uint32_t length
     cdef uint32_t i
-    cdef uint32_t done = n
+    cdef uint32_t done
+    cdef uint32_t next
     why[0] = VIRTIO_ENQ_OK
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
         why[0] = VIRTIO_ENQ_BROKEN
         return 0
+    if n > spare:
+        n = spare
+        why[0] = VIRTIO_ENQ_FULL
+    spare -= n
+    done = n
+    ring = q.avail.ring
     for i in range(n):
-        if virtio_likely(<uint32_t>req[i].readable + req[i].writable == 1 and sg.len != 0 and nfree != 0):
-            split_put_desc(desc, head, sg.gpa, sg.len, req[i].writable << 1, 0)  # F_WRITE is bit 1
+        readable = req[i].readable
+        writable = req[i].writable
+        if virtio_likely(readable + writable == 1 and sg.len != 0):
+            length = sg.len
+            split_put_desc(desc, head, sg.gpa, length, <uint64_t>writable << 1, 0)  # F_WRITE is bit 1
+            sg += 1
+            next = state_next(state[head].word)
             state[head].cookie = req[i].cookie
-            state[head].writable = sg.len if req[i].writable else 0
-            state[head].ndesc = 1
+            state[head].word = <uint64_t>1 << 32 | (length & (0 - writable))
             req[i].head = head
-            virtio_store16(ring + (idx & mask), head)
-            head = state[head].next
-            nfree -= 1
+            virtio_store16(ring + (idx & mask), <uint16_t>head)
+            head = next
         else:
-            q.free_head = head
-            q.nfree = nfree
-            why[0] = split_enqueue_chain(q, sg, &req[i])
+            q.free_head = <uint16_t>head
+            q.nfree = <uint16_t>(spare + n - i)
+            why[0] = build_split(q, sg, &req[i])
             if why[0] != VIRTIO_ENQ_OK:
+                spare = q.nfree
                 done = i
                 break
             virtio_store16(ring + (idx & mask), <uint16_t>req[i].head)
             head = q.free_head
-            nfree = q.nfree
+            if q.nfree < n - i - 1:  # it took descriptors that were counted on for later chains
+                n = i + 1 + q.nfree
+                why[0] = VIRTIO_ENQ_FULL
+                done = n
+            spare = q.nfree - (n - i - 1)
+            sg += readable + writable
         idx += 1
-        sg += <uint32_t>req[i].readable + req[i].writable
-    q.free_head = head
-    q.nfree = nfree
+    q.free_head = <uint16_t>head
+    q.nfree = <uint16_t>spare
     if done:
-        q.next_avail = idx
+        q.next_avail = <uint16_t>idx
         q.outstanding += done
         q.pending = pending_add(q.pending, done)
         q.chains += done
         # release: descriptors and ring entries are visible before the index that announces them (2.7.13.3)
-        virtio_store16_release(&q.avail.idx, idx)
+        virtio_store16_release(&q.avail.idx, <uint16_t>idx)
     return done
 
 
-cdef inline void split_free_chain(virtio_driver_queue *q, uint16_t head) noexcept nogil:
-    """Give the descriptors of a chain back to the free list, whose order the last in, first out keeps warm."""
+cdef inline uint32_t split_free_chain(virtio_driver_queue *q, uint32_t head, uint32_t free_head) noexcept nogil:
+    """Link the descriptors of a chain before free_head in the free list; return the list's new head.
+
+    Last in, first out: what is used next is still in the cache.
+    """
     cdef virtio_desc_state *state = q.state
-    cdef uint16_t last = head
-    cdef uint16_t k
-    q.nfree += state[head].ndesc
-    for k in range(state[head].ndesc - 1):
-        last = state[last].next
-    state[head].ndesc = 0
-    state[last].next = q.free_head
-    q.free_head = head
+    cdef uint32_t last = head
+    cdef uint32_t k
+    for k in range(<uint32_t>state_ndesc(state[head].word) - 1):
+        last = state_next(state[last].word)
+    state[head].word = state_word(0, 0, state_next(state[head].word))
+    state[last].word = state_word(0, 0, <uint16_t>free_head)
+    return head
 
 
 cdef inline bint driver_check_used(virtio_driver_queue *q, uint32_t head, uint32_t *length) noexcept nogil:
     """Check a used id and length against what was given out; latch the fault if they cannot be."""
+    cdef uint64_t word
     if virtio_unlikely(head >= q.size):
         latch(&q.fault, VIRTIO_FAULT_USED_RANGE, head, head, q.size)
         return 0
-    if virtio_unlikely(q.state[head].ndesc == 0):
+    word = q.state[head].word
+    if virtio_unlikely(state_ndesc(word) == 0):
         latch(&q.fault, VIRTIO_FAULT_USED_UNKNOWN, head, head, q.size)
         return 0
-    if virtio_unlikely(length[0] > q.state[head].writable):
+    if virtio_unlikely(length[0] > state_writable(word)):
         if not q.flags & VIRTIO_Q_CLAMP_USED_LEN:
-            latch(&q.fault, VIRTIO_FAULT_USED_LEN, head, length[0], q.state[head].writable)
+            latch(&q.fault, VIRTIO_FAULT_USED_LEN, head, length[0], state_writable(word))
             return 0
-        length[0] = q.state[head].writable
+        length[0] = state_writable(word)
         q.clamped += 1
     return 1
 
@@ -191,14 +144,15 @@ cdef inline uint16_t split_refresh_used(virtio_driver_queue *q) noexcept nogil:
 cdef inline uint32_t split_dequeue_burst(virtio_driver_queue *q, virtio_completion *out, uint32_t limit) noexcept nogil:
     """Take back up to limit chains that the device has used; return how many."""
     cdef virtio_desc_state *state = q.state
-    cdef uint8_t *ring
-    cdef uint16_t mask = q.size - 1
-    cdef uint16_t idx = q.next_used
-    cdef uint16_t free_head
-    cdef uint16_t nfree
+    cdef const uint8_t *ring
+    cdef uint32_t mask = <uint32_t>q.size - 1
+    cdef uint32_t idx = q.next_used
+    cdef uint32_t free_head
     cdef uint32_t ready
+    cdef uint32_t more = 0  # descriptors freed beyond one for each chain
     cdef uint32_t n = 0
     cdef uint64_t elem
+    cdef uint64_t word
     cdef uint32_t head
     cdef uint32_t length
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
@@ -212,34 +166,32 @@ cdef inline uint32_t split_dequeue_burst(virtio_driver_queue *q, virtio_completi
         return 0
     if q.flags & VIRTIO_Q_IN_ORDER:
         return split_dequeue_in_order(q, out, ready)
-    ring = <uint8_t *>q.used.ring
+    ring = <const uint8_t *>q.used.ring
     free_head = q.free_head
-    nfree = q.nfree
     while n < ready:
-        elem = virtio_fetch64(ring + 8 * (idx & mask))
+        elem = virtio_fetch64(ring + 8 * <uint64_t>(idx & mask))
         head = <uint32_t>elem
-        length = <uint32_t>(elem >> 32)
-        if not driver_check_used(q, head, &length):
-            break
-        out[n].cookie = state[head].cookie
-        out[n].len = length
-        out[n].head = head
-        if virtio_likely(state[head].ndesc == 1):
-            state[head].ndesc = 0
-            state[head].next = free_head
-            free_head = <uint16_t>head
-            nfree += 1
+        word = state[head].word if head <= mask else 0
+        # the usual case in two tests: one descriptor, and a length that fits; everything else is looked at closely
+        if virtio_likely(word >> 32 == 1 and elem >> 32 <= <uint32_t>word):
+            out[n].cookie = state[head].cookie
+            virtio_put64(&out[n].head, elem)
+            state[head].word = <uint64_t>free_head << 48
+            free_head = head
         else:
-            q.free_head = free_head
-            q.nfree = nfree
-            split_free_chain(q, <uint16_t>head)
-            free_head = q.free_head
-            nfree = q.nfree
+            length = <uint32_t>(elem >> 32)
+            if not driver_check_used(q, head, &length):
+                break
+            out[n].cookie = state[head].cookie
+            out[n].head = head
+            out[n].len = length
+            more += state_ndesc(word) - 1
+            free_head = split_free_chain(q, head, free_head)
         idx += 1
         n += 1
-    q.free_head = free_head
-    q.nfree = nfree
-    q.next_used = idx
+    q.free_head = <uint16_t>free_head
+    q.nfree += n + more
+    q.next_used = <uint16_t>idx
     q.outstanding -= n
     q.completions += n
     return n
@@ -252,32 +204,42 @@ cdef inline uint32_t split_dequeue_in_order(virtio_driver_queue *q, virtio_compl
     """
     cdef virtio_desc_state *state = q.state
     cdef uint16_t mask = q.size - 1
+    cdef uint16_t idx = q.next_used
+    cdef uint16_t oldest = q.oldest
+    cdef uint16_t batch_id = q.batch_id
+    cdef bint batch = q.batch
+    cdef uint16_t freed = 0
     cdef uint32_t n = 0
     cdef uint64_t elem
-    cdef uint32_t head
+    cdef uint64_t word
     cdef uint32_t length
     while n < ready:
-        if not q.batch:
-            elem = virtio_fetch64(<uint8_t *>q.used.ring + 8 * (q.next_used & mask))
+        if not batch:
+            elem = virtio_fetch64(<uint8_t *>q.used.ring + 8 * (idx & mask))
             length = <uint32_t>(elem >> 32)
             if not driver_check_used(q, <uint32_t>elem, &length):
                 break
-            q.batch_id = <uint16_t>elem
+            batch_id = <uint16_t>elem
             q.batch_len = length
-            q.batch = 1
-        head = q.oldest
-        length = state[head].writable
-        if head == q.batch_id:
+            batch = 1
+        word = state[oldest].word
+        length = state_writable(word)
+        if oldest == batch_id:
             length = q.batch_len
-            q.batch = 0
-        out[n].cookie = state[head].cookie
+            batch = 0
+        out[n].cookie = state[oldest].cookie
         out[n].len = length
-        out[n].head = head
-        q.oldest = <uint16_t>(head + state[head].ndesc) & mask
-        q.nfree += state[head].ndesc
-        state[head].ndesc = 0
-        q.next_used += 1
+        out[n].head = oldest
+        state[oldest].word = state_word(0, 0, (oldest + 1) & mask)
+        oldest = (oldest + state_ndesc(word)) & mask
+        freed += state_ndesc(word)
+        idx += 1
         n += 1
+    q.batch = batch
+    q.batch_id = batch_id
+    q.oldest = oldest
+    q.next_used = idx
+    q.nfree += freed
     q.outstanding -= n
     q.completions += n
     return n

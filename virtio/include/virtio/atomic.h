@@ -27,14 +27,15 @@ static inline void virtio_store16_release(uint16_t *p, uint16_t v) { __atomic_st
 static inline void virtio_store32_release(uint32_t *p, uint32_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 static inline void virtio_store64_release(uint64_t *p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
 
-/* One fetch of 8 bytes at any alignment: an indirect table may lie anywhere (VIRTIO 1.4, 2.7.5.3). volatile forbids a
- * second fetch; may_alias and packed keep it defined C. */
+/* 8 bytes at any alignment, in whatever struct they lie. virtio_fetch64 is for memory that a peer may change: volatile
+ * forbids a second fetch (an indirect table may lie anywhere, VIRTIO 1.4, 2.7.5.3, and used elements at 4 mod 8). */
 typedef struct virtio_unaligned64 {
     uint64_t value;
 } __attribute__((packed, may_alias)) virtio_unaligned64;
 
 static inline uint64_t virtio_fetch64(const void *p) { return ((const volatile virtio_unaligned64 *)p)->value; }
-static inline void virtio_put64(void *p, uint64_t v) { ((volatile virtio_unaligned64 *)p)->value = v; }
+static inline uint64_t virtio_get64(const void *p) { return ((const virtio_unaligned64 *)p)->value; }
+static inline void virtio_put64(void *p, uint64_t v) { ((virtio_unaligned64 *)p)->value = v; }
 
 /* Store then load of another location: the one order that x86 does not give for nothing. A locked add below the stack
  * pointer is several times cheaper than mfence, and enough for ordinary write-back memory. */

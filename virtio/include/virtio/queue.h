@@ -100,11 +100,11 @@ typedef struct virtio_request {
     uint32_t head;     /* out: descriptor index (split) or buffer id (packed) it got */
 } virtio_request;
 
-/* One chain that came back. */
+/* One chain that came back. The second word is laid out as a used element. */
 typedef struct virtio_completion {
     uint64_t cookie;
-    uint32_t len;  /* bytes the device wrote; never more than were writable */
     uint32_t head; /* as in the request */
+    uint32_t len;  /* bytes the device wrote; never more than were writable */
 } virtio_completion;
 
 /* What enqueue may answer besides the number of chains taken; FreeBSD's errno values name them. */
@@ -115,12 +115,12 @@ typedef struct virtio_completion {
 #define VIRTIO_ENQ_BYTES 4   /* EINVAL: more than 2^32 - 1 bytes */
 #define VIRTIO_ENQ_BROKEN 5  /* the queue is broken */
 
-/* The driver's private shadow of one descriptor (split) or buffer id (packed): what it trusts. */
+/* The driver's private shadow of one descriptor (split) or buffer id (packed): what it trusts. Loaded and stored as two
+ * words, hence `word`: bits 0-31 bytes the device may write; 32-47 ring slots the chain holds (0: not a head, or free);
+ * 48-63 split: next descriptor of the chain or of the free list, packed: next free id. */
 typedef struct virtio_desc_state {
     uint64_t cookie;
-    uint32_t writable; /* bytes the device may write */
-    uint16_t ndesc;    /* ring slots the chain holds; 0: not a head, or free */
-    uint16_t next;     /* split: next descriptor of the chain or of the free list; packed: next free id */
+    uint64_t word;
 } virtio_desc_state;
 
 typedef struct virtio_driver_queue {
@@ -166,16 +166,17 @@ typedef struct virtio_driver_queue {
     uint32_t lock;        /* burst lock */
 } __attribute__((aligned(64))) virtio_driver_queue;
 
-/* One chain, popped. Its pieces are segs[first .. first + nreadable + nwritable), readable ones first. */
+/* One chain, popped. Its pieces are segs[first .. first + nreadable + nwritable), readable ones first. Three words, so
+ * that the usual chain of one piece is made with three stores. Byte counts stop at 2^32 - 1. */
 typedef struct virtio_chain {
-    uint64_t readable; /* bytes */
-    uint64_t writable; /* bytes */
-    uint32_t first;
-    uint32_t nreadable; /* pieces */
-    uint32_t nwritable;
     uint32_t written;   /* bytes written into the writable part: set by the caller before add_used */
     uint16_t head;      /* descriptor index (split) or buffer id (packed) */
     uint16_t slots;     /* packed: ring slots it holds; split: 1 */
+    uint32_t first;     /* piece */
+    uint16_t nreadable; /* pieces */
+    uint16_t nwritable;
+    uint32_t readable;  /* bytes */
+    uint32_t writable;
 } virtio_chain;
 
 typedef struct virtio_device_queue {
