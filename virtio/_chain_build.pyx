@@ -50,7 +50,7 @@ cdef int build_split(virtio_driver_queue *q, const virtio_sg *sg, virtio_request
                            (VIRTIO_DESC_F_WRITE if k >= req.readable else 0) | (VIRTIO_DESC_F_NEXT if k + 1 < pieces else 0),
                            k + 1 if k + 1 < pieces else 0)
         split_put_desc(q.desc, head, q.indirect_gpa + offset, 16 * pieces, VIRTIO_DESC_F_INDIRECT, 0)
-        q.free_head = state_next(q.state[head].word)
+        q.free_head = q.links[head]
         q.nfree -= 1
         pieces = 1
     else:
@@ -58,14 +58,14 @@ cdef int build_split(virtio_driver_queue *q, const virtio_sg *sg, virtio_request
             return VIRTIO_ENQ_TOO_BIG
         for k in range(pieces):
             last = i
-            i = state_next(q.state[i].word)
+            i = q.links[i]
             split_put_desc(q.desc, last, sg[k].gpa, sg[k].len,
                            (VIRTIO_DESC_F_WRITE if k >= req.readable else 0) | (VIRTIO_DESC_F_NEXT if k + 1 < pieces else 0),
                            i if k + 1 < pieces else 0)
         q.free_head = i
         q.nfree -= pieces
     q.state[head].cookie = req.cookie
-    q.state[head].word = state_word(writable, pieces, state_next(q.state[head].word))
+    q.state[head].word = state_word(writable, pieces)
     req.head = head
     return VIRTIO_ENQ_OK
 
@@ -117,11 +117,12 @@ cdef int build_packed(virtio_driver_queue *q, const virtio_sg *sg, virtio_reques
     if slot == q.size:
         slot = 0
         wrap = not wrap
-    q.free_head = state_next(q.state[id].word)
+    if not q.flags & VIRTIO_Q_IN_ORDER:
+        q.free_head = q.links[id]
     q.next_avail = slot
     q.avail_wrap = wrap
     q.nfree -= pieces
     q.state[id].cookie = req.cookie
-    q.state[id].word = state_word(writable, pieces, 0)
+    q.state[id].word = state_word(writable, pieces)
     req.head = id
     return VIRTIO_ENQ_OK

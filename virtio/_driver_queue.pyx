@@ -80,7 +80,7 @@ cdef class DriverQueue(Queue):
     cdef int renew(self, object layout, bint zero) except -1:
         """Bind to layout as a fresh queue; raises and changes nothing when that cannot be."""
         cdef virtio_driver_queue *q = self.q
-        cdef virtio_desc_state *state = NULL
+        cdef virtio_desc_state *state
         cdef list cookies
         cdef Py_ssize_t size
         self.check_layout(layout)
@@ -88,12 +88,14 @@ cdef class DriverQueue(Queue):
         if self.indirect_at is not None:
             self.memory.translate(self.indirect_at, <uint64_t>size * q.max_indirect * 16)
         cookies = [None] * size
-        state = <virtio_desc_state *>calloc(size, sizeof(virtio_desc_state))
+        # one block: the states, and behind them the links
+        state = <virtio_desc_state *>calloc(size, sizeof(virtio_desc_state) + sizeof(uint16_t))
         if state is NULL:
             raise MemoryError()
         self.hold()
         free(q.state)
         q.state = state
+        q.links = <uint16_t *>(state + size)
         q.size = <uint16_t>size
         self.layout = layout
         cookies, self.cookies = self.cookies, cookies  # the old ones die after the lock is released
@@ -447,7 +449,7 @@ cdef class DriverQueue(Queue):
             next_avail=q.next_avail, avail_wrap=q.avail_wrap, next_used=q.next_used, used_wrap=q.used_wrap,
             free_head=q.free_head, oldest=q.oldest, batch=[q.batch_id, q.batch_len] if q.batch else None,
             pending=q.pending, intr_enabled=q.intr_enabled, used_event=q.used_event, avail_flags=q.avail_flags,
-            event_word=q.event_word, links=[state_next(q.state[i].word) for i in range(q.size)],
+            event_word=q.event_word, links=[q.links[i] for i in range(q.size)],
             outstanding=[[i, state_ndesc(q.state[i].word), state_writable(q.state[i].word)] for i in range(q.size)
                          if state_ndesc(q.state[i].word)],
         )
@@ -495,9 +497,9 @@ cdef class DriverQueue(Queue):
         if state["batch"] is not None and state["batch"][0] not in {chain[0] for chain in outstanding}:
             raise ValueError(f"state has a batch that ends with chain {state['batch'][0]}, which is not outstanding")
         for i in range(size):
-            q.state[i].word = state_word(0, 0, links[i])
+            q.links[i] = links[i]
         for head, ndesc, writable in outstanding:
-            q.state[head].word = state_word(writable, ndesc, links[head])
+            q.state[head].word = state_word(writable, ndesc)
         q.outstanding = <uint16_t>len(outstanding)
         q.nfree = <uint16_t>(size - slots)
         q.free_head, q.oldest = state["free_head"], state["oldest"]
@@ -536,11 +538,11 @@ cdef class DriverQueue(Queue):
                 if at >= q.size or at in seen:
                     raise ValueError(f"state links descriptor {at} twice or nowhere")
                 seen.add(at)
-                at = state_next(q.state[at].word)
+                at = q.links[at]
         at = q.free_head
         while len(seen) < q.size:
             if at >= q.size or at in seen:
                 raise ValueError(f"state links descriptor {at} twice or nowhere")
             seen.add(at)
-            at = state_next(q.state[at].word)
+            at = q.links[at]
         return 0

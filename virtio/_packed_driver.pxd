@@ -14,8 +14,9 @@ cdef inline void packed_driver_start(virtio_driver_queue *q) noexcept nogil:
     """Put the private state as a fresh queue has it. The ring itself is the caller's to zero."""
     cdef uint32_t i
     for i in range(q.size):
-        q.state[i].word = state_word(0, 0, <uint16_t>(i + 1))  # free ids; in order, an id is its first slot
-    q.state[q.size - 1].word = state_word(0, 0, VIRTIO_CHAIN_END)
+        q.state[i].word = 0
+        q.links[i] = <uint16_t>(i + 1)  # free ids; in order, an id is its first slot
+    q.links[q.size - 1] = VIRTIO_CHAIN_END
     q.nfree = q.size
     q.outstanding = q.free_head = q.oldest = 0
     q.next_avail = q.next_used = q.pending = 0
@@ -29,6 +30,7 @@ cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_s
     """Make up to n chains available; return how many, and in why the reason for stopping early."""
     cdef virtio_packed_desc *ring = q.ring
     cdef virtio_desc_state *state = q.state
+    cdef const uint16_t *links = q.links
     cdef bint in_order = q.flags & VIRTIO_Q_IN_ORDER
     cdef uint32_t size = q.size
     cdef uint32_t slot = q.next_avail
@@ -62,13 +64,13 @@ cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_s
                 id = slot
             else:
                 id = free_head
-                free_head = <uint32_t>(state[id].word >> 48)
+                free_head = links[id]
             virtio_store64(&ring[slot].addr, sg.gpa)
             sg += 1
             word = length | <uint64_t>id << 32 | bits | <uint64_t>writable << 49  # F_WRITE is bit 1 of the flags
             req[i].head = id
             state[id].cookie = req[i].cookie
-            state[id].word = <uint64_t>1 << 32 | (length if writable else 0)
+            state[id].word = <uint64_t>1 << 32 | (length & (0 - writable))
             nfree -= 1
             slot += 1
             if virtio_unlikely(slot == size):
@@ -112,12 +114,12 @@ cdef inline uint32_t packed_dequeue_burst(virtio_driver_queue *q, virtio_complet
     """Take back up to limit chains that the device has used; return how many."""
     cdef virtio_packed_desc *ring = q.ring
     cdef virtio_desc_state *state = q.state
+    cdef uint16_t *links = q.links
     cdef uint32_t size = q.size
     cdef uint32_t slot = q.next_used
     cdef bint wrap = q.used_wrap
     cdef uint32_t nfree = q.nfree
     cdef uint32_t free_head = q.free_head
-    cdef uint32_t ndesc
     cdef uint32_t n = 0
     cdef uint64_t word
     cdef uint64_t seen
@@ -135,17 +137,20 @@ cdef inline uint32_t packed_dequeue_burst(virtio_driver_queue *q, virtio_complet
         id = <uint16_t>(word >> 32)
         length = <uint32_t>word
         seen = state[id].word if id < size else 0
-        if virtio_unlikely(state_ndesc(seen) == 0 or length > state_writable(seen)):
+        if virtio_likely(seen >> 32 == 1 and length <= <uint32_t>seen):
+            nfree += 1
+            slot += 1  # not + ndesc: the branch keeps the next look at the ring from waiting for this look-up
+        else:
             if not driver_check_used(q, id, &length):
                 break
+            nfree += state_ndesc(seen)
+            slot += state_ndesc(seen)
         out[n].cookie = state[id].cookie
         out[n].len = length
         out[n].head = id
-        ndesc = state_ndesc(seen)
-        state[id].word = <uint64_t>free_head << 48
+        state[id].word = 0
+        links[id] = <uint16_t>free_head
         free_head = id
-        nfree += ndesc
-        slot += ndesc
         if virtio_unlikely(slot >= size):
             slot -= size
             wrap = not wrap
@@ -204,7 +209,10 @@ cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_comp
         ndesc = state_ndesc(word)
         state[slot].word = 0
         freed += ndesc
-        slot += ndesc
+        if virtio_likely(ndesc == 1):  # the branch keeps the next look at the ring from waiting for this look-up
+            slot += 1
+        else:
+            slot += virtio_opaque(ndesc)
         if virtio_unlikely(slot >= size):
             slot -= size
             wrap = not wrap

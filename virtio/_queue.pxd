@@ -20,6 +20,7 @@ cdef extern from "virtio/atomic.h" nogil:
     void virtio_put64(void *p, uint64_t v)
     void virtio_fence()
     void virtio_relax()
+    uint32_t virtio_opaque(uint32_t x)
     bint virtio_trylock(uint32_t *lock)
     void virtio_unlock(uint32_t *lock)
     void virtio_prefetch(const void *p)
@@ -161,6 +162,7 @@ cdef extern from "virtio/queue.h" nogil:
         virtio_packed_event *my_event
         virtio_packed_event *peer_event
         virtio_desc_state *state
+        uint16_t *links
         uint8_t *indirect
         uint64_t indirect_gpa
         uint32_t flags
@@ -243,9 +245,9 @@ cdef inline void latch(virtio_fault *fault, uint32_t code, uint32_t head, uint64
         fault.code = code
 
 
-cdef inline uint64_t state_word(uint32_t writable, uint16_t ndesc, uint16_t next) noexcept nogil:
+cdef inline uint64_t state_word(uint32_t writable, uint16_t ndesc) noexcept nogil:
     """Make a virtio_desc_state's word."""
-    return writable | <uint64_t>ndesc << 32 | <uint64_t>next << 48
+    return writable | <uint64_t>ndesc << 32
 
 
 cdef inline uint32_t state_writable(uint64_t word) noexcept nogil:
@@ -254,10 +256,6 @@ cdef inline uint32_t state_writable(uint64_t word) noexcept nogil:
 
 cdef inline uint16_t state_ndesc(uint64_t word) noexcept nogil:
     return <uint16_t>(word >> 32)
-
-
-cdef inline uint16_t state_next(uint64_t word) noexcept nogil:
-    return <uint16_t>(word >> 48)
 
 
 cdef inline void chain_single(virtio_chain *chain, uint64_t head, uint32_t first, uint32_t length, uint64_t flags) noexcept nogil:

@@ -14,9 +14,10 @@ cdef inline void split_driver_start(virtio_driver_queue *q) noexcept nogil:
     """Put the private state as a fresh queue has it. The ring itself is the caller's to zero."""
     cdef uint32_t i
     for i in range(q.size):
-        q.state[i].word = state_word(0, 0, <uint16_t>(i + 1))
+        q.state[i].word = 0
+        q.links[i] = <uint16_t>(i + 1)
     # in order, descriptors are taken in ring order for ever (2.7.9); otherwise the list ends here
-    q.state[q.size - 1].word = state_word(0, 0, 0 if q.flags & VIRTIO_Q_IN_ORDER else VIRTIO_CHAIN_END)
+    q.links[q.size - 1] = 0 if q.flags & VIRTIO_Q_IN_ORDER else VIRTIO_CHAIN_END
     q.nfree = q.size
     q.outstanding = q.free_head = q.oldest = 0
     q.next_avail = q.next_used = q.used_seen = 0
@@ -32,6 +33,7 @@ cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg
     """
     cdef virtio_desc *desc = q.desc
     cdef virtio_desc_state *state = q.state
+    cdef const uint16_t *links = q.links
     cdef uint16_t *ring
     cdef uint32_t mask = <uint32_t>q.size - 1
     cdef uint32_t idx = q.next_avail
@@ -42,7 +44,6 @@ cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg
     cdef uint32_t length
     cdef uint32_t i
     cdef uint32_t done
-    cdef uint32_t next
     why[0] = VIRTIO_ENQ_OK
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
         why[0] = VIRTIO_ENQ_BROKEN
@@ -60,12 +61,11 @@ cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg
             length = sg.len
             split_put_desc(desc, head, sg.gpa, length, <uint64_t>writable << 1, 0)  # F_WRITE is bit 1
             sg += 1
-            next = state_next(state[head].word)
             state[head].cookie = req[i].cookie
             state[head].word = <uint64_t>1 << 32 | (length & (0 - writable))
             req[i].head = head
             virtio_store16(ring + (idx & mask), <uint16_t>head)
-            head = next
+            head = links[head]
         else:
             q.free_head = <uint16_t>head
             q.nfree = <uint16_t>(spare + n - i)
@@ -100,13 +100,12 @@ cdef inline uint32_t split_free_chain(virtio_driver_queue *q, uint32_t head, uin
 
     Last in, first out: what is used next is still in the cache.
     """
-    cdef virtio_desc_state *state = q.state
     cdef uint32_t last = head
     cdef uint32_t k
-    for k in range(<uint32_t>state_ndesc(state[head].word) - 1):
-        last = state_next(state[last].word)
-    state[head].word = state_word(0, 0, state_next(state[head].word))
-    state[last].word = state_word(0, 0, <uint16_t>free_head)
+    for k in range(<uint32_t>state_ndesc(q.state[head].word) - 1):
+        last = q.links[last]
+    q.state[head].word = 0
+    q.links[last] = <uint16_t>free_head
     return head
 
 
@@ -144,6 +143,7 @@ cdef inline uint16_t split_refresh_used(virtio_driver_queue *q) noexcept nogil:
 cdef inline uint32_t split_dequeue_burst(virtio_driver_queue *q, virtio_completion *out, uint32_t limit) noexcept nogil:
     """Take back up to limit chains that the device has used; return how many."""
     cdef virtio_desc_state *state = q.state
+    cdef uint16_t *links = q.links
     cdef const uint8_t *ring
     cdef uint32_t mask = <uint32_t>q.size - 1
     cdef uint32_t idx = q.next_used
@@ -176,7 +176,8 @@ cdef inline uint32_t split_dequeue_burst(virtio_driver_queue *q, virtio_completi
         if virtio_likely(word >> 32 == 1 and elem >> 32 <= <uint32_t>word):
             out[n].cookie = state[head].cookie
             virtio_put64(&out[n].head, elem)
-            state[head].word = <uint64_t>free_head << 48
+            state[head].word = 0
+            links[head] = <uint16_t>free_head
             free_head = head
         else:
             length = <uint32_t>(elem >> 32)
@@ -203,23 +204,24 @@ cdef inline uint32_t split_dequeue_in_order(virtio_driver_queue *q, virtio_compl
     The entry at the first position of a batch names the last chain of it; those before it were used completely.
     """
     cdef virtio_desc_state *state = q.state
-    cdef uint16_t mask = q.size - 1
-    cdef uint16_t idx = q.next_used
-    cdef uint16_t oldest = q.oldest
-    cdef uint16_t batch_id = q.batch_id
+    cdef uint32_t mask = <uint32_t>q.size - 1
+    cdef uint32_t idx = q.next_used
+    cdef uint32_t oldest = q.oldest
+    cdef uint32_t batch_id = q.batch_id
     cdef bint batch = q.batch
-    cdef uint16_t freed = 0
+    cdef uint32_t ndesc
+    cdef uint32_t freed = 0
     cdef uint32_t n = 0
     cdef uint64_t elem
     cdef uint64_t word
     cdef uint32_t length
     while n < ready:
         if not batch:
-            elem = virtio_fetch64(<uint8_t *>q.used.ring + 8 * (idx & mask))
+            elem = virtio_fetch64(<uint8_t *>q.used.ring + 8 * <uint64_t>(idx & mask))
             length = <uint32_t>(elem >> 32)
             if not driver_check_used(q, <uint32_t>elem, &length):
                 break
-            batch_id = <uint16_t>elem
+            batch_id = <uint32_t>elem
             q.batch_len = length
             batch = 1
         word = state[oldest].word
@@ -230,15 +232,19 @@ cdef inline uint32_t split_dequeue_in_order(virtio_driver_queue *q, virtio_compl
         out[n].cookie = state[oldest].cookie
         out[n].len = length
         out[n].head = oldest
-        state[oldest].word = state_word(0, 0, (oldest + 1) & mask)
-        oldest = (oldest + state_ndesc(word)) & mask
-        freed += state_ndesc(word)
+        state[oldest].word = 0
+        ndesc = state_ndesc(word)
+        if virtio_likely(ndesc == 1):  # the branch keeps the next look-up from waiting for this one
+            oldest = (oldest + 1) & mask
+        else:
+            oldest = (oldest + virtio_opaque(ndesc)) & mask
+        freed += ndesc
         idx += 1
         n += 1
     q.batch = batch
-    q.batch_id = batch_id
-    q.oldest = oldest
-    q.next_used = idx
+    q.batch_id = <uint16_t>batch_id
+    q.oldest = <uint16_t>oldest
+    q.next_used = <uint16_t>idx
     q.nfree += freed
     q.outstanding -= n
     q.completions += n

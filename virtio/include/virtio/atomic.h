@@ -57,6 +57,14 @@ static inline void virtio_or8(uint8_t *p, uint8_t mask) { __atomic_fetch_or(p, m
 /* Takes a byte of the dirty log and clears it: a bit set meanwhile is either in the answer or still in the log. */
 static inline uint8_t virtio_exchange8(uint8_t *p, uint8_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
 
+/* The same value, of which the compiler knows nothing: keeps it from merging a predicted branch into arithmetic, which
+ * would make the next iteration wait for a load. */
+static inline uint32_t virtio_opaque(uint32_t x)
+{
+    __asm__("" : "+r"(x));
+    return x;
+}
+
 static inline void virtio_relax(void)
 {
 #if defined(__x86_64__)

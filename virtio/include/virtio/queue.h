@@ -115,9 +115,8 @@ typedef struct virtio_completion {
 #define VIRTIO_ENQ_BYTES 4   /* EINVAL: more than 2^32 - 1 bytes */
 #define VIRTIO_ENQ_BROKEN 5  /* the queue is broken */
 
-/* The driver's private shadow of one descriptor (split) or buffer id (packed): what it trusts. Loaded and stored as two
- * words, hence `word`: bits 0-31 bytes the device may write; 32-47 ring slots the chain holds (0: not a head, or free);
- * 48-63 split: next descriptor of the chain or of the free list, packed: next free id. */
+/* The driver's private shadow of one chain, by descriptor index (split) or buffer id (packed): what it trusts. `word` is
+ * loaded and stored whole: bits 0-31 bytes the device may write, 32-47 ring slots it holds (0: not a head, or free). */
 typedef struct virtio_desc_state {
     uint64_t cookie;
     uint64_t word;
@@ -132,6 +131,8 @@ typedef struct virtio_driver_queue {
     virtio_packed_event *my_event;  /* packed: driver area */
     virtio_packed_event *peer_event; /* packed: device area */
     virtio_desc_state *state;       /* [size] */
+    uint16_t *links;                /* [size] split: next descriptor of the chain or free list; packed: next free id.
+                                     * Apart from state: the walk along it bounds how fast descriptors are taken */
     uint8_t *indirect;              /* host address of the indirect tables, or NULL */
     uint64_t indirect_gpa;
     uint32_t flags;                 /* VIRTIO_Q_* */
