@@ -139,7 +139,7 @@ cdef class Chain:
                 raise ValueError(f"{total} bytes at offset {at} do not fit in {self.c.writable} writable bytes")
             source = <uint8_t *>view.buf
             skip = at
-            for i in range(self.c.nreadable, self.c.nreadable + self.c.nwritable):
+            for i in range(self.c.nreadable, <uint32_t>self.c.nreadable + self.c.nwritable):
                 if left == 0:
                     break
                 part = self.segs[i].iov_len
@@ -433,7 +433,7 @@ cdef class DeviceQueue(Queue):
         return list(self.taken.values())
 
     def counters(self):
-        """Return what was counted since the queue was made: chains, completions, calls, calls_suppressed."""
+        """Return what was counted since the queue was made, reset or restored: chains, completions, calls, calls_suppressed."""
         return {
             "chains": self.q.chains,
             "completions": self.q.completions,
@@ -444,7 +444,7 @@ cdef class DeviceQueue(Queue):
     def dump(self):
         """Return the ring's state for a person, in the manner of FreeBSD's virtqueue_dump."""
         cdef virtio_device_queue *q = self.q
-        name = f"VQ: device {self.index} - size={q.size}; available={self.available}; inuse={q.inuse}; unsignalled={q.pending};"
+        name = f"VQ: device {self.index} - size={q.size}; available={self.available}; inuse={len(self.taken)}; unsignalled={q.pending};"
         if self.fault.code == VIRTIO_FAULT_RING_MEMORY:
             return f"{name} broken: {self.error()}"
         if q.packed:
@@ -512,6 +512,9 @@ cdef class DeviceQueue(Queue):
             if not 0 <= state[key] < (q.size if q.packed else 0x10000):
                 raise ValueError(f"state has {key} {state[key]} (queue size {q.size})")
         q.next_avail, q.next_used, q.inuse = state["next_avail"], state["next_used"], slots
+        q.chains = len(self.taken)
+        if not q.packed and <uint16_t>(q.next_avail - q.next_used) != slots:
+            raise ValueError(f"state has {slots} chains outstanding, but its indices say {<uint16_t>(q.next_avail - q.next_used)}")
         q.avail_seen = q.next_avail
         q.avail_wrap, q.used_wrap = bool(state["avail_wrap"]), bool(state["used_wrap"])
         q.pending, q.notify_enabled = state["pending"], bool(state["notify_enabled"])

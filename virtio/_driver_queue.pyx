@@ -308,7 +308,7 @@ cdef class DriverQueue(Queue):
             if state_ndesc(self.q.state[head].word):
                 self.q.state[head].word = 0
                 result.append(self.cookies[head])
-        self.q.outstanding = 0
+        self.q.completions = self.q.chains
         # the ring no longer matches what the device may still see of it: only a reset makes it usable again
         latch(self.fault, VIRTIO_FAULT_DRAINED, UINT32_MAX, len(result), 0)
         self.cookies = [None] * self.q.size
@@ -385,7 +385,7 @@ cdef class DriverQueue(Queue):
     @property
     def outstanding(self):
         """Chains enqueued and not yet dequeued."""
-        return self.q.outstanding
+        return driver_outstanding(self.q)
 
     @property
     def full(self):
@@ -395,10 +395,10 @@ cdef class DriverQueue(Queue):
     @property
     def empty(self):
         """Whether nothing is outstanding."""
-        return self.q.outstanding == 0
+        return driver_outstanding(self.q) == 0
 
     def counters(self):
-        """Return what was counted since the queue was made: chains, completions, kicks, kicks_suppressed, clamped."""
+        """Return what was counted since the queue was made, reset or restored: chains, completions, kicks, kicks_suppressed, clamped."""
         return {
             "chains": self.q.chains,
             "completions": self.q.completions,
@@ -500,7 +500,7 @@ cdef class DriverQueue(Queue):
             q.links[i] = links[i]
         for head, ndesc, writable in outstanding:
             q.state[head].word = state_word(writable, ndesc)
-        q.outstanding = <uint16_t>len(outstanding)
+        q.chains = len(outstanding)
         q.nfree = <uint16_t>(size - slots)
         q.free_head, q.oldest = state["free_head"], state["oldest"]
         self.check_links(state)
@@ -525,7 +525,7 @@ cdef class DriverQueue(Queue):
         cdef uint32_t at, k
         if q.flags & VIRTIO_Q_IN_ORDER:
             at = state["next_used"] if q.packed else q.oldest
-            for k in range(q.outstanding):
+            for k in range(driver_outstanding(q)):
                 if state_ndesc(q.state[at].word) == 0:
                     raise ValueError(f"state has no chain at descriptor {at}, where the next in order must be")
                 at = (at + state_ndesc(q.state[at].word)) % q.size

@@ -3,7 +3,7 @@
 # The caller has published its new entries and run virtio_fence(): the fence orders that publication before the load of
 # the peer's event index or flags. The peer does the mirror image (event index or flags, fence, look at the ring), so at
 # least one of the two sees the other, and no wake-up is lost.
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._queue cimport *
 
@@ -15,10 +15,11 @@ cdef inline bint notify_verdict(virtio_notify *n, bint yes, uint8_t reason) noex
     return yes
 
 
-cdef inline bint notify_quiet(virtio_notify *n, uint16_t index, uint16_t pending, bint broken) noexcept nogil:
+cdef inline bint notify_quiet(virtio_notify *n, uint16_t index, uint64_t pending, bint broken) noexcept nogil:
     """Say whether the answer is no without a look at the peer: the queue is broken, or nothing is new or forced."""
     n.new_index = index
-    n.old_index = <uint16_t>(index - pending)
+    # beyond 2^16 every event index was passed, so the count may stop there
+    n.old_index = <uint16_t>(index - (pending if pending < 0xffff else 0xffff))
     if broken:
         n.reason = VIRTIO_NOTIFY_BROKEN
     elif pending == 0 and not n.force:
@@ -77,8 +78,3 @@ cdef inline bint notify_by_word(virtio_notify *n, uint32_t word, bint event_idx,
     if added >= size or need_event(event, n.new_index, n.old_index):
         return notify_verdict(n, 1, VIRTIO_NOTIFY_EVENT_CROSSED)
     return notify_verdict(n, 0, VIRTIO_NOTIFY_EVENT_AHEAD)
-
-
-cdef inline uint16_t pending_add(uint16_t pending, uint32_t n) noexcept nogil:
-    """Count what was published since the last decision; saturates, since beyond 2^16 every event index was passed."""
-    return <uint16_t>(pending + n) if pending + n < 0xffff else 0xffff

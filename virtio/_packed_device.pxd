@@ -16,6 +16,7 @@ cdef inline void packed_device_start(virtio_device_queue *q) noexcept nogil:
     q.next_avail = q.next_used = q.inuse = q.pending = 0
     q.avail_wrap = q.used_wrap = 1
     q.event_word = 0
+    q.chains = q.completions = 0
     q.notify_enabled = 1
 
 
@@ -35,6 +36,7 @@ cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chai
     cdef uint32_t n = 0
     cdef uint32_t s = 0
     cdef iovec *seg = segs
+    cdef virtio_chain *chain = chains
     cdef uint64_t addr
     cdef uint64_t word
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
@@ -55,22 +57,23 @@ cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chai
             seg.iov_base = q.hit.host + (addr - q.hit.gpa)
             seg.iov_len = <uint32_t>word
             seg += 1
-            chain_single(&chains[n], word >> 32 & 0xffff, s, <uint32_t>word, word >> 48)
+            chain_single(chain, word >> 32 & 0xffff, s, <uint32_t>word, word >> 48)
             s += 1
             inuse += 1
             slot += 1
         else:
-            if walk_packed(q, slot, inuse, &chains[n], segs, s, nsegs, addr, word) != WALK_OK:
+            if walk_packed(q, slot, inuse, chain, segs, s, nsegs, addr, word) != WALK_OK:
                 break
-            s += <uint32_t>chains[n].nreadable + chains[n].nwritable
+            s += <uint32_t>chain.nreadable + chain.nwritable
             seg = segs + s
             if limit > n + 1 + nsegs - s:
                 limit = n + 1 + nsegs - s
-            inuse += chains[n].slots
-            slot += chains[n].slots
+            inuse += chain.slots
+            slot += chain.slots
         if virtio_unlikely(slot >= size):
             slot -= size
             wrap = not wrap
+        chain += 1
         n += 1
     q.next_avail = <uint16_t>slot
     q.avail_wrap = wrap
@@ -126,7 +129,7 @@ cdef inline void packed_add_used_burst(virtio_device_queue *q, const virtio_chai
     q.next_used = slot
     q.used_wrap = wrap
     q.inuse -= slots
-    q.pending = pending_add(q.pending, slots)
+    q.pending += slots
     q.completions += n
 
 
@@ -139,7 +142,7 @@ cdef inline uint32_t packed_navail(virtio_device_queue *q) noexcept nogil:
 
 cdef inline bint packed_needs_notification(virtio_device_queue *q) noexcept nogil:
     """Decide whether the driver must be interrupted for what was used since the last decision."""
-    cdef uint16_t pending = q.pending
+    cdef uint64_t pending = q.pending
     q.pending = 0
     if notify_quiet(&q.notify, q.next_used, pending, q.fault.code == VIRTIO_FAULT_RING_MEMORY):
         return 0

@@ -7,7 +7,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from virtio._chain_build cimport build_packed, packed_avail_bits, packed_word
 from virtio._notify cimport *
 from virtio._queue cimport *
-from virtio._split_driver cimport driver_check_used
+from virtio._split_driver cimport driver_check_used, driver_outstanding
 
 
 cdef inline void packed_driver_start(virtio_driver_queue *q) noexcept nogil:
@@ -18,7 +18,8 @@ cdef inline void packed_driver_start(virtio_driver_queue *q) noexcept nogil:
         q.links[i] = <uint16_t>(i + 1)  # free ids; in order, an id is its first slot
     q.links[q.size - 1] = VIRTIO_CHAIN_END
     q.nfree = q.size
-    q.outstanding = q.free_head = q.oldest = 0
+    q.free_head = q.oldest = 0
+    q.chains = q.completions = 0
     q.next_avail = q.next_used = q.pending = 0
     q.avail_wrap = q.used_wrap = 1  # both start at 1 (2.8.1)
     q.event_word = 0
@@ -102,8 +103,7 @@ cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_s
         q.avail_wrap = wrap
         q.nfree = <uint16_t>nfree
         q.free_head = <uint16_t>free_head
-        q.outstanding += done
-        q.pending = pending_add(q.pending, before - nfree)
+        q.pending += before - nfree
         q.chains += done
         # release: everything of the burst is visible before the descriptor that the device looks at first (2.8.21.1)
         virtio_store64_release(<uint64_t *>&ring[first].len, first_word)
@@ -159,7 +159,6 @@ cdef inline uint32_t packed_dequeue_burst(virtio_driver_queue *q, virtio_complet
     q.used_wrap = wrap
     q.nfree = <uint16_t>nfree
     q.free_head = <uint16_t>free_head
-    q.outstanding -= n
     q.completions += n
     return n
 
@@ -222,7 +221,6 @@ cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_comp
     q.next_used = <uint16_t>slot
     q.used_wrap = wrap
     q.nfree += freed
-    q.outstanding -= n
     q.completions += n
     return n
 
@@ -241,7 +239,7 @@ cdef inline uint32_t packed_used_slots(virtio_driver_queue *q, uint32_t enough, 
     if q.fault.code != VIRTIO_FAULT_NONE:
         chains[0] = 0
         return 0
-    while n < q.outstanding and slots <= enough:
+    while n < driver_outstanding(q) and slots <= enough:
         if not batch:
             word = virtio_load64_acquire(<uint64_t *>&q.ring[slot].len)
             if not packed_is_used(word, wrap):
@@ -275,7 +273,7 @@ cdef inline uint32_t packed_nused(virtio_driver_queue *q) noexcept nogil:
 
 cdef inline bint packed_notify(virtio_driver_queue *q) noexcept nogil:
     """Decide whether the device must be kicked for what was enqueued since the last decision."""
-    cdef uint16_t pending = q.pending
+    cdef uint64_t pending = q.pending
     q.pending = 0
     if notify_quiet(&q.notify, q.next_avail, pending, q.fault.code != VIRTIO_FAULT_NONE):
         return 0

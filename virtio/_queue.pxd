@@ -170,7 +170,6 @@ cdef extern from "virtio/queue.h" nogil:
         uint16_t max_indirect
         uint8_t packed
         uint16_t nfree
-        uint16_t outstanding
         uint16_t free_head
         uint16_t next_avail
         uint16_t next_used
@@ -185,7 +184,7 @@ cdef extern from "virtio/queue.h" nogil:
         uint16_t avail_flags
         uint32_t event_word
         uint8_t intr_enabled
-        uint16_t pending
+        uint64_t pending
         virtio_notify notify
         virtio_fault fault
         uint64_t chains
@@ -228,7 +227,7 @@ cdef extern from "virtio/queue.h" nogil:
         uint16_t used_flags
         uint16_t avail_event
         uint32_t event_word
-        uint16_t pending
+        uint64_t pending
         virtio_notify notify
         virtio_fault fault
         uint64_t chains

@@ -68,7 +68,7 @@ cdef inline uint16_t driver_postponed(virtio_driver_queue *q, int hint) noexcept
 
     Emptied is one less than FreeBSD's, whose event would lie one past the last completion that can come.
     """
-    cdef uint16_t waiting = q.size - q.nfree if q.packed else q.outstanding
+    cdef uint16_t waiting = q.size - q.nfree if q.packed else <uint16_t>driver_outstanding(q)
     if hint == 0:
         return waiting // 4
     if hint == 1:

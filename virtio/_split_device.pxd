@@ -12,8 +12,9 @@ from virtio._queue cimport *
 
 cdef inline void split_device_start(virtio_device_queue *q) noexcept nogil:
     """Put the private state as a fresh queue has it."""
-    q.next_avail = q.avail_seen = q.next_used = q.inuse = 0
+    q.next_avail = q.avail_seen = q.next_used = 0
     q.used_flags = q.avail_event = q.pending = 0
+    q.chains = q.completions = 0
     q.notify_enabled = 1
 
 
@@ -21,12 +22,13 @@ cdef inline uint32_t split_refresh_avail(virtio_device_queue *q) noexcept nogil:
     """Read avail.idx; return the chains that wait, or latch a fault when it claims more than a queue can hold."""
     # acquire: ring entries and descriptors are read after the index that announces them (2.7.13)
     cdef uint16_t idx = virtio_load16_acquire(&q.avail.idx)
-    cdef uint32_t ready = <uint16_t>(idx - q.next_avail)
-    if virtio_unlikely(ready + q.inuse > q.size):
-        latch(&q.fault, VIRTIO_FAULT_AVAIL_JUMP, UINT32_MAX, ready + q.inuse, q.size)
+    # what waits and what is popped and not yet used, together
+    cdef uint32_t claimed = <uint16_t>(idx - q.next_used)
+    if virtio_unlikely(claimed > q.size):
+        latch(&q.fault, VIRTIO_FAULT_AVAIL_JUMP, UINT32_MAX, claimed, q.size)
         return 0
     q.avail_seen = idx
-    return ready
+    return <uint16_t>(idx - q.next_avail)
 
 
 cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs, uint32_t nsegs) noexcept nogil:
@@ -39,10 +41,11 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
     cdef const uint16_t *ring
     cdef uint32_t mask = <uint32_t>q.size - 1
     cdef uint32_t idx = q.next_avail
+    cdef uint32_t end
     cdef uint32_t ready
-    cdef uint32_t n = 0
     cdef uint32_t s = 0
     cdef iovec *seg = segs
+    cdef virtio_chain *chain = chains
     cdef uint32_t head
     cdef uint64_t addr
     cdef uint64_t word
@@ -56,7 +59,8 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
     if ready > nsegs:  # each chain takes a piece at least; so the loop need not ask
         ready = nsegs
     ring = q.avail.ring
-    while n < ready:
+    end = idx + ready
+    while idx != end:
         head = virtio_load16(ring + (idx & mask))
         if virtio_unlikely(head > mask):
             latch(&q.fault, VIRTIO_FAULT_HEAD_RANGE, head, head, q.size)
@@ -68,22 +72,22 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
             seg.iov_base = q.hit.host + (addr - q.hit.gpa)
             seg.iov_len = <uint32_t>word
             seg += 1
-            chain_single(&chains[n], head, s, <uint32_t>word, word >> 32)
+            chain_single(chain, head, s, <uint32_t>word, word >> 32)
             s += 1
         else:
-            chains[n].head = <uint16_t>head
-            if walk_split(q, &chains[n], segs, s, nsegs, addr, word) != WALK_OK:
+            chain.head = <uint16_t>head
+            if walk_split(q, chain, segs, s, nsegs, addr, word) != WALK_OK:
                 break
-            s += <uint32_t>chains[n].nreadable + chains[n].nwritable
+            s += <uint32_t>chain.nreadable + chain.nwritable
             seg = segs + s
-            if ready > n + 1 + nsegs - s:
-                ready = n + 1 + nsegs - s
+            if end - idx - 1 > nsegs - s:
+                end = idx + 1 + nsegs - s
+        chain += 1
         idx += 1
-        n += 1
+    ready = <uint16_t>(idx - q.next_avail)
     q.next_avail = <uint16_t>idx
-    q.inuse += n
-    q.chains += n
-    return n
+    q.chains += ready
+    return ready
 
 
 cdef inline void split_log_used(virtio_device_queue *q, uint16_t first, uint32_t n) noexcept nogil:
@@ -124,8 +128,7 @@ cdef inline void split_add_used_burst(virtio_device_queue *q, const virtio_chain
     if virtio_unlikely(q.memory.log is not NULL):
         split_log_used(q, q.next_used, n)
     q.next_used = <uint16_t>idx
-    q.inuse -= n
-    q.pending = pending_add(q.pending, n)
+    q.pending += n
     q.completions += n
 
 
@@ -138,12 +141,12 @@ cdef inline uint32_t split_navail(virtio_device_queue *q) noexcept nogil:
 
 cdef inline bint split_needs_notification(virtio_device_queue *q) noexcept nogil:
     """Decide whether the driver must be interrupted for what was used since the last decision."""
-    cdef uint16_t pending = q.pending
+    cdef uint64_t pending = q.pending
     q.pending = 0
     if notify_quiet(&q.notify, q.next_used, pending, q.fault.code == VIRTIO_FAULT_RING_MEMORY):
         return 0
     virtio_fence()  # used.idx before used_event or avail.flags
-    if q.flags & VIRTIO_Q_NOTIFY_ON_EMPTY and q.inuse == 0 and virtio_load16(&q.avail.idx) == q.next_avail:
+    if q.flags & VIRTIO_Q_NOTIFY_ON_EMPTY and virtio_load16(&q.avail.idx) == q.next_used:
         q.notify.force = 0
         return notify_verdict(&q.notify, 1, VIRTIO_NOTIFY_EMPTY)
     if q.flags & VIRTIO_Q_EVENT_IDX:

@@ -19,7 +19,8 @@ cdef inline void split_driver_start(virtio_driver_queue *q) noexcept nogil:
     # in order, descriptors are taken in ring order for ever (2.7.9); otherwise the list ends here
     q.links[q.size - 1] = 0 if q.flags & VIRTIO_Q_IN_ORDER else VIRTIO_CHAIN_END
     q.nfree = q.size
-    q.outstanding = q.free_head = q.oldest = 0
+    q.free_head = q.oldest = 0
+    q.chains = q.completions = 0
     q.next_avail = q.next_used = q.used_seen = 0
     q.used_event = q.avail_flags = q.pending = 0
     q.batch = 0
@@ -87,8 +88,7 @@ cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg
     q.nfree = <uint16_t>spare
     if done:
         q.next_avail = <uint16_t>idx
-        q.outstanding += done
-        q.pending = pending_add(q.pending, done)
+        q.pending += done
         q.chains += done
         # release: descriptors and ring entries are visible before the index that announces them (2.7.13.3)
         virtio_store16_release(&q.avail.idx, <uint16_t>idx)
@@ -107,6 +107,11 @@ cdef inline uint32_t split_free_chain(virtio_driver_queue *q, uint32_t head, uin
     q.state[head].word = 0
     q.links[last] = <uint16_t>free_head
     return head
+
+
+cdef inline uint32_t driver_outstanding(const virtio_driver_queue *q) noexcept nogil:
+    """Return how many chains were enqueued and not yet dequeued."""
+    return <uint32_t>(q.chains - q.completions)
 
 
 cdef inline bint driver_check_used(virtio_driver_queue *q, uint32_t head, uint32_t *length) noexcept nogil:
@@ -133,8 +138,9 @@ cdef inline uint16_t split_refresh_used(virtio_driver_queue *q) noexcept nogil:
     # acquire: the used entries are read after the index that announces them (2.7.14)
     cdef uint16_t idx = virtio_load16_acquire(&q.used.idx)
     cdef uint16_t ready = <uint16_t>(idx - q.next_used)
-    if virtio_unlikely(ready > q.outstanding):
-        latch(&q.fault, VIRTIO_FAULT_USED_JUMP, UINT32_MAX, ready, q.outstanding)
+    cdef uint16_t outstanding = <uint16_t>(q.next_avail - q.next_used)
+    if virtio_unlikely(ready > outstanding):
+        latch(&q.fault, VIRTIO_FAULT_USED_JUMP, UINT32_MAX, ready, outstanding)
         return 0
     q.used_seen = idx
     return ready
@@ -150,7 +156,7 @@ cdef inline uint32_t split_dequeue_burst(virtio_driver_queue *q, virtio_completi
     cdef uint32_t free_head
     cdef uint32_t ready
     cdef uint32_t more = 0  # descriptors freed beyond one for each chain
-    cdef uint32_t n = 0
+    cdef uint32_t end
     cdef uint64_t elem
     cdef uint64_t word
     cdef uint32_t head
@@ -168,14 +174,15 @@ cdef inline uint32_t split_dequeue_burst(virtio_driver_queue *q, virtio_completi
         return split_dequeue_in_order(q, out, ready)
     ring = <const uint8_t *>q.used.ring
     free_head = q.free_head
-    while n < ready:
+    end = idx + ready
+    while idx != end:
         elem = virtio_fetch64(ring + 8 * <uint64_t>(idx & mask))
         head = <uint32_t>elem
         word = state[head].word if head <= mask else 0
         # the usual case in two tests: one descriptor, and a length that fits; everything else is looked at closely
         if virtio_likely(word >> 32 == 1 and elem >> 32 <= <uint32_t>word):
-            out[n].cookie = state[head].cookie
-            virtio_put64(&out[n].head, elem)
+            out.cookie = state[head].cookie
+            virtio_put64(&out.head, elem)
             state[head].word = 0
             links[head] = <uint16_t>free_head
             free_head = head
@@ -183,19 +190,19 @@ cdef inline uint32_t split_dequeue_burst(virtio_driver_queue *q, virtio_completi
             length = <uint32_t>(elem >> 32)
             if not driver_check_used(q, head, &length):
                 break
-            out[n].cookie = state[head].cookie
-            out[n].head = head
-            out[n].len = length
+            out.cookie = state[head].cookie
+            out.head = head
+            out.len = length
             more += state_ndesc(word) - 1
             free_head = split_free_chain(q, head, free_head)
+        out += 1
         idx += 1
-        n += 1
+    ready = <uint16_t>(idx - q.next_used)
     q.free_head = <uint16_t>free_head
-    q.nfree += n + more
+    q.nfree += ready + more
     q.next_used = <uint16_t>idx
-    q.outstanding -= n
-    q.completions += n
-    return n
+    q.completions += ready
+    return ready
 
 
 cdef inline uint32_t split_dequeue_in_order(virtio_driver_queue *q, virtio_completion *out, uint32_t ready) noexcept nogil:
@@ -246,7 +253,6 @@ cdef inline uint32_t split_dequeue_in_order(virtio_driver_queue *q, virtio_compl
     q.oldest = <uint16_t>oldest
     q.next_used = <uint16_t>idx
     q.nfree += freed
-    q.outstanding -= n
     q.completions += n
     return n
 
@@ -260,7 +266,7 @@ cdef inline uint32_t split_nused(virtio_driver_queue *q) noexcept nogil:
 
 cdef inline bint split_notify(virtio_driver_queue *q) noexcept nogil:
     """Decide whether the device must be kicked for what was enqueued since the last decision."""
-    cdef uint16_t pending = q.pending
+    cdef uint64_t pending = q.pending
     q.pending = 0
     if notify_quiet(&q.notify, q.next_avail, pending, q.fault.code != VIRTIO_FAULT_NONE):
         return 0

@@ -142,7 +142,6 @@ typedef struct virtio_driver_queue {
 
     /* what enqueue and dequeue write */
     uint16_t nfree __attribute__((aligned(64))); /* ring slots free */
-    uint16_t outstanding; /* chains given out and not yet back */
     uint16_t free_head;   /* split: first free descriptor (in order: the next one); packed: first free id */
     uint16_t next_avail;  /* split: avail.idx as published; packed: slot of the next descriptor */
     uint16_t next_used;   /* split: used.idx up to which we took; packed: slot of the next used descriptor */
@@ -157,12 +156,12 @@ typedef struct virtio_driver_queue {
     uint16_t avail_flags; /* split: what we last wrote to avail.flags */
     uint32_t event_word;  /* packed: what we last wrote to my_event */
     uint8_t intr_enabled;
-    uint16_t pending;     /* ring slots (packed) or chains (split) published since the last notify */
+    uint64_t pending;     /* ring slots (packed) or chains (split) published since the last notify */
 
     virtio_notify notify __attribute__((aligned(64)));
     virtio_fault fault;
-    uint64_t chains;      /* counters: chains enqueued, */
-    uint64_t completions; /* chains dequeued, */
+    uint64_t chains;      /* counters since start: chains enqueued, */
+    uint64_t completions; /* chains dequeued: the difference is outstanding */
     uint64_t clamped;     /* used lengths cut (CLAMP_USED_LEN) */
     uint32_t lock;        /* burst lock */
 } __attribute__((aligned(64))) virtio_driver_queue;
@@ -201,18 +200,18 @@ typedef struct virtio_device_queue {
     uint16_t next_avail __attribute__((aligned(64))); /* split: avail.idx up to which we popped; packed: slot */
     uint16_t avail_seen;  /* split: avail.idx as last read and checked */
     uint16_t next_used;   /* split: used.idx as published; packed: slot of the next used descriptor */
-    uint16_t inuse;       /* ring slots popped and not yet used (split: chains) */
+    uint16_t inuse;       /* packed: ring slots popped and not yet used; split: next_avail - next_used */
     uint8_t avail_wrap;   /* packed */
     uint8_t used_wrap;
     uint8_t notify_enabled;
     uint16_t used_flags;  /* split: what we last wrote to used.flags */
     uint16_t avail_event; /* split: what we last wrote as avail_event */
     uint32_t event_word;  /* packed: what we last wrote to my_event */
-    uint16_t pending;     /* split: chains, packed: ring slots, published since the last decision */
+    uint64_t pending;     /* split: chains, packed: ring slots, published since the last decision */
 
     virtio_notify notify __attribute__((aligned(64)));
     virtio_fault fault;
-    uint64_t chains;      /* counters: chains popped, */
+    uint64_t chains;      /* counters since start: chains popped, */
     uint64_t completions; /* chains used */
     uint32_t lock;
 } __attribute__((aligned(64))) virtio_device_queue;
