@@ -1,0 +1,67 @@
+"""Both ends of virtio: guest memory, and the virtqueue as a driver and as a device work it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from virtio.constants import Feature, Postpone
+from virtio.errors import (
+    BadDescriptor,
+    BadIndex,
+    ChainLoop,
+    ChainTooLong,
+    DoesNotFit,
+    MemoryFault,
+    QueueFull,
+    RingError,
+    VirtioError,
+)
+from virtio.layout import QueueLayout
+
+try:
+    from virtio._chain import Chain
+    from virtio._device_queue import DeviceQueue
+    from virtio._driver_queue import DriverQueue
+    from virtio._memory import GuestMemory
+    from virtio._region import Region
+except ModuleNotFoundError as error:
+    if not (error.name or "").startswith("virtio._"):
+        raise
+    raise ImportError(
+        f"{error.name}, a compiled part of virtio, is not built for Python {sys.version_info[0]}.{sys.version_info[1]}; "
+        f"run: pip install -e {os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}"
+    ) from error
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GuestMemory",
+    "Region",
+    "QueueLayout",
+    "DriverQueue",
+    "DeviceQueue",
+    "Chain",
+    "Feature",
+    "Postpone",
+    "VirtioError",
+    "RingError",
+    "BadDescriptor",
+    "BadIndex",
+    "ChainLoop",
+    "ChainTooLong",
+    "QueueFull",
+    "DoesNotFit",
+    "MemoryFault",
+    "get_include",
+    "__version__",
+]
+
+
+def get_include() -> str:
+    """Return the folder of the C headers (``virtio/capi.h`` and others), for a C compiler's ``-I``.
+
+    Cython finds the .pxd files by itself where the package is installed from a wheel; with an editable install, add
+    the folder that holds the package to Cython's include path.
+    """
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")
