@@ -1,0 +1,92 @@
+"""The peers: C programs of our own, built here, and Linux's ringtest, built from Debian's kernel source."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("VIRTIO_BENCH_CACHE", Path.home() / ".cache" / "virtio-bench"))
+# setup.py's, so that the ratio compares programs and not compilers
+FLAGS = ("-O3", "-fno-tree-slp-vectorize")
+NATIVE = ("-O3", "-march=native")
+SOURCE = "linux-source-6.1"
+
+
+class MissingPeer(Exception):
+    """A peer cannot be had here; the text says why and what to install."""
+
+
+def need(program: str, package: str) -> str:
+    path = shutil.which(program)
+    if path is None:
+        raise MissingPeer(f"{program} is not installed: apt-get install {package}")
+    return path
+
+
+def run(command: list[str], timeout: float = 120, **more: Any) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **more)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} exited with {done.returncode}: {done.stderr.strip()[-800:]}")
+    return done.stdout
+
+
+@functools.cache
+def build(name: str, flags: tuple[str, ...] = FLAGS) -> Path:
+    """Compile bench/peers/NAME.c with these flags; return the program."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    program = CACHE / f"{name}{''.join(flags)}"
+    source = HERE / f"{name}.c"
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        run([need("gcc", "gcc"), *flags, "-pthread", str(source), "-o", str(program)])
+    return program
+
+
+def ringcycle(mode: str, batch: int, count: int, *, cpu: int, flags: tuple[str, ...] = FLAGS) -> float:
+    """Run the C program of the ring cycle once; return nanoseconds a chain (thread CPU time)."""
+    command = [need("taskset", "util-linux"), "-c", str(cpu), str(build("ringcycle", flags)), mode, str(batch), str(count), "1"]
+    return float(json.loads(run(command))["ns"][0])
+
+
+def pingpong() -> dict[str, float]:
+    """Return the round trip of a cache line between cores 0 and 1: nanoseconds, p10, median, p90."""
+    return dict(json.loads(run([str(build("pingpong")), "0", "1"])))
+
+
+@functools.cache
+def ringtest_folder() -> Path:
+    """Fetch and build Linux's tools/virtio/ringtest; return the folder of its programs."""
+    folder = CACHE / "ringtest"
+    built = folder / "linux" / "tools" / "virtio" / "ringtest"
+    if (built / "virtio_ring_inorder").exists():
+        return built
+    apt = need("apt-get", "apt (the kernel source is fetched from Debian's packages)")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run([apt, "download", SOURCE], timeout=900, cwd=folder)
+        deb = next(folder.glob(f"{SOURCE}_*.deb"))
+        run(["dpkg-deb", "-x", str(deb), str(folder / "deb")], timeout=300)
+        archive = next((folder / "deb" / "usr" / "src").glob(f"{SOURCE}.tar.*"))
+        (folder / "linux").mkdir(exist_ok=True)
+        run(["tar", "-xf", str(archive), "-C", str(folder / "linux"), "--strip-components=1", "--wildcards",
+             "*/tools/virtio/*", "*/include/uapi/linux/virtio_ring.h", "*/drivers/virtio/virtio_ring.c"], timeout=600)  # fmt: skip
+        run(["make", "-C", str(built), "ring", "virtio_ring_0_9", "virtio_ring_poll", "virtio_ring_inorder"], timeout=300)
+    except (RuntimeError, StopIteration, OSError) as error:
+        raise MissingPeer(f"ringtest cannot be built ({error}): apt-get update; apt-get install xz-utils make gcc") from error
+    shutil.rmtree(folder / "deb", ignore_errors=True)
+    deb.unlink()
+    return built
+
+
+def ringtest(program: str, cycles: int, *options: str) -> float:
+    """Run one of ringtest's programs, guest on core 0 and host on core 1; return nanoseconds a buffer (wall clock)."""
+    command = [str(ringtest_folder() / program), "--host-affinity", "1", "--guest-affinity", "0", "--run-cycles", str(cycles), *options]
+    start = time.perf_counter()
+    run(command, timeout=300)
+    return (time.perf_counter() - start) / cycles * 1e9
