@@ -141,6 +141,7 @@ cdef inline uint32_t packed_dequeue_burst(virtio_driver_queue *q, virtio_complet
             nfree += 1
             slot += 1  # not + ndesc: the branch keeps the next look at the ring from waiting for this look-up
         else:
+            length = packed_used_length(word, seen)
             if not driver_check_used(q, id, &length):
                 break
             nfree += state_ndesc(seen)
@@ -169,6 +170,17 @@ cdef inline bint packed_is_used(uint64_t word, bint wrap) noexcept nogil:
     return (word & both) == (both if wrap else 0)
 
 
+cdef inline uint32_t packed_used_length(uint64_t word, uint64_t state) noexcept nogil:
+    """Return the length that a used descriptor reports for the chain whose state word is given.
+
+    It counts only with WRITE (2.8.7), without which it may be anything. QEMU, though, never sets WRITE and means the
+    length; so what fits the chain is taken, and what does not fit is an error only with WRITE.
+    """
+    if not (word >> 48) & VIRTIO_DESC_F_WRITE and <uint32_t>word > state_writable(state):
+        return 0
+    return <uint32_t>word
+
+
 cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_completion *out, uint32_t limit) noexcept nogil:
     """As packed_dequeue_burst, when the device uses chains in order: one descriptor may stand for many (2.8.9)."""
     cdef virtio_packed_desc *ring = q.ring
@@ -190,7 +202,7 @@ cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_comp
             if not packed_is_used(word, wrap):
                 break
             id = <uint16_t>(word >> 32)
-            length = <uint32_t>word
+            length = packed_used_length(word, state[id].word if id < size else 0)
             if not driver_check_used(q, id, &length):
                 break
             batch_id = id

@@ -200,8 +200,8 @@ cdef class Pair:
     a readable piece, filled by the driver with a sequence of which the device checks every byte, and a writable
     piece, for which it is the other way round; order is checked too. Without, it has one readable piece that nobody looks at.
 
-    Without ``kick`` and ``call`` both sides poll, and notifications are off. With the two eventfds they sleep: event
-    suppression is on, each side re-arms, looks again, and blocks in poll(2); one that is not woken although work
+    Without ``kick`` and ``call`` both sides poll; notifications are decided with ``verify``, and off without. With the two
+    eventfds they sleep: event suppression is on, each side re-arms, looks again, and blocks in poll(2); one that is not woken although work
     waits has found a lost wake-up.
     """
 
@@ -248,7 +248,7 @@ cdef class Pair:
         """
         cdef int why
         cdef double start = clock_ns(CLOCK_MONOTONIC)
-        if not self.verify:
+        if not self.verify and self.kick < 0:
             self.driver.disable_intr()
         with nogil:
             why = self.drive_loop()
@@ -260,7 +260,7 @@ cdef class Pair:
     def serve(self):
         """Be the device, until all chains went back. Raises as :meth:`drive`."""
         cdef int why
-        if self.kick < 0:
+        if not self.verify and self.kick < 0:
             self.device.disable_notification()
         with nogil:
             why = self.serve_loop()
@@ -285,6 +285,7 @@ cdef class Pair:
         cdef uint32_t want, n, i
         cdef int why = 0
         cdef int stop
+        cdef bint decide = self.verify or self.kick >= 0
         cdef virtio_memory *memory = &self.driver.memory.c
         cdef uint8_t *base = memory_base(memory, self.buffers, 2 * <uint64_t>self.length * size)
         for i in range(batch):
@@ -307,7 +308,7 @@ cdef class Pair:
                     slot = slot + 1 if slot + 1 < size else 0
                 queue_lock(&q.lock)
                 n = driver_enqueue_burst(q, sg, req, want, &why)
-                if self.kick >= 0 and driver_notify(q):
+                if decide and driver_notify(q) and self.kick >= 0:
                     stop = signal(self.kick)
                 queue_unlock(&q.lock)
                 if n != want:
@@ -359,6 +360,7 @@ cdef class Pair:
         cdef uint32_t n, i
         cdef long got = 0
         cdef int stop
+        cdef bint decide = self.verify or self.call >= 0
         while got < self.count:
             queue_lock(&q.lock)
             n = device_pop_burst(q, chains, <uint32_t>self.batch, segs, ROOM_SEGS)
@@ -374,7 +376,7 @@ cdef class Pair:
             if n:
                 queue_lock(&q.lock)
                 device_add_used_burst(q, chains, n)
-                if self.call >= 0 and device_needs_notification(q):
+                if decide and device_needs_notification(q) and self.call >= 0:
                     stop = signal(self.call)
                 queue_unlock(&q.lock)
                 got += n

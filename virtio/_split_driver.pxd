@@ -43,8 +43,8 @@ cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg
     cdef uint32_t readable
     cdef uint32_t writable
     cdef uint32_t length
-    cdef uint32_t i
-    cdef uint32_t done
+    cdef uint32_t i = 0  # chains taken
+    cdef int stop
     why[0] = VIRTIO_ENQ_OK
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
         why[0] = VIRTIO_ENQ_BROKEN
@@ -53,9 +53,8 @@ cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg
         n = spare
         why[0] = VIRTIO_ENQ_FULL
     spare -= n
-    done = n
     ring = q.avail.ring
-    for i in range(n):
+    while i < n:
         readable = req[i].readable
         writable = req[i].writable
         if virtio_likely(readable + writable == 1 and sg.len != 0):
@@ -70,29 +69,29 @@ cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg
         else:
             q.free_head = <uint16_t>head
             q.nfree = <uint16_t>(spare + n - i)
-            why[0] = build_split(q, sg, &req[i])
-            if why[0] != VIRTIO_ENQ_OK:
+            stop = build_split(q, sg, &req[i])
+            if stop != VIRTIO_ENQ_OK:
+                why[0] = stop
                 spare = q.nfree
-                done = i
                 break
             virtio_store16(ring + (idx & mask), <uint16_t>req[i].head)
             head = q.free_head
             if q.nfree < n - i - 1:  # it took descriptors that were counted on for later chains
                 n = i + 1 + q.nfree
                 why[0] = VIRTIO_ENQ_FULL
-                done = n
             spare = q.nfree - (n - i - 1)
             sg += readable + writable
         idx += 1
+        i += 1
     q.free_head = <uint16_t>head
     q.nfree = <uint16_t>spare
-    if done:
+    if i:
         q.next_avail = <uint16_t>idx
-        q.pending += done
-        q.chains += done
+        q.pending += i
+        q.chains += i
         # release: descriptors and ring entries are visible before the index that announces them (2.7.13.3)
         virtio_store16_release(&q.avail.idx, <uint16_t>idx)
-    return done
+    return i
 
 
 cdef inline uint32_t split_free_chain(virtio_driver_queue *q, uint32_t head, uint32_t free_head) noexcept nogil:
