@@ -66,6 +66,7 @@ cdef int walk_indirect(virtio_device_queue *q, walk *w, virtio_chain *chain, uin
     cdef uint32_t entries = length // 16
     cdef uint32_t i = 0
     cdef uint32_t seen = 0
+    cdef uint8_t *base
     cdef uint8_t *entry
     cdef uint64_t word
     cdef uint16_t flags
@@ -82,11 +83,18 @@ cdef int walk_indirect(virtio_device_queue *q, walk *w, virtio_chain *chain, uin
     if addr > UINT64_MAX - length:
         latch(&q.fault, VIRTIO_FAULT_MEMORY, chain.head, addr, length)
         return WALK_BROKEN
+    if region_holds(&q.hit, addr, length):
+        base = q.hit.host + (addr - q.hit.gpa)
+    else:
+        base = memory_translate(q.memory, &table_hit, addr, length)
     while True:
-        entry = memory_translate(q.memory, &table_hit, addr + 16 * i, 16)
-        if entry is NULL:
-            latch(&q.fault, VIRTIO_FAULT_MEMORY, chain.head, addr + 16 * i, 16)
-            return WALK_BROKEN
+        if virtio_likely(base is not NULL):
+            entry = base + 16 * i
+        else:  # over the seam of two regions, or partly outside: entry by entry
+            entry = memory_translate(q.memory, &table_hit, addr + 16 * i, 16)
+            if entry is NULL:
+                latch(&q.fault, VIRTIO_FAULT_MEMORY, chain.head, addr + 16 * i, 16)
+                return WALK_BROKEN
         word = virtio_fetch64(entry + 8)
         flags = <uint16_t>(word >> 48) if q.packed else <uint16_t>(word >> 32)
         next = <uint16_t>(word >> 48)
