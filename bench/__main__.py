@@ -46,7 +46,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     right = {1, 2, 4, 5}
     return "\n".join(
-        "  ".join(cell.rjust(width) if i in right else cell.ljust(width) for i, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
         for line in lines
     )
 
@@ -85,8 +88,8 @@ def main() -> int:
     options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     result = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
-    command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider", "--benchmark-disable-gc", f"--benchmark-json={result}",
-               "--benchmark-columns=median", "--benchmark-quiet"]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider"]
+    command += ["--benchmark-disable-gc", "--benchmark-quiet", f"--benchmark-json={result}"]
     command += ["-k", options.k] if options.k else []
     environment = {**os.environ, **({"VIRTIO_BENCH_ROUNDS": "3"} if options.quick else {})}
     # progress goes to stderr, so that --json leaves stdout to programs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,7 +16,8 @@ BUSY = 20  # per cent of a core
 def facts() -> dict[str, Any]:
     """Return psutil's facts of this machine, for extra_info."""
     frequency = psutil.cpu_freq()
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     return {
         "cpu": model,
         "cores": psutil.cpu_count(logical=False),
@@ -29,7 +31,7 @@ def facts() -> dict[str, Any]:
 
 
 def others(seconds: float = 0.5) -> list[str]:
-    """Return the other processes that use over BUSY per cent of a core, as text. They make two-core figures worthless."""
+    """Return the other processes that use over BUSY per cent of a core: with them, two-core figures are worthless."""
     mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
     mine |= {parent.pid for parent in psutil.Process().parents()}
     processes = [process for process in psutil.process_iter(["name"]) if process.pid not in mine]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 
-from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout
 from virtio._ringbench import Pair
+
+from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout
 
 BASE = 0x10000
 TABLES = 0x20000

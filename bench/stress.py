@@ -1,6 +1,6 @@
 """Two threads, one ring, every byte checked: ``python -m bench.stress [--buffers N] [--format F] [--sleep] [--json]``.
 
-The driver fills each buffer from a sequence, the device checks it and answers, the driver checks the answer and the order.
+The driver fills each buffer from a sequence, the device checks it and answers, the driver checks answer and order.
 """
 
 from __future__ import annotations
@@ -12,15 +12,21 @@ import sys
 import threading
 from typing import Any
 
+from virtio._ringbench import Pair
+
 from bench import rings
 from virtio import Feature
-from virtio._ringbench import Pair
 
 
 def watch(pair: Pair, done: threading.Event, label: str) -> None:
     while not done.wait(1):
         share = 100 * pair.returned / pair.count
-        print(f"\r{label}: {pair.returned:>12,} of {pair.count:,} buffers ({share:.0f} %)", end="", file=sys.stderr, flush=True)
+        print(
+            f"\r{label}: {pair.returned:>12,} of {pair.count:,} buffers ({share:.0f} %)",
+            end="",
+            file=sys.stderr,
+            flush=True,
+        )
     print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
@@ -28,7 +34,9 @@ def stress(mode: str, buffers: int, *, batch: int = 32, sleep: bool = False) -> 
     """Run one format; return its row. Raises what Pair.drive and Pair.serve raise."""
     driver, device = rings.ends(mode, features=Feature.EVENT_IDX)
     fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)] if sleep else [-1, -1]
-    pair = Pair(driver, device, count=buffers, batch=batch, buffers=rings.BUFFERS, verify=True, kick=fds[0], call=fds[1])
+    pair = Pair(
+        driver, device, count=buffers, batch=batch, buffers=rings.BUFFERS, verify=True, kick=fds[0], call=fds[1]
+    )
     done = threading.Event()
     watcher = threading.Thread(target=watch, args=(pair, done, mode))
     if sys.stderr.isatty():
@@ -48,7 +56,9 @@ def stress(mode: str, buffers: int, *, batch: int = 32, sleep: bool = False) -> 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.stress", description=__doc__)
-    parser.add_argument("--buffers", type=int, default=100_000_000, help="buffers for each format (default %(default)s)")
+    parser.add_argument(
+        "--buffers", type=int, default=100_000_000, help="buffers for each format (default %(default)s)"
+    )
     parser.add_argument("--format", choices=["split", "packed", "both"], default="both")
     parser.add_argument("--sleep", action="store_true", help="sleep on eventfds instead of polling")
     parser.add_argument("--batch", type=int, default=32)
@@ -63,7 +73,8 @@ def main() -> int:
         return 0
     print(f"{'format':8}  {'buffers':>13}  {'ns/buffer':>9}  {'kicks':>10}  {'calls':>10}  verified")
     for row in rows:
-        print(f"{row['format']:8}  {row['buffers']:>13,}  {row['ns']:>9}  {row['kicks']:>10,}  {row['calls']:>10,}  every byte")
+        counts = f"{row['kicks']:>10,}  {row['calls']:>10,}"
+        print(f"{row['format']:8}  {row['buffers']:>13,}  {row['ns']:>9}  {counts}  every byte")
     return 0
 
 

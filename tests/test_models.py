@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import product
 
 import pytest
-from models.chain import ModelChain, Piece, Ram
 from models import packed as packed_model
 from models import split as split_model
+from models.chain import ModelChain, Piece, Ram
 
 DATA, TABLES, ROOM = 0x8000, 0xC000, 0x20000
 
@@ -67,8 +67,10 @@ def test_models_agree(packed: bool, event_idx: bool, in_order: bool, seed: int) 
             count = rnd.randint(0, len(popped))
             if not in_order:
                 rnd.shuffle(popped)
-            done = [(chain, chain.writable if k + 1 < count and in_order else rnd.randint(0, chain.writable))
-                    for k, (_, chain) in enumerate(popped[:count])]
+            done = [
+                (chain, chain.writable if k + 1 < count and in_order else rnd.randint(0, chain.writable))
+                for k, (_, chain) in enumerate(popped[:count])
+            ]
             device.use(*done)
             used += [(want, written) for (want, _), (_, written) in zip(popped, done, strict=False)]
             del popped[:count]

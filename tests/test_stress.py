@@ -1,4 +1,4 @@
-"""Driver and device on a thread each, without the GIL: nothing lost, nothing twice, no wake-up missed, every byte right.
+"""Driver and device on a thread each, without the GIL: nothing lost, nothing twice, no wake-up missed.
 
 VIRTIO_STRESS_BUFFERS sets the buffers per test; ``python -m bench.stress`` runs 10^8 with progress.
 """
@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-
-from virtio import BadIndex, DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout
 from virtio._ringbench import Pair
+
+from virtio import BadIndex, DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout, Region
 
 pytestmark = [pytest.mark.threads, pytest.mark.timeout(600)]
 
@@ -111,8 +111,6 @@ def test_the_map_is_replaced_while_both_ends_run(name: str) -> None:
     packed, features = FORMATS[name]
     fd = os.memfd_create("guest")
     os.ftruncate(fd, 4 << 20)
-    from virtio import Region
-
     memory = GuestMemory([Region.from_fd(BASE, fd, 4 << 20)])
     layout = QueueLayout.packed(256, BASE) if packed else QueueLayout.split(256, BASE)
     driver = DriverQueue(memory, layout, features=features)

@@ -29,7 +29,8 @@ except ModuleNotFoundError as error:
     if not (error.name or "").startswith("virtio._"):
         raise
     raise ImportError(
-        f"{error.name}, a compiled part of virtio, is not built for Python {sys.version_info[0]}.{sys.version_info[1]}; "
+        f"{error.name}, a compiled part of virtio, is not built for Python "
+        f"{sys.version_info[0]}.{sys.version_info[1]}; "
         f"run: pip install -e {os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}"
     ) from error
 

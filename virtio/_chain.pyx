@@ -78,7 +78,9 @@ cdef class Chain:
         self.c.written = value
 
     def read(self, offset=0, length=None):
-        """Return up to ``length`` bytes (default: all) of the readable parts from ``offset`` on, as one bytes object."""
+        """Return up to ``length`` bytes (default: all) of the readable parts from ``offset`` on, as one bytes
+        object.
+        """
         cdef uint64_t skip, want, left, part
         cdef uint8_t *to
         cdef uint32_t i

@@ -6,10 +6,12 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from virtio._queue cimport *
 
 cdef int build_split(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req) noexcept nogil
-cdef int build_packed(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint64_t *head_word) noexcept nogil
+cdef int build_packed(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req,
+                      uint64_t *head_word) noexcept nogil
 
 
-cdef inline void split_put_desc(virtio_desc *desc, uint16_t i, uint64_t addr, uint32_t length, uint64_t flags, uint64_t next) noexcept nogil:
+cdef inline void split_put_desc(virtio_desc *desc, uint16_t i, uint64_t addr, uint32_t length, uint64_t flags,
+                                uint64_t next) noexcept nogil:
     cdef uint64_t *words = <uint64_t *>(desc + i)
     virtio_store64(words, addr)
     virtio_store64(words + 1, length | (flags << 32) | (next << 48))

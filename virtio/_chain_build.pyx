@@ -25,8 +25,15 @@ cdef int sg_check(const virtio_sg *sg, uint32_t readable, uint32_t writable, uin
     return VIRTIO_ENQ_OK
 
 
+cdef inline uint64_t piece_flags(uint32_t k, uint32_t readable, uint32_t pieces) noexcept nogil:
+    """The flags of piece k of a chain whose first `readable` pieces are read; NEXT for all but the last of `pieces`."""
+    return (VIRTIO_DESC_F_WRITE if k >= readable else 0) | (VIRTIO_DESC_F_NEXT if k + 1 < pieces else 0)
+
+
 cdef int build_split(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req) noexcept nogil:
-    """Place a chain of several pieces: in one indirect table if there is one that takes it, else descriptor by descriptor."""
+    """Place a chain of several pieces: in one indirect table if there is one that takes it, else descriptor by
+    descriptor.
+    """
     cdef uint32_t pieces = <uint32_t>req.readable + req.writable
     cdef uint16_t head = q.free_head
     cdef uint16_t i = head
@@ -35,6 +42,7 @@ cdef int build_split(virtio_driver_queue *q, const virtio_sg *sg, virtio_request
     cdef uint32_t k
     cdef virtio_desc *table
     cdef uint64_t offset
+    cdef uint64_t flags
     cdef int why = sg_check(sg, req.readable, req.writable, &writable)
     if pieces == 0:
         return VIRTIO_ENQ_EMPTY
@@ -46,9 +54,8 @@ cdef int build_split(virtio_driver_queue *q, const virtio_sg *sg, virtio_request
         offset = <uint64_t>head * q.max_indirect * 16
         table = <virtio_desc *>(q.indirect + offset)
         for k in range(pieces):
-            split_put_desc(table, k, sg[k].gpa, sg[k].len,
-                           (VIRTIO_DESC_F_WRITE if k >= req.readable else 0) | (VIRTIO_DESC_F_NEXT if k + 1 < pieces else 0),
-                           k + 1 if k + 1 < pieces else 0)
+            flags = piece_flags(k, req.readable, pieces)
+            split_put_desc(table, <uint16_t>k, sg[k].gpa, sg[k].len, flags, k + 1 if k + 1 < pieces else 0)
         split_put_desc(q.desc, head, q.indirect_gpa + offset, 16 * pieces, VIRTIO_DESC_F_INDIRECT, 0)
         q.free_head = q.links[head]
         q.nfree -= 1
@@ -59,9 +66,8 @@ cdef int build_split(virtio_driver_queue *q, const virtio_sg *sg, virtio_request
         for k in range(pieces):
             last = i
             i = q.links[i]
-            split_put_desc(q.desc, last, sg[k].gpa, sg[k].len,
-                           (VIRTIO_DESC_F_WRITE if k >= req.readable else 0) | (VIRTIO_DESC_F_NEXT if k + 1 < pieces else 0),
-                           i if k + 1 < pieces else 0)
+            flags = piece_flags(k, req.readable, pieces)
+            split_put_desc(q.desc, last, sg[k].gpa, sg[k].len, flags, i if k + 1 < pieces else 0)
         q.free_head = i
         q.nfree -= pieces
     q.state[head].cookie = req.cookie
@@ -70,7 +76,8 @@ cdef int build_split(virtio_driver_queue *q, const virtio_sg *sg, virtio_request
     return VIRTIO_ENQ_OK
 
 
-cdef int build_packed(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint64_t *head_word) noexcept nogil:
+cdef int build_packed(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req,
+                      uint64_t *head_word) noexcept nogil:
     """Write a chain of several pieces, all but the last word of its first descriptor, which goes to head_word."""
     cdef uint32_t pieces = <uint32_t>req.readable + req.writable
     cdef uint16_t slot = q.next_avail
@@ -79,6 +86,7 @@ cdef int build_packed(virtio_driver_queue *q, const virtio_sg *sg, virtio_reques
     cdef uint32_t writable = 0
     cdef uint32_t k
     cdef uint64_t offset
+    cdef uint64_t flags
     cdef uint64_t word
     cdef uint64_t *table
     cdef int why = sg_check(sg, req.readable, req.writable, &writable)
@@ -93,7 +101,8 @@ cdef int build_packed(virtio_driver_queue *q, const virtio_sg *sg, virtio_reques
         table = <uint64_t *>(q.indirect + offset)
         for k in range(pieces):
             virtio_store64(table + 2 * k, sg[k].gpa)
-            virtio_store64(table + 2 * k + 1, packed_word(sg[k].len, 0, VIRTIO_DESC_F_WRITE if k >= req.readable else 0))
+            flags = piece_flags(k, req.readable, 0)  # entries follow each other without NEXT (2.8.8)
+            virtio_store64(table + 2 * k + 1, packed_word(sg[k].len, 0, flags))
         virtio_store64(&q.ring[slot].addr, q.indirect_gpa + offset)
         head_word[0] = packed_word(16 * pieces, id, VIRTIO_DESC_F_INDIRECT | packed_avail_bits(wrap))
         slot += 1
@@ -104,8 +113,8 @@ cdef int build_packed(virtio_driver_queue *q, const virtio_sg *sg, virtio_reques
         for k in range(pieces):
             virtio_store64(&q.ring[slot].addr, sg[k].gpa)
             # the id counts in the last descriptor only (2.8.5), and is written to all
-            word = packed_word(sg[k].len, id, packed_avail_bits(wrap) | (VIRTIO_DESC_F_WRITE if k >= req.readable else 0)
-                               | (VIRTIO_DESC_F_NEXT if k + 1 < pieces else 0))
+            flags = piece_flags(k, req.readable, pieces) | packed_avail_bits(wrap)
+            word = packed_word(sg[k].len, id, flags)
             if k == 0:
                 head_word[0] = word
             else:

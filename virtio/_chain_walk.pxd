@@ -20,8 +20,10 @@ cdef struct walk:
     uint64_t writable
 
 cdef bint walk_find(virtio_device_queue *q, uint64_t addr, uint64_t length) noexcept nogil
-cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs, uint64_t addr, uint64_t word) noexcept nogil
-cdef int walk_packed(virtio_device_queue *q, uint32_t slot, uint32_t inuse, virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs, uint64_t addr, uint64_t word) noexcept nogil
+cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs,
+                    uint64_t addr, uint64_t word) noexcept nogil
+cdef int walk_packed(virtio_device_queue *q, uint32_t slot, uint32_t inuse, virtio_chain *chain, iovec *segs,
+                     uint32_t first, uint32_t nsegs, uint64_t addr, uint64_t word) noexcept nogil
 
 
 cdef inline bint region_holds(const virtio_region *region, uint64_t gpa, uint64_t length) noexcept nogil:

@@ -15,7 +15,8 @@ cdef bint walk_find(virtio_device_queue *q, uint64_t addr, uint64_t length) noex
     return memory_translate(q.memory, &q.hit, addr, length) is not NULL
 
 
-cdef int walk_piece(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64_t addr, uint64_t word, uint32_t index) noexcept nogil:
+cdef int walk_piece(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64_t addr, uint64_t word,
+                    uint32_t index) noexcept nogil:
     """Add one descriptor's buffer to the chain. word: length in bits 0-31, flags from bit 32."""
     cdef uint32_t length = <uint32_t>word
     cdef bint write = (word >> 32) & VIRTIO_DESC_F_WRITE
@@ -60,7 +61,8 @@ cdef int walk_piece(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64
     return WALK_OK
 
 
-cdef int walk_indirect(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64_t addr, uint32_t length, uint32_t index) noexcept nogil:
+cdef int walk_indirect(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64_t addr, uint32_t length,
+                       uint32_t index) noexcept nogil:
     """Walk an indirect table: linked by next in a split ring (2.7.5.3), simply consecutive in a packed one (2.8.8)."""
     cdef virtio_region table_hit  # its own, so that tables do not drive the buffers' region out of q.hit
     cdef uint32_t entries = length // 16
@@ -139,7 +141,8 @@ cdef int walk_end(walk *w, virtio_chain *chain, uint32_t slots) noexcept nogil:
     return WALK_OK
 
 
-cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs, uint64_t addr, uint64_t word) noexcept nogil:
+cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs,
+                    uint64_t addr, uint64_t word) noexcept nogil:
     """Walk the chain chain.head of a split ring, whose first descriptor is fetched already.
 
     Direct descriptors, then perhaps one indirect (2.7.5.3.2).
@@ -175,7 +178,8 @@ cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, ui
         word = virtio_load64(<uint64_t *>(q.desc + i) + 1)
 
 
-cdef int walk_packed(virtio_device_queue *q, uint32_t slot, uint32_t inuse, virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs, uint64_t addr, uint64_t word) noexcept nogil:
+cdef int walk_packed(virtio_device_queue *q, uint32_t slot, uint32_t inuse, virtio_chain *chain, iovec *segs,
+                     uint32_t first, uint32_t nsegs, uint64_t addr, uint64_t word) noexcept nogil:
     """Walk the list at slot of a packed ring, whose first descriptor is fetched already; inuse slots are out already.
 
     Sets chain.head, the buffer id, which counts in the last descriptor (2.8.5), and chain.slots.

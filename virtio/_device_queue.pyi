@@ -18,10 +18,10 @@ class DeviceQueue(Queue):
         *,
         features: int = 0,
         index: int = 0,
-        max_chain: int | None = None,       # default: the queue size (2.7.5.3.1)
+        max_chain: int | None = None,  # default: the queue size (2.7.5.3.1)
     ) -> None: ...
     @property
-    def available(self) -> int: ...         # split: chains waiting; packed: 1 if one waits, else 0
+    def available(self) -> int: ...  # split: chains waiting; packed: 1 if one waits, else 0
     @property
     def outstanding(self) -> list[Chain]: ...
     def pop(self) -> Chain | None: ...
@@ -29,7 +29,9 @@ class DeviceQueue(Queue):
     def add_used(self, chain: Chain, written: int | None = None) -> None: ...
     def add_used_burst(self, chains: Sequence[Chain]) -> None: ...
     def needs_notification(self) -> bool: ...
-    def enable_notification(self) -> bool: ...   # True: chains already wait, process them now
+    def enable_notification(self) -> bool: ...  # True: chains already wait, process them now
     def disable_notification(self) -> None: ...
     @classmethod
-    def restore(cls, memory: GuestMemory, state: Mapping[str, Any]) -> Self: ...  # its outstanding chains are to be finished
+    def restore(
+        cls, memory: GuestMemory, state: Mapping[str, Any]
+    ) -> Self: ...  # its outstanding chains are to be finished

@@ -84,7 +84,8 @@ cdef class DeviceQueue(Queue):
     def reset(self, layout=None):
         """Go back to a fresh queue, healed and empty, at ``layout`` or where it was (VIRTIO 1.4, 2.6.1 RING_RESET).
 
-        Chains popped and not given back are void: add_used refuses them. A new layout may have another size, not another
+        Chains popped and not given back are void: add_used refuses them. A new layout may have another size, not
+        another
         format. Raises MemoryFault and ValueError as the constructor does, and then changes nothing.
         """
         cdef dict taken
@@ -110,7 +111,9 @@ cdef class DeviceQueue(Queue):
     # ---- chains ----
 
     def pop(self):
-        """Take the next available chain, or None when none waits. Raises the error that broke the queue, if it is broken."""
+        """Take the next available chain, or None when none waits. Raises the error that broke the queue, if it is
+        broken.
+        """
         cdef list got = self.pop_burst(1)
         return got[0] if got else None
 
@@ -168,15 +171,16 @@ cdef class DeviceQueue(Queue):
     cdef int claim(self, Chain chain, uint64_t expected) except -1:
         """Raise unless chain is outstanding here, and the next one in order where that counts."""
         if chain.owner is not self:
-            raise ValueError(f"chain {chain.c.head} is not outstanding on this queue: given back already, or reset away")
+            raise ValueError(f"chain {chain.c.head} is not outstanding here: given back already, or reset away")
         if self.q.flags & VIRTIO_Q_IN_ORDER and chain.serial != expected:
             raise ValueError(f"chain {chain.c.head} is not the oldest outstanding one, and IN_ORDER was negotiated")
         return 0
 
     def add_used(self, Chain chain not None, written=None):
-        """Give a chain back to the driver. ``written``: bytes written into its writable parts, unless chain.written says.
+        """Give a chain back to the driver. ``written``: bytes written into its writable parts (default: chain.written).
 
-        Raises ValueError for a chain that is not outstanding here, that is out of order under IN_ORDER, or for more bytes
+        Raises ValueError for a chain that is not outstanding here, that is out of order under IN_ORDER, or for more
+        bytes
         than are writable. Works on a broken queue too. Then ask :meth:`needs_notification`, once for as many chains as
         you like.
         """
@@ -275,7 +279,9 @@ cdef class DeviceQueue(Queue):
         return list(self.taken.values())
 
     def counters(self):
-        """Return what was counted since the queue was made, reset or restored: chains, completions, calls, calls_suppressed."""
+        """Return what was counted since the queue was made, reset or restored: chains, completions, calls,
+        calls_suppressed.
+        """
         return {
             "chains": self.q.chains,
             "completions": self.q.completions,
@@ -286,7 +292,8 @@ cdef class DeviceQueue(Queue):
     def dump(self):
         """Return the ring's state for a person, in the manner of FreeBSD's virtqueue_dump."""
         cdef virtio_device_queue *q = self.q
-        name = f"VQ: device {self.index} - size={q.size}; available={self.available}; inuse={len(self.taken)}; unsignalled={q.pending};"
+        name = (f"VQ: device {self.index} - size={q.size}; available={self.available}; inuse={len(self.taken)}; "
+                f"unsignalled={q.pending};")
         if self.fault.code == VIRTIO_FAULT_RING_MEMORY:
             return f"{name} broken: {self.error()}"
         if q.packed:
@@ -323,7 +330,8 @@ cdef class DeviceQueue(Queue):
         self.release()
         state["outstanding"] = [
             {"head": chain.c.head, "slots": chain.c.slots, "written": chain.c.written,
-             "readable": chain.pieces(0, chain.c.nreadable), "writable": chain.pieces(chain.c.nreadable, chain.c.nwritable)}
+             "readable": chain.pieces(0, chain.c.nreadable),
+             "writable": chain.pieces(chain.c.nreadable, chain.c.nwritable)}
             for chain in self.taken.values()
         ]
         return state
@@ -356,7 +364,7 @@ cdef class DeviceQueue(Queue):
         q.next_avail, q.next_used, q.inuse = state["next_avail"], state["next_used"], slots
         q.chains = len(self.taken)
         if not q.packed and <uint16_t>(q.next_avail - q.next_used) != slots:
-            raise ValueError(f"state has {slots} chains outstanding, but its indices say {<uint16_t>(q.next_avail - q.next_used)}")
+            raise ValueError(f"state has {slots} chains outstanding between used.idx {q.next_used} and {q.next_avail}")
         q.avail_seen = q.next_avail
         q.avail_wrap, q.used_wrap = bool(state["avail_wrap"]), bool(state["used_wrap"])
         q.pending, q.notify_enabled = state["pending"], bool(state["notify_enabled"])

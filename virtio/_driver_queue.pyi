@@ -23,8 +23,8 @@ class DriverQueue(Queue):
         *,
         features: int = 0,
         index: int = 0,
-        indirect: int | None = None,   # guest address of the indirect tables: size * max_indirect * 16 bytes
-        max_indirect: int = 0,         # entries per table
+        indirect: int | None = None,  # guest address of the indirect tables: size * max_indirect * 16 bytes
+        max_indirect: int = 0,  # entries per table
         clamp_used_len: bool = False,
     ) -> None: ...
     @property
@@ -43,9 +43,13 @@ class DriverQueue(Queue):
     def dequeue_burst(self, limit: int = 256) -> list[tuple[Any, int]]: ...
     def notify(self) -> bool: ...
     def notification_data(self) -> int: ...
-    def enable_intr(self) -> bool: ...        # True: completions already wait, process them now
+    def enable_intr(self) -> bool: ...  # True: completions already wait, process them now
     def postpone_intr(self, hint: Postpone) -> bool: ...
     def disable_intr(self) -> None: ...
-    def drain(self) -> list[Any]: ...         # cookies of all outstanding chains; only for a queue that the device no longer works
+    def drain(
+        self,
+    ) -> list[Any]: ...  # cookies of all outstanding chains; only for a queue that the device no longer works
     @classmethod
-    def restore(cls, memory: GuestMemory, state: Mapping[str, Any], cookies: Mapping[int, Any] | None = None) -> Self: ...
+    def restore(
+        cls, memory: GuestMemory, state: Mapping[str, Any], cookies: Mapping[int, Any] | None = None
+    ) -> Self: ...

@@ -186,8 +186,8 @@ cdef class DriverQueue(Queue):
         if why == VIRTIO_ENQ_FULL:
             return QueueFull(f"no descriptor is free (queue size {self.q.size})")
         if why == VIRTIO_ENQ_TOO_BIG:
-            return DoesNotFit(f"chain of {pieces} pieces needs more descriptors than are free ({nfree} of {self.q.size}; "
-                              f"indirect tables take {self.q.max_indirect})", pieces, nfree)
+            return DoesNotFit(f"chain of {pieces} pieces needs more descriptors than are free ({nfree} of "
+                              f"{self.q.size}; indirect tables take {self.q.max_indirect})", pieces, nfree)
         if why == VIRTIO_ENQ_BYTES:
             return ValueError(f"chain of more than {UINT32_MAX} bytes")
         if why == VIRTIO_ENQ_EMPTY:
@@ -201,7 +201,8 @@ cdef class DriverQueue(Queue):
         length in bytes) or a buffer object that lies in guest memory. ``cookie`` is any object; dequeue gives it back.
         Tell the device with :meth:`notify`, once for as many chains as you like.
 
-        Raises QueueFull (no descriptor is free), DoesNotFit (some are, but too few), ValueError (no pieces, or more than
+        Raises QueueFull (no descriptor is free), DoesNotFit (some are, but too few), ValueError (no pieces, or more
+        than
         2^32 - 1 bytes), MemoryFault (a buffer that is not guest memory), or the error that broke the queue.
         """
         cdef sg_list list_
@@ -398,7 +399,9 @@ cdef class DriverQueue(Queue):
         return driver_outstanding(self.q) == 0
 
     def counters(self):
-        """Return what was counted since the queue was made, reset or restored: chains, completions, kicks, kicks_suppressed, clamped."""
+        """Return what was counted since the queue was made, reset or restored: chains, completions, kicks,
+        kicks_suppressed, clamped.
+        """
         return {
             "chains": self.q.chains,
             "completions": self.q.completions,
@@ -422,12 +425,13 @@ cdef class DriverQueue(Queue):
         else:
             lines = [f"{name} desc_head_idx={q.free_head}; avail.idx={virtio_load16(&q.avail.idx)}; "
                      f"used_cons_idx={q.next_used}; used.idx={virtio_load16(&q.used.idx)}; "
-                     f"used_event_idx={virtio_load16(q.avail.ring + q.size)}; avail.flags={virtio_load16(&q.avail.flags):#x}; "
-                     f"used.flags={virtio_load16(&q.used.flags):#x}"]
+                     f"used_event_idx={virtio_load16(q.avail.ring + q.size)}; "
+                     f"avail.flags={virtio_load16(&q.avail.flags):#x}; used.flags={virtio_load16(&q.used.flags):#x}"]
         for head in range(q.size):
             word = q.state[head].word
             if state_ndesc(word):
-                lines.append(f"  chain {head}: {state_ndesc(word)} descriptor(s), {state_writable(word)} bytes writable")
+                lines.append(f"  chain {head}: {state_ndesc(word)} descriptor(s), "
+                             f"{state_writable(word)} bytes writable")
         if self.fault.code != VIRTIO_FAULT_NONE:
             lines.append(f"  broken: {self.error()}")
         return "\n".join(lines)
@@ -445,7 +449,8 @@ cdef class DriverQueue(Queue):
         self.hold()
         state = self.common_state("driver")
         state.update(
-            indirect=self.indirect_at, max_indirect=q.max_indirect, clamp_used_len=bool(q.flags & VIRTIO_Q_CLAMP_USED_LEN),
+            indirect=self.indirect_at, max_indirect=q.max_indirect,
+            clamp_used_len=bool(q.flags & VIRTIO_Q_CLAMP_USED_LEN),
             next_avail=q.next_avail, avail_wrap=q.avail_wrap, next_used=q.next_used, used_wrap=q.used_wrap,
             free_head=q.free_head, oldest=q.oldest, batch=[q.batch_id, q.batch_len] if q.batch else None,
             pending=q.pending, intr_enabled=q.intr_enabled, used_event=q.used_event, avail_flags=q.avail_flags,
@@ -480,8 +485,7 @@ cdef class DriverQueue(Queue):
         cdef virtio_driver_queue *q = self.q
         cdef uint32_t size = q.size
         cdef uint32_t slots = 0
-        cdef uint32_t i, k
-        cdef bint in_order = q.flags & VIRTIO_Q_IN_ORDER
+        cdef uint32_t i
         links, outstanding = state["links"], state["outstanding"]
         if len(links) != size or any(not (0 <= link < size or link == VIRTIO_CHAIN_END) for link in links):
             raise ValueError(f"state does not have {size} descriptor links within the queue")
@@ -522,10 +526,10 @@ cdef class DriverQueue(Queue):
         """
         cdef virtio_driver_queue *q = self.q
         cdef set seen = set()
-        cdef uint32_t at, k
+        cdef uint32_t at, _k
         if q.flags & VIRTIO_Q_IN_ORDER:
             at = state["next_used"] if q.packed else q.oldest
-            for k in range(driver_outstanding(q)):
+            for _k in range(driver_outstanding(q)):
                 if state_ndesc(q.state[at].word) == 0:
                     raise ValueError(f"state has no chain at descriptor {at}, where the next in order must be")
                 at = (at + state_ndesc(q.state[at].word)) % q.size
@@ -534,7 +538,7 @@ cdef class DriverQueue(Queue):
             return 0
         for head, ndesc, _ in state["outstanding"]:
             at = head
-            for k in range(1 if q.packed else ndesc):
+            for _k in range(1 if q.packed else ndesc):
                 if at >= q.size or at in seen:
                     raise ValueError(f"state links descriptor {at} twice or nowhere")
                 seen.add(at)

@@ -59,7 +59,8 @@ cdef inline const virtio_region *memory_region(const virtio_memory *m, uint64_t 
     return &m.regions[n - 1]
 
 
-cdef inline uint8_t *memory_translate(const virtio_memory *m, virtio_region *hit, uint64_t gpa, uint64_t length) noexcept nogil:
+cdef inline uint8_t *memory_translate(const virtio_memory *m, virtio_region *hit, uint64_t gpa,
+                                      uint64_t length) noexcept nogil:
     """Return the host address of [gpa, gpa + length), or NULL unless one region holds it all.
 
     hit is the caller's copy of the region that its last lookup found (size 0 when there is none). gpa + length may
@@ -79,7 +80,8 @@ cdef inline uint8_t *memory_translate(const virtio_memory *m, virtio_region *hit
     return region.host + offset
 
 
-cdef inline int memory_gather(const virtio_memory *m, uint64_t gpa, uint64_t length, iovec *out, uint32_t limit) noexcept nogil:
+cdef inline int memory_gather(const virtio_memory *m, uint64_t gpa, uint64_t length, iovec *out,
+                              uint32_t limit) noexcept nogil:
     """Write [gpa, gpa + length) as pieces of host memory to out, crossing from region to adjacent region.
 
     Returns the number of pieces, -1 when a byte of it is outside of memory, -2 when more than limit pieces are needed.

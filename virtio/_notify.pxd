@@ -57,7 +57,8 @@ cdef inline bint notify_by_flag(virtio_notify *n, uint16_t flags) noexcept nogil
     return notify_verdict(n, 1, VIRTIO_NOTIFY_FLAG_ON)
 
 
-cdef inline bint notify_by_word(virtio_notify *n, uint32_t word, bint event_idx, uint16_t size, bint wrap) noexcept nogil:
+cdef inline bint notify_by_word(virtio_notify *n, uint32_t word, bint event_idx, uint16_t size,
+                                bint wrap) noexcept nogil:
     """Decide for a packed ring: word is one snapshot of the peer's event suppression structure, wrap our counter."""
     cdef uint16_t event = word & 0x7fff
     cdef uint16_t added = <uint16_t>(n.new_index - n.old_index)

@@ -26,7 +26,8 @@ cdef inline bint packed_is_avail(uint64_t word, bint wrap) noexcept nogil:
     return (word & both) == (<uint64_t>(VIRTIO_DESC_F_AVAIL if wrap else VIRTIO_DESC_F_USED)) << 48
 
 
-cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs, uint32_t nsegs) noexcept nogil:
+cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs,
+                                      uint32_t nsegs) noexcept nogil:
     """Take up to limit available chains; return how many. See split_pop_burst."""
     cdef virtio_packed_desc *ring = q.ring
     cdef uint32_t size = q.size

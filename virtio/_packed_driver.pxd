@@ -27,7 +27,8 @@ cdef inline void packed_driver_start(virtio_driver_queue *q) noexcept nogil:
     q.intr_enabled = 1
 
 
-cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint32_t n, int *why) noexcept nogil:
+cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req,
+                                          uint32_t n, int *why) noexcept nogil:
     """Make up to n chains available; return how many, and in why the reason for stopping early."""
     cdef virtio_packed_desc *ring = q.ring
     cdef virtio_desc_state *state = q.state
@@ -110,7 +111,8 @@ cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_s
     return done
 
 
-cdef inline uint32_t packed_dequeue_burst(virtio_driver_queue *q, virtio_completion *out, uint32_t limit) noexcept nogil:
+cdef inline uint32_t packed_dequeue_burst(virtio_driver_queue *q, virtio_completion *out,
+                                          uint32_t limit) noexcept nogil:
     """Take back up to limit chains that the device has used; return how many."""
     cdef virtio_packed_desc *ring = q.ring
     cdef virtio_desc_state *state = q.state
@@ -181,7 +183,8 @@ cdef inline uint32_t packed_used_length(uint64_t word, uint64_t state) noexcept 
     return <uint32_t>word
 
 
-cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_completion *out, uint32_t limit) noexcept nogil:
+cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_completion *out,
+                                             uint32_t limit) noexcept nogil:
     """As packed_dequeue_burst, when the device uses chains in order: one descriptor may stand for many (2.8.9)."""
     cdef virtio_packed_desc *ring = q.ring
     cdef virtio_desc_state *state = q.state

@@ -235,7 +235,8 @@ cdef extern from "virtio/queue.h" nogil:
         uint32_t lock
 
 
-cdef inline void latch(virtio_fault *fault, uint32_t code, uint32_t head, uint64_t value, uint64_t limit) noexcept nogil:
+cdef inline void latch(virtio_fault *fault, uint32_t code, uint32_t head, uint64_t value,
+                       uint64_t limit) noexcept nogil:
     """Break the queue, with the reason. The first fault wins: what follows from it is noise."""
     if fault.code == VIRTIO_FAULT_NONE:
         fault.head = head
@@ -257,7 +258,8 @@ cdef inline uint16_t state_ndesc(uint64_t word) noexcept nogil:
     return <uint16_t>(word >> 32)
 
 
-cdef inline void chain_single(virtio_chain *chain, uint64_t head, uint32_t first, uint32_t length, uint64_t flags) noexcept nogil:
+cdef inline void chain_single(virtio_chain *chain, uint64_t head, uint32_t first, uint32_t length,
+                              uint64_t flags) noexcept nogil:
     """Fill in a chain of one descriptor that is one piece of memory: the usual one, so it is written in whole words."""
     virtio_put64(&chain.written, head << 32 | <uint64_t>1 << 48)
     if flags & VIRTIO_DESC_F_WRITE:

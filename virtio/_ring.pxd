@@ -34,14 +34,16 @@ cdef inline void queue_unlock(uint32_t *lock) noexcept nogil:
 
 # ---- driver end ----
 
-cdef inline uint32_t driver_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint32_t n, int *why) noexcept nogil:
+cdef inline uint32_t driver_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req,
+                                          uint32_t n, int *why) noexcept nogil:
     """Make up to n chains available to the device; return how many. *why: VIRTIO_ENQ_OK or what stopped it."""
     if q.packed:
         return packed_enqueue_burst(q, sg, req, n, why)
     return split_enqueue_burst(q, sg, req, n, why)
 
 
-cdef inline uint32_t driver_dequeue_burst(virtio_driver_queue *q, virtio_completion *out, uint32_t limit) noexcept nogil:
+cdef inline uint32_t driver_dequeue_burst(virtio_driver_queue *q, virtio_completion *out,
+                                          uint32_t limit) noexcept nogil:
     """Take back up to limit used chains; return how many."""
     if q.packed:
         return packed_dequeue_burst(q, out, limit)
@@ -94,14 +96,16 @@ cdef inline void driver_disable_intr(virtio_driver_queue *q) noexcept nogil:
 
 # ---- device end ----
 
-cdef inline uint32_t device_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs, uint32_t nsegs) noexcept nogil:
+cdef inline uint32_t device_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs,
+                                      uint32_t nsegs) noexcept nogil:
     """Take up to limit available chains; return how many. Their pieces of host memory go to segs[0..nsegs)."""
     if q.packed:
         return packed_pop_burst(q, chains, limit, segs, nsegs)
     return split_pop_burst(q, chains, limit, segs, nsegs)
 
 
-cdef inline void device_log_written(virtio_device_queue *q, const virtio_chain *chain, const iovec *segs) noexcept nogil:
+cdef inline void device_log_written(virtio_device_queue *q, const virtio_chain *chain,
+                                    const iovec *segs) noexcept nogil:
     """Mark what was written into a chain in the dirty log, if there is one. Call it after writing, before add_used."""
     cdef uint32_t i
     cdef uint64_t left = chain.written

@@ -24,7 +24,7 @@ _FLAGS = (
 
 _FAULTS = {
     VIRTIO_FAULT_AVAIL_JUMP: (BadIndex, "available index claims {value} chains (queue size {limit})"),
-    VIRTIO_FAULT_HEAD_RANGE: (BadIndex, "descriptor index {value} in the available ring out of range (queue size {limit})"),
+    VIRTIO_FAULT_HEAD_RANGE: (BadIndex, "available descriptor index {value} out of range (queue size {limit})"),
     VIRTIO_FAULT_NEXT_RANGE: (BadDescriptor, "next descriptor index {value} out of range (table size {limit})"),
     VIRTIO_FAULT_LOOP: (ChainLoop, "descriptor chain loops: {value} descriptors walked (table size {limit})"),
     VIRTIO_FAULT_CHAIN_LONG: (ChainTooLong, "descriptor chain of {value} or more descriptors (limit {limit})"),
@@ -32,8 +32,8 @@ _FAULTS = {
     VIRTIO_FAULT_SEGMENTS: (ChainTooLong, "descriptor chain of {value} or more pieces of memory (limit {limit})"),
     VIRTIO_FAULT_NESTED_INDIRECT: (BadDescriptor, "entry {value} of an indirect table is indirect"),
     VIRTIO_FAULT_INDIRECT_NEXT: (BadDescriptor, "descriptor {value} has both INDIRECT and NEXT"),
-    VIRTIO_FAULT_INDIRECT_LEN: (BadDescriptor, "indirect table of {value} bytes (a multiple of 16, from 16 to {limit})"),
-    VIRTIO_FAULT_INDIRECT_FEATURE: (BadDescriptor, "descriptor {value} is indirect, but INDIRECT_DESC was not negotiated"),
+    VIRTIO_FAULT_INDIRECT_LEN: (BadDescriptor, "indirect table of {value} bytes (16 to {limit}, in steps of 16)"),
+    VIRTIO_FAULT_INDIRECT_FEATURE: (BadDescriptor, "descriptor {value} is indirect; INDIRECT_DESC was not negotiated"),
     VIRTIO_FAULT_READ_AFTER_WRITE: (BadDescriptor, "descriptor {value} is device-readable after a device-writable one"),
     VIRTIO_FAULT_ZERO_LENGTH: (BadDescriptor, "descriptor {value} has length 0"),
     VIRTIO_FAULT_RING_OVERRUN: (BadIndex, "{value} descriptors outstanding (queue size {limit})"),

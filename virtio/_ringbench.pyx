@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._device_queue cimport DeviceQueue
 from virtio._driver_queue cimport DriverQueue
-from virtio._memory cimport GuestMemory, memory_translate
+from virtio._memory cimport memory_translate
 from virtio._ring cimport *
 
 
@@ -123,7 +123,7 @@ def cycle(DriverQueue driver not None, DeviceQueue device not None, int batch, l
         queue_unlock(&vq.lock)
         queue_unlock(&dq.lock)
     if got != n:
-        raise RuntimeError(f"{got} of {n} chains came back after {through} (enqueue said {why}); {driver!r}, {device!r}")
+        raise RuntimeError(f"{got} of {n} chains came back after {through} (enqueue said {why}); {driver!r}")
     return start / through
 
 
@@ -193,15 +193,19 @@ cdef inline bint same(const uint64_t *words, uint32_t n, uint64_t seed) noexcept
 
 
 cdef class Pair:
-    """A driver end and a device end, each driven by a thread of its own: call :meth:`drive` on one and :meth:`serve` on the other.
+    """A driver end and a device end, each on a thread of its own, which calls :meth:`drive` or :meth:`serve`.
 
     ``count`` chains go from the driver to the device and back, ``batch`` at a time, through buffers from guest address
-    ``buffers`` on (2 * ``length`` bytes for each ring entry, ``length`` a multiple of 8). With ``verify`` each chain has
+    ``buffers`` on (2 * ``length`` bytes for each ring entry, ``length`` a multiple of 8). With ``verify`` each chain
+    has
     a readable piece, filled by the driver with a sequence of which the device checks every byte, and a writable
-    piece, for which it is the other way round; order is checked too. Without, it has one readable piece that nobody looks at.
+    piece, for which it is the other way round; order is checked too. Without, it has one readable piece that nobody
+    looks at.
 
-    Without ``kick`` and ``call`` both sides poll; notifications are decided with ``verify``, and off without. With the two
-    eventfds they sleep: event suppression is on, each side re-arms, looks again, and blocks in poll(2); one that is not woken although work
+    Without ``kick`` and ``call`` both sides poll; notifications are decided with ``verify``, and off without. With the
+    two
+    eventfds they sleep: event suppression is on, each side re-arms, looks again, and blocks in poll(2); one that is
+    not woken although work
     waits has found a lost wake-up.
     """
 
@@ -219,8 +223,8 @@ cdef class Pair:
     cdef uint32_t stopping
     cdef long detail
 
-    def __init__(self, DriverQueue driver not None, DeviceQueue device not None, *, long count, int batch, uint64_t buffers,
-                 uint32_t length=64, bint verify=False, int kick=-1, int call=-1):
+    def __init__(self, DriverQueue driver not None, DeviceQueue device not None, *, long count, int batch,
+                 uint64_t buffers, uint32_t length=64, bint verify=False, int kick=-1, int call=-1):
         check_batch(batch, 1)
         if length % 8 or length == 0:
             raise ValueError(f"length {length} is not a multiple of 8")
@@ -368,7 +372,8 @@ cdef class Pair:
             if self.verify:
                 for i in range(n):
                     if (chains[i].readable != self.length or chains[i].writable != self.length
-                            or not same(<uint64_t *>segs[chains[i].first].iov_base, words, <uint64_t>(got + i) * words)):
+                            or not same(<uint64_t *>segs[chains[i].first].iov_base, words,
+                                        <uint64_t>(got + i) * words)):
                         self.detail = got + i
                         return WRONG_DATA
                     fill(<uint64_t *>segs[chains[i].first + 1].iov_base, words, ~(<uint64_t>(got + i) * words))

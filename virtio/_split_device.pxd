@@ -31,7 +31,8 @@ cdef inline uint32_t split_refresh_avail(virtio_device_queue *q) noexcept nogil:
     return <uint16_t>(idx - q.next_avail)
 
 
-cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs, uint32_t nsegs) noexcept nogil:
+cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs,
+                                     uint32_t nsegs) noexcept nogil:
     """Take up to limit available chains; return how many. Their pieces go to segs, one chain's behind the other's.
 
     Stops early when segs is full, or at a chain that breaks the queue: those before it are good. A segs array of

@@ -27,7 +27,8 @@ cdef inline void split_driver_start(virtio_driver_queue *q) noexcept nogil:
     q.intr_enabled = 1
 
 
-cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint32_t n, int *why) noexcept nogil:
+cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint32_t n,
+                                         int *why) noexcept nogil:
     """Make up to n chains available; return how many, and in why the reason for stopping early.
 
     req[i] takes its pieces from sg in turn. avail.idx is published once, after all of them.
@@ -100,8 +101,8 @@ cdef inline uint32_t split_free_chain(virtio_driver_queue *q, uint32_t head, uin
     Last in, first out: what is used next is still in the cache.
     """
     cdef uint32_t last = head
-    cdef uint32_t k
-    for k in range(<uint32_t>state_ndesc(q.state[head].word) - 1):
+    cdef uint32_t _k
+    for _k in range(<uint32_t>state_ndesc(q.state[head].word) - 1):
         last = q.links[last]
     q.state[head].word = 0
     q.links[last] = <uint16_t>free_head
@@ -204,7 +205,8 @@ cdef inline uint32_t split_dequeue_burst(virtio_driver_queue *q, virtio_completi
     return ready
 
 
-cdef inline uint32_t split_dequeue_in_order(virtio_driver_queue *q, virtio_completion *out, uint32_t ready) noexcept nogil:
+cdef inline uint32_t split_dequeue_in_order(virtio_driver_queue *q, virtio_completion *out,
+                                            uint32_t ready) noexcept nogil:
     """As split_dequeue_burst, when the device uses chains in order: one entry may stand for many (2.7.9).
 
     The entry at the first position of a batch names the last chain of it; those before it were used completely.

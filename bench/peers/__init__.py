@@ -50,7 +50,16 @@ def build(name: str, flags: tuple[str, ...] = FLAGS) -> Path:
 
 def ringcycle(mode: str, batch: int, count: int, *, cpu: int, flags: tuple[str, ...] = FLAGS) -> float:
     """Run the C program of the ring cycle once; return nanoseconds a chain (thread CPU time)."""
-    command = [need("taskset", "util-linux"), "-c", str(cpu), str(build("ringcycle", flags)), mode, str(batch), str(count), "1"]
+    command = [
+        need("taskset", "util-linux"),
+        "-c",
+        str(cpu),
+        str(build("ringcycle", flags)),
+        mode,
+        str(batch),
+        str(count),
+        "1",
+    ]
     return float(json.loads(run(command))["ns"][0])
 
 
@@ -74,11 +83,17 @@ def ringtest_folder() -> Path:
         run(["dpkg-deb", "-x", str(deb), str(folder / "deb")], timeout=300)
         archive = next((folder / "deb" / "usr" / "src").glob(f"{SOURCE}.tar.*"))
         (folder / "linux").mkdir(exist_ok=True)
-        run(["tar", "-xf", str(archive), "-C", str(folder / "linux"), "--strip-components=1", "--wildcards",
-             "*/tools/virtio/*", "*/include/uapi/linux/virtio_ring.h", "*/drivers/virtio/virtio_ring.c"], timeout=600)  # fmt: skip
-        run(["make", "-C", str(built), "ring", "virtio_ring_0_9", "virtio_ring_poll", "virtio_ring_inorder"], timeout=300)
+        wanted = ["*/tools/virtio/*", "*/include/uapi/linux/virtio_ring.h"]
+        unpack = ["tar", "-xf", str(archive), "-C", str(folder / "linux"), "--strip-components=1", "--wildcards"]
+        run(unpack + wanted, timeout=600)
+        run(
+            ["make", "-C", str(built), "ring", "virtio_ring_0_9", "virtio_ring_poll", "virtio_ring_inorder"],
+            timeout=300,
+        )
     except (RuntimeError, StopIteration, OSError) as error:
-        raise MissingPeer(f"ringtest cannot be built ({error}): apt-get update; apt-get install xz-utils make gcc") from error
+        raise MissingPeer(
+            f"ringtest cannot be built ({error}): apt-get update; apt-get install xz-utils make gcc"
+        ) from error
     shutil.rmtree(folder / "deb", ignore_errors=True)
     deb.unlink()
     return built
@@ -86,7 +101,16 @@ def ringtest_folder() -> Path:
 
 def ringtest(program: str, cycles: int, *options: str) -> float:
     """Run one of ringtest's programs, guest on core 0 and host on core 1; return nanoseconds a buffer (wall clock)."""
-    command = [str(ringtest_folder() / program), "--host-affinity", "1", "--guest-affinity", "0", "--run-cycles", str(cycles), *options]
+    command = [
+        str(ringtest_folder() / program),
+        "--host-affinity",
+        "1",
+        "--guest-affinity",
+        "0",
+        "--run-cycles",
+        str(cycles),
+        *options,
+    ]
     start = time.perf_counter()
     run(command, timeout=300)
     return (time.perf_counter() - start) / cycles * 1e9

@@ -36,11 +36,11 @@ class Ram:
         self.bytes = bytearray(length)
 
     def read(self, gpa: int, length: int) -> bytes:
-        assert 0 <= gpa and gpa + length <= len(self.bytes)
+        assert gpa >= 0 and gpa + length <= len(self.bytes)
         return bytes(self.bytes[gpa : gpa + length])
 
     def write(self, gpa: int, data: bytes) -> None:
-        assert 0 <= gpa and gpa + len(data) <= len(self.bytes)
+        assert gpa >= 0 and gpa + len(data) <= len(self.bytes)
         self.bytes[gpa : gpa + len(data)] = data
 
 

@@ -52,8 +52,10 @@ def at_start(plan: Plan, state: dict[str, Any]) -> dict[str, Any]:
     """Turn a fresh queue's state into that of an idle queue at plan.start."""
     if plan.packed:
         lap, slot = divmod(plan.start, plan.size)
-        return state | dict.fromkeys(("next_avail", "next_used"), slot) | dict.fromkeys(
-            ("avail_wrap", "used_wrap"), 1 - lap % 2
+        return (
+            state
+            | dict.fromkeys(("next_avail", "next_used"), slot)
+            | dict.fromkeys(("avail_wrap", "used_wrap"), 1 - lap % 2)
         )
     return state | dict.fromkeys(("next_avail", "next_used", "used_event", "avail_event"), plan.start)
 
