@@ -103,7 +103,9 @@ class PackedDriver(PackedRing):
 
     def waiting(self) -> int:
         """How many slots of used chains wait to be taken."""
-        position, left = self.nused + sum(self.out[i][2] for i, _ in self.batch), dict(self.out)
+        batch = {ident for ident, _ in self.batch}
+        position = self.nused + sum(self.out[ident][2] for ident in batch)
+        left = {ident: chain for ident, chain in self.out.items() if ident not in batch}
         while left and self.marks(position)[1]:
             last = self.get(position)[2]
             for ident in list(left)[: list(left).index(last) + 1] if self.in_order else [last]:

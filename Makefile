@@ -1,0 +1,47 @@
+# Every target does its own set-up in .venv. PYTHON chooses the interpreter (3.11 or later) that .venv is made from.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard virtio/*.pyx virtio/*.pxd virtio/include/virtio/*.h) setup.py pyproject.toml
+
+.PHONY: demo test bench lint sanitize fuzz peers pythons clean
+
+demo: $(VENV)/package
+	$(BIN)/virtio demo
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/dev
+	$(BIN)/python -m bench
+
+lint: $(VENV)/dev
+	tools/lint.sh $(BIN)
+
+sanitize: $(VENV)/dev
+	tools/sanitize.sh $(BIN)/python
+
+fuzz: $(VENV)/dev
+	VIRTIO_FUZZ_SECONDS=$${VIRTIO_FUZZ_SECONDS:-600} $(BIN)/python -m pytest -s tests/test_ring_stateful.py
+
+# Debian's packages that the tests, benchmarks and sanitizers want
+peers:
+	tools/peers.sh
+
+# build, install and try the package on each Python 3.11 to 3.13 of this machine
+pythons:
+	tools/try-pythons.sh
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) .venv-* virtio/*.so
+
+$(BIN)/python:
+	tools/venv.sh $(PYTHON) $(VENV)
+
+$(VENV)/package: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install -q -e .
+	touch $@
+
+$(VENV)/dev: $(BIN)/python $(SOURCES)
+	$(BIN)/pip install -q -e '.[dev]'
+	touch $@ $(VENV)/package

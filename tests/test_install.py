@@ -1,0 +1,160 @@
+"""The package as users get it: a wheel, installed elsewhere, with clients in Cython and C built and run against it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from peers import need_peer
+
+pytestmark = [pytest.mark.install, pytest.mark.timeout(600)]
+
+ROOT = Path(__file__).parent.parent
+CLIENTS = Path(__file__).parent / "clients"
+
+SETUP = """
+import sys
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+import virtio
+include = [virtio.get_include()]
+setup(name="clients", ext_modules=cythonize([
+    Extension("cython_client", ["cython_client.pyx"], include_dirs=include),
+    Extension("c_client", ["c_client.c"], include_dirs=include, extra_compile_args=["-Wall", "-Wextra", "-Werror"]),
+]))
+"""
+
+USE = """
+import sys
+import cython_client, c_client
+from virtio import *
+for packed in (False, True):
+    memory = GuestMemory.allocate(1 << 20, 0x100000)
+    layout = QueueLayout.packed(100, 0x100000) if packed else QueueLayout.legacy(128, 0x100000)
+    features = Feature.RING_PACKED if packed else Feature(0)
+    driver = DriverQueue(memory, layout, features=features)
+    device = DeviceQueue(memory, layout, features=features)
+    assert cython_client.through(driver, device, 0x180000, 1000) == (1000, sum(range(1000)))
+    assert memory.read(0x180000, 1) == b"*"
+    assert c_client.through(driver, device, memory, 0x190000, 1000) == (1000, sum(range(1000)), ord("c"))
+    assert memory.read(0x190000, 8) == b"c" * 8
+    assert driver.counters()["completions"] == 2000
+    try:
+        c_client.through(device, driver, memory, 0x190000, 1)
+    except TypeError as error:
+        assert "DriverQueue" in str(error)
+    else:
+        sys.exit("a device end was taken for a driver end")
+print("clients ran")
+"""
+
+
+def run(command: list[str], cwd: Path, **environment: str) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need_peer("gcc", "gcc")
+    source = tmp_path_factory.mktemp("source")
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, source)
+    for name in ("virtio", "net"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    folder = tmp_path_factory.mktemp("wheel")
+    run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", str(folder), "."],
+        source,
+    )
+    return next(folder.glob("virtio-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment's python with the wheel, and Cython and setuptools from ours, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("installed")
+    run([sys.executable, "-m", "venv", str(folder / "venv")], folder)
+    python = folder / "venv" / "bin" / "python"
+    run([str(python), "-m", "pip", "install", "-q", "--no-deps", "--no-index", str(wheel)], folder)
+    site = folder / "tools"
+    site.mkdir()
+    purelib = Path(sysconfig.get_path("purelib"))
+    for pattern in ("Cython", "cython.py", "pyximport", "setuptools", "_distutils_hack"):
+        for found in purelib.glob(pattern):
+            (site / found.name).symlink_to(found)
+    return python
+
+
+def test_wheel_holds_what_clients_need(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in (
+        "py.typed",
+        "__init__.pxd",
+        "_ring.pxd",
+        "_driver_queue.pyi",
+        "include/virtio/queue.h",
+        "net/__init__.py",
+    ):
+        assert f"virtio/{name}" in names
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"virtio"}
+    assert wheel.stat().st_size < 3_000_000
+
+
+def test_import_from_elsewhere(installed: Path, tmp_path: Path) -> None:
+    code = "import virtio, virtio.net, os; assert os.path.exists(virtio.get_include() + '/virtio/queue.h'); print('ok')"
+    assert run([str(installed), "-c", code], tmp_path) == "ok\n"
+
+
+def test_the_command_is_installed(installed: Path, tmp_path: Path) -> None:
+    assert '"verified": true' in run([str(installed.parent / "virtio"), "demo", "--json", "--chains", "1000"], tmp_path)
+
+
+def test_cython_and_c_clients(installed: Path, tmp_path: Path) -> None:
+    for name in ("cython_client.pyx", "c_client.c"):
+        shutil.copy(CLIENTS / name, tmp_path)
+    (tmp_path / "setup.py").write_text(SETUP)
+    tools = str(installed.parent.parent.parent / "tools")
+    run([str(installed), "setup.py", "-q", "build_ext", "--inplace"], tmp_path, PYTHONPATH=tools)
+    assert run([str(installed), "-c", USE], tmp_path) == "clients ran\n"
+
+
+def test_unbuilt_tree_says_what_to_run(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "virtio", tmp_path / "virtio", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "import virtio"],  # -S: without our own, editable installation
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert f"run: pip install -e {tmp_path}" in done.stderr.splitlines()[-1]
+
+
+def test_missing_compiler_says_what_to_run(tmp_path: Path) -> None:
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("virtio", "net"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_ext"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "CC": "no-such-compiler"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "apt-get install gcc" in done.stderr
+
+
+def test_net_folder_is_no_package_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", "import net"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "import virtio.net" in done.stderr.splitlines()[-1]

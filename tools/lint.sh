@@ -1,0 +1,10 @@
+#!/bin/bash
+# lint.sh BIN: ruff, cython-lint and mypy from the folder BIN, then a build in which our own code may cause no warning.
+set -eu
+cd "$(dirname "$0")/.."
+bin=$(cd "$1" && pwd)
+"$bin/ruff" check .
+"$bin/ruff" format --check .
+PATH="$bin:$PATH" "$bin/cython-lint" virtio tests
+"$bin/mypy"
+tools/check-warnings.sh "$bin/python"

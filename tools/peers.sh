@@ -1,0 +1,20 @@
+#!/bin/bash
+# peers.sh: install Debian's packages that tests, benchmarks and sanitizers want. Needs root, or sudo.
+#   gcc libc6-dev python3-dev make  the build            util-linux  taskset, setarch
+#   xz-utils                        unpacking ringtest's source (make bench fetches linux-source-6.1 itself)
+#   libasan8 libubsan1 libtsan2     the sanitizers' run-time libraries
+set -eu
+packages="gcc libc6-dev python3-dev python3-venv make util-linux xz-utils libasan8 libubsan1 libtsan2"
+missing=
+for package in $packages; do
+    dpkg-query -W -f '${Status}' "$package" 2> /dev/null | grep -q 'ok installed' || missing="$missing $package"
+done
+if [ -z "$missing" ]; then
+    echo "peers: all installed"
+    exit 0
+fi
+sudo=
+[ "$(id -u)" = 0 ] || sudo=sudo
+$sudo apt-get update -qq
+# shellcheck disable=SC2086 # a list of words
+DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends $missing

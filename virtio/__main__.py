@@ -1,0 +1,8 @@
+"""``python -m virtio`` is the command ``virtio``."""
+
+import sys
+
+from virtio.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
