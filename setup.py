@@ -29,8 +29,6 @@ BUILD = f"build/{VARIANT}"
 COMPILE = [
     "-Wall",
     "-Wextra",
-    # written by Cython for every extension type: {0, 0, 0, 0} tables with the last members left out
-    "-Wno-missing-field-initializers",
     # gcc 12 joins the stores of neighbouring ring words into one vector store: loads of the words then wait for it
     "-fno-tree-slp-vectorize",
 ]

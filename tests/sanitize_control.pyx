@@ -1,6 +1,7 @@
 """Planted errors, one for each sanitizer: tools/sanitize.sh runs them and expects a report. Never in a normal build."""
 
 from libc.stdlib cimport free, malloc
+from libc.string cimport memset
 
 
 cdef extern from *:
@@ -27,12 +28,13 @@ cdef extern from *:
     int shift_by(int n) nogil
 
 
-def overflow():
-    """Write one byte past an allocation."""
+def overflow(int size=17):
+    """Write past the end of an allocation of 16 bytes."""
     cdef char *block = <char *>malloc(16)
-    cdef volatile char *end = block + 16
-    end[0] = 1
+    memset(block, 1, size)
+    cdef int last = block[size - 1]  # used below, or the compiler drops the write
     free(block)
+    return last
 
 
 def shift():

@@ -39,7 +39,7 @@ def test_models_agree(packed: bool, event_idx: bool, in_order: bool, seed: int) 
     """Random traffic: what is popped is what was added, what is taken is what was used, and no wake-up is lost."""
     rnd = random.Random(seed)
     area = Area(rnd.choice((1, 3, 7, 33)) if packed else rnd.choice((1, 2, 8, 32)))
-    mem, driver, device = make(packed, area, event_idx, in_order, rnd.choice((0, 0xFFF9)))
+    _, driver, device = make(packed, area, event_idx, in_order, rnd.choice((0, 0xFFF9)))
     added: list[tuple[int, list[Piece]]] = []
     popped: list[tuple[int, ModelChain]] = []
     used: list[tuple[int, int]] = []
@@ -93,7 +93,7 @@ def test_models_agree(packed: bool, event_idx: bool, in_order: bool, seed: int) 
 @pytest.mark.parametrize("packed", (False, True))
 def test_model_refuses_a_used_id_that_is_not_outstanding(packed: bool) -> None:
     """The oracle is strict: it must not let a wrong peer pass."""
-    mem, driver, device = make(packed, Area(4), False, False, 0)
+    _, driver, device = make(packed, Area(4), False, False, 0)
     driver.add([Piece(DATA, 4, True)], "a")
     chain = device.pop()
     assert chain is not None

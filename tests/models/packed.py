@@ -181,7 +181,7 @@ class PackedDevice(PackedRing):
         return chain
 
     def use(self, *done: tuple[ModelChain, int]) -> None:
-        """Give chains back, each with the bytes written; in order, as one batch (all but the last were written full)."""
+        """Give chains back, each with the bytes written; in order, as one batch (all but the last are full)."""
         first = self.nused
         for k, (chain, written) in enumerate(done):
             assert written <= chain.writable

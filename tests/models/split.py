@@ -180,7 +180,7 @@ class SplitDevice(SplitRing):
         raise AssertionError("chain loops")
 
     def use(self, *done: tuple[ModelChain, int]) -> None:
-        """Give chains back, each with the bytes written; in order, as one batch (all but the last were written full)."""
+        """Give chains back, each with the bytes written; in order, as one batch (all but the last are full)."""
         for k, (chain, written) in enumerate(done):
             assert written <= chain.writable
             if self.in_order:
