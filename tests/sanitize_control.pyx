@@ -1,30 +1,22 @@
 """Planted errors, one for each sanitizer: tools/sanitize.sh runs them and expects a report. Never in a normal build."""
 
+import threading
+
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 
 cdef extern from *:
     """
-    #include <pthread.h>
-    static int racy;
-    static void *writer(void *unused)
+    static volatile int racy; /* so that the loop is one */
+    static void write_often(void)
     {
-        for (int i = 0; i < 100000; i++)
+        for (int i = 0; i < 20000000; i++)
             racy++;
-        return unused;
-    }
-    static void race_two_threads(void)
-    {
-        pthread_t a, b;
-        pthread_create(&a, 0, writer, 0);
-        pthread_create(&b, 0, writer, 0);
-        pthread_join(a, 0);
-        pthread_join(b, 0);
     }
     static int shift_by(int n) { return 1 << n; }
     """
-    void race_two_threads() nogil
+    void write_often() nogil
     int shift_by(int n) nogil
 
 
@@ -42,7 +34,15 @@ def shift():
     return shift_by(40)
 
 
-def race():
-    """Write to one variable from two threads."""
+def write():
     with nogil:
-        race_two_threads()
+        write_often()
+
+
+def race():
+    """Write to one variable from two Python threads, as the loops of virtio run."""
+    threads = [threading.Thread(target=write) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()

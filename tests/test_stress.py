@@ -133,6 +133,7 @@ def test_the_map_is_replaced_while_both_ends_run(name: str) -> None:
         os.close(fd)
 
 
+@pytest.mark.races
 def test_a_pair_reports_what_goes_wrong() -> None:
     """The check can fail: a driver that lies about a buffer is found out, and both loops end."""
     driver, device = ends("split", 64)
@@ -159,6 +160,7 @@ def test_a_pair_reports_what_goes_wrong() -> None:
             thread.join()
 
 
+@pytest.mark.races
 def test_a_pair_stops_when_the_ring_breaks() -> None:
     driver, device = ends("split", 64)
     pair = Pair(driver, device, count=1 << 40, batch=8, buffers=DATA)
