@@ -10,9 +10,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from virtio._ringbench import Pair
 
 from virtio import BadIndex, DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout, Region
+from virtio._ringbench import Pair
 
 pytestmark = [pytest.mark.threads, pytest.mark.timeout(600)]
 
