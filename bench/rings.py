@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import threading
 
-from virtio._ringbench import Pair
-
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout
+from virtio._ringbench import Pair
 
 BASE = 0x10000
 TABLES = 0x20000

@@ -12,10 +12,9 @@ import sys
 import threading
 from typing import Any
 
-from virtio._ringbench import Pair
-
 from bench import rings
 from virtio import Feature
+from virtio._ringbench import Pair
 
 
 def watch(pair: Pair, done: threading.Event, label: str) -> None:

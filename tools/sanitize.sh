@@ -10,9 +10,10 @@ rounds=${VIRTIO_STRESS_BUFFERS:-400000}
 
 prepare() { # sanitizer: a copy with a build of its own
     copy=build/sanitize-${1//,/-}
+    rm -rf "$copy"
     mkdir -p "$copy"
     cp -r setup.py pyproject.toml README.md LICENSE virtio net tests bench "$copy"
-    rm -f "$copy"/virtio/*.so "$copy"/*.so
+    rm -f "$copy"/virtio/*.so
     (cd "$copy" && VIRTIO_SANITIZE=$1 "$python" setup.py -q build_ext --inplace > build.log 2>&1) || { cat "$copy/build.log"; exit 1; }
 }
 

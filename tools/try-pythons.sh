@@ -9,8 +9,15 @@ trap 'rm -rf "$work"' EXIT
 failed=0 found=0
 printf '%-10s  %-8s  %-8s  %-10s  %s\n' python version install editable tests
 for version in 3.11 3.12 3.13; do
-    python=$(command -v "python$version" || ls -d "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version."*/bin/python 2> /dev/null | tail -n 1)
-    if [ -z "$python" ] || ! "$python" -c '' 2> /dev/null; then
+    python=
+    # on PATH there may be only pyenv's shim, which does not run unless that version is the chosen one
+    for candidate in "$(command -v "python$version")" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version."*/bin/python; do
+        if "$candidate" -c '' 2> /dev/null; then
+            python=$candidate
+            break
+        fi
+    done
+    if [ -z "$python" ]; then
         printf '%-10s  %s\n' "$version" "not here"
         continue
     fi

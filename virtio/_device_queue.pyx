@@ -131,6 +131,8 @@ cdef class DeviceQueue(Queue):
         cdef bint more = True
         if segs is NULL:
             raise MemoryError()
+        if self.memory is None:
+            limit = 0  # never initialised: the fault below says so
         try:
             while more and limit > 0:
                 want = BURST if limit > BURST else <uint32_t>limit

@@ -123,7 +123,10 @@ cdef class Queue(MemoryUser):
 
     cdef object error(self):
         """Return the latched fault as an exception, or None."""
-        cdef object head = None if self.fault.head == UINT32_MAX else self.fault.head
+        cdef object head
+        if self.fault is NULL:
+            raise TypeError("Queue is the base of DriverQueue and DeviceQueue, and no queue itself")
+        head = None if self.fault.head == UINT32_MAX else self.fault.head
         if self.fault.code == VIRTIO_FAULT_NONE:
             return None
         if self.fault.code == VIRTIO_FAULT_RING_MEMORY:
@@ -156,6 +159,8 @@ cdef class Queue(MemoryUser):
     def explain_notify(self):
         """Say in words why the last notification decision was what it was (VIRTIO 1.4, 2.7.7, 2.7.10 and 2.8.10)."""
         cdef virtio_notify *n = self.note
+        if n is NULL or self.layout is None:
+            return "undecided: the queue was never initialised"
         span = f"old {n.old_index}, new {n.new_index}"
         event = f"{n.event & 0x7fff} (wrap {n.event >> 15})" if self.layout.is_packed else f"{n.event}"
         if n.reason == VIRTIO_NOTIFY_UNDECIDED:
@@ -189,6 +194,8 @@ cdef class Queue(MemoryUser):
         }
 
     def __repr__(self):
+        if self.layout is None:
+            return f"<{type(self).__name__}: not initialised>"
         kind = "packed" if self.layout.is_packed else "split"
         state = "broken" if self.fault.code else "ok"
         return f"<{type(self).__name__} {self.index}: {kind}, size {self.layout.size}, {state}>"

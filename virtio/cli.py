@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout, __version__
 
@@ -125,9 +125,15 @@ def chains_argument(text: str) -> int:
     return int(text)
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with one line, where argparse prints the usage before it."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code: 130 after SIGINT, 2 for bad arguments."""
-    parser = argparse.ArgumentParser(prog="virtio", description="Both ends of virtio, driver and device.")
+    parser = Parser(prog="virtio", description="Both ends of virtio, driver and device.")
     parser.add_argument("--version", action="version", version=f"virtio {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser(
