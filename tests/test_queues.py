@@ -176,7 +176,7 @@ def test_smallest_and_largest(packed: bool, size: int) -> None:
 def test_enqueue_errors(packed: bool) -> None:
     driver, _ = ends(packed)
     for bad in ([], [(DATA, 0)], [(DATA, 1 << 32)], [(-1, 1)], [(DATA, 0xFFFFFFFF), (DATA, 1)]):
-        with pytest.raises(ValueError, match="piece of|address|chain of"):
+        with pytest.raises(ValueError, match=r"piece of|address|chain of"):
             driver.enqueue(bad)
     with pytest.raises(TypeError, match="a piece is"):
         driver.enqueue([7])  # type: ignore[list-item]

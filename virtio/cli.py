@@ -73,7 +73,8 @@ def two_threads(packed: bool, chains: int, progress: bool) -> dict[str, Any]:
     finally:
         pair.stop()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # an interrupt may come before it is started
+                thread.join()
         os.close(kick)
         os.close(call)
         if progress:
