@@ -73,7 +73,7 @@ def two_threads(packed: bool, chains: int, progress: bool) -> dict[str, Any]:
     finally:
         pair.stop()
         for thread in threads:
-            if thread.ident is not None:  # an interrupt may come before it is started
+            if thread.is_alive():  # an interrupt may come before it is started
                 thread.join()
         os.close(kick)
         os.close(call)
