@@ -1,6 +1,8 @@
 """The driver end of a virtqueue, split or packed."""
 
 from cpython.buffer cimport PyObject_CheckBuffer
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
@@ -10,6 +12,11 @@ from virtio._ring cimport *
 from virtio.constants import Feature, Postpone
 from virtio.errors import DoesNotFit, QueueFull
 from virtio.layout import QueueLayout
+
+
+cdef extern from "Python.h":
+    PyObject *PyList_GET_ITEM(object o, Py_ssize_t i)  # borrowed
+    void PyList_SET_ITEM(object o, Py_ssize_t i, object item)  # steals a reference, keeps that of the old item
 
 
 cdef extern from "stdlib.h":
@@ -277,8 +284,8 @@ cdef class DriverQueue(Queue):
         What came back before the device broke the queue is returned; the call after that raises the error.
         """
         cdef virtio_completion out[BURST]
+        cdef PyObject *taken[BURST]
         cdef list result = []
-        cdef list cookies = self.cookies
         cdef uint32_t n
         cdef uint32_t want
         cdef uint32_t i
@@ -286,10 +293,15 @@ cdef class DriverQueue(Queue):
             want = BURST if limit > BURST else <uint32_t>limit
             self.hold()
             n = driver_dequeue_burst(self.q, out, want)
+            for i in range(n):  # under the lock, since the next enqueue may reuse the head; references move, none dies
+                taken[i] = PyList_GET_ITEM(self.cookies, out[i].head)
+                Py_INCREF(None)
+                PyList_SET_ITEM(self.cookies, out[i].head, None)
             self.release()
             for i in range(n):
-                result.append((cookies[out[i].head], out[i].len))
-                cookies[out[i].head] = None
+                cookie = <object>taken[i]
+                Py_DECREF(cookie)  # the list's reference
+                result.append((cookie, out[i].len))
             limit -= n
             if n < want:
                 break
