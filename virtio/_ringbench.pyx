@@ -252,7 +252,9 @@ cdef class Pair:
         """
         cdef int why
         cdef double start = clock_ns(CLOCK_MONOTONIC)
-        if not self.verify and self.kick < 0:
+        if self.verify:
+            self.driver.enable_intr()
+        elif self.kick < 0:
             self.driver.disable_intr()
         with nogil:
             why = self.drive_loop()
@@ -264,7 +266,9 @@ cdef class Pair:
     def serve(self):
         """Be the device, until all chains went back. Raises as :meth:`drive`."""
         cdef int why
-        if not self.verify and self.kick < 0:
+        if self.verify:
+            self.device.enable_notification()
+        elif self.kick < 0:
             self.device.disable_notification()
         with nogil:
             why = self.serve_loop()
