@@ -322,14 +322,12 @@ cdef class DeviceQueue(Queue):
         """
         cdef virtio_device_queue *q = self.q
         cdef Chain chain
-        self.hold()
         state = self.common_state("device")
         state.update(
             max_chain=self.max_chain, next_avail=q.next_avail, avail_wrap=q.avail_wrap, next_used=q.next_used,
             used_wrap=q.used_wrap, pending=q.pending, notify_enabled=q.notify_enabled, used_flags=q.used_flags,
             avail_event=q.avail_event, event_word=q.event_word,
         )
-        self.release()
         state["outstanding"] = [
             {"head": chain.c.head, "slots": chain.c.slots, "written": chain.c.written,
              "readable": chain.pieces(0, chain.c.nreadable),

@@ -315,6 +315,7 @@ cdef class DriverQueue(Queue):
         For a queue whose device no longer works it: after a reset, before :meth:`reset`.
         """
         cdef list result = []
+        cdef list cookies = [None] * self.q.size  # made before the lock: an allocation may run a finaliser
         cdef uint32_t head
         self.hold()
         for head in range(self.q.size):
@@ -324,7 +325,7 @@ cdef class DriverQueue(Queue):
         self.q.completions = self.q.chains
         # the ring no longer matches what the device may still see of it: only a reset makes it usable again
         latch(self.fault, VIRTIO_FAULT_DRAINED, UINT32_MAX, len(result), 0)
-        self.cookies = [None] * self.q.size
+        self.cookies, cookies = cookies, self.cookies
         self.release()
         return result
 
@@ -458,7 +459,6 @@ cdef class DriverQueue(Queue):
         """
         cdef virtio_driver_queue *q = self.q
         cdef uint32_t i
-        self.hold()
         state = self.common_state("driver")
         state.update(
             indirect=self.indirect_at, max_indirect=q.max_indirect,
@@ -470,7 +470,6 @@ cdef class DriverQueue(Queue):
             outstanding=[[i, state_ndesc(q.state[i].word), state_writable(q.state[i].word)] for i in range(q.size)
                          if state_ndesc(q.state[i].word)],
         )
-        self.release()
         return state
 
     @classmethod
