@@ -1,4 +1,4 @@
-"""The peers: C programs of our own, built here, and Linux's ringtest, built from Debian's kernel source."""
+"""The peers: C programs of our own, built here (some against DPDK), and Linux's ringtest."""
 
 from __future__ import annotations
 
@@ -46,6 +46,37 @@ def build(name: str, flags: tuple[str, ...] = FLAGS) -> Path:
     if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
         run([need("gcc", "gcc"), *flags, "-pthread", str(source), "-o", str(program)])
     return program
+
+
+@functools.cache
+def build_dpdk(name: str, *, native: bool = False) -> Path:
+    """Compile bench/peers/NAME.c against libdpdk; return the program.
+
+    As packaged means the flags of its pkg-config file, hence Debian's -march=corei7; native goes behind them and wins.
+    """
+    config = [need("pkg-config", "libdpdk-dev pkg-config"), "libdpdk"]
+    try:
+        cflags, libs = run([*config, "--cflags"]).split(), run([*config, "--libs"]).split()
+    except RuntimeError as error:
+        raise MissingPeer(f"DPDK is not installed: apt-get install libdpdk-dev pkg-config ({error})") from error
+    CACHE.mkdir(parents=True, exist_ok=True)
+    program = CACHE / f"{name}-dpdk{'-native' if native else ''}"
+    source = HERE / f"{name}.c"
+    if not program.exists() or program.stat().st_mtime < source.stat().st_mtime:
+        flags = ["-O3", *cflags, "-DALLOW_EXPERIMENTAL_API", *(["-march=native"] if native else [])]
+        run([need("gcc", "gcc"), *flags, "-pthread", str(source), "-o", str(program), *libs])
+    return program
+
+
+def dpdk(name: str, *arguments: object, cpu: int, native: bool = False) -> Any:
+    """Run bench/peers/NAME.c on one core, as ``NAME EAL-options -- arguments``; return its last line, which is JSON.
+
+    A program that starts no EAL skips the options up to ``--``. Nothing of the machine is needed (huge pages, PCI),
+    and nothing is shared with other runs.
+    """
+    eal = ["-l", str(cpu), "--no-huge", "--no-shconf", "--no-pci", "-m", "512", "--no-telemetry", "--log-level=error"]
+    pinned = [need("taskset", "util-linux"), "-c", str(cpu), str(build_dpdk(name, native=native))]
+    return json.loads(run([*pinned, *eal, "--", *map(str, arguments)]).strip().splitlines()[-1])
 
 
 def ringcycle(mode: str, batch: int, count: int, *, cpu: int, flags: tuple[str, ...] = FLAGS) -> float:
