@@ -37,6 +37,9 @@ cdef extern from "virtio/frame.h" nogil:
         VIRTIO_STOP_UDP_LENGTH
         VIRTIO_STOP_OFFSETS
         VIRTIO_STOP_SHORT_TUNNEL
+        VIRTIO_STOP_LLC_LENGTH
+        VIRTIO_STOP_OPTION
+        VIRTIO_STOP_ROUTING
         VIRTIO_STOPS
         VIRTIO_EXTENSIONS_MAX
         VIRTIO_TUNNEL_NONE

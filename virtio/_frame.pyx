@@ -1,14 +1,424 @@
 """Parsing of Ethernet frames: where the headers are, and why no more is known."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 
-cdef int frame_parse(virtio_frame *frame, const uint8_t *p, uint32_t n) noexcept nogil:
+cdef enum:
+    OFFSET_MAX = 0xffff
+
+    ETHER_HEADER = 14
+    LLC_LENGTH_MAX = 1500     # up to here the type is a length (802.3, 3.2.6)
+    ETHERTYPE_IPV4 = 0x0800
+    ETHERTYPE_ARP = 0x0806
+    ETHERTYPE_TEB = 0x6558    # transparent Ethernet bridging
+    ETHERTYPE_VLAN = 0x8100   # 802.1Q
+    ETHERTYPE_IPV6 = 0x86dd
+    ETHERTYPE_QINQ = 0x88a8   # 802.1ad
+    ETHERTYPE_QINQ_OLD = 0x9100
+
+    HOP_BY_HOP = 0
+    ICMP = 1
+    TCP = 6
+    UDP = 17
+    ROUTING = 43
+    FRAGMENT = 44
+    ESP = 50
+    AH = 51
+    ICMPV6 = 58
+    NO_NEXT = 59
+    DESTINATION = 60
+    SCTP = 132
+    MOBILITY = 135
+
+    IPV4_MORE = 0x2000
+    IPV4_OFFSET = 0x1fff
+    OPTION_END = 0
+    OPTION_NOP = 1
+    OPTION_LSRR = 131
+    OPTION_SSRR = 137
+    OPTION_PAD1 = 0
+    OPTION_JUMBO = 0xc2       # RFC 2675
+    OPTION_HOME = 0xc9        # RFC 6275, 6.3
+
+    PORT_VXLAN = 4789         # RFC 7348
+    PORT_VXLAN_LINUX = 8472   # what Linux takes unless told
+    PORT_GENEVE = 6081        # RFC 8926
+
+
+cdef inline int stop_at(virtio_layer *layer, uint32_t at, int stop) noexcept nogil:
+    layer.l4 = <uint16_t>at
+    layer.payload = <uint16_t>at
+    layer.stop = <uint8_t>stop
+    return stop
+
+
+cdef inline int past(uint32_t size, uint32_t at, uint32_t end, int short_of) noexcept nogil:
+    """0 if size bytes at `at` are there and end at an offset that 16 bits hold."""
+    if size > end - at:
+        return short_of
+    if at + size > OFFSET_MAX:
+        return VIRTIO_STOP_OFFSETS
+    return 0
+
+
+cdef int parse_l4(virtio_layer *layer, const uint8_t *p, uint32_t at) noexcept nogil:
+    cdef uint32_t there = layer.end - at, size, length
+    cdef int stop
+    if layer.protocol == TCP:
+        size = 20
+    elif layer.protocol == UDP:
+        size = 8
+    elif layer.protocol == SCTP:
+        size = 12
+    elif layer.protocol == (ICMP if layer.l3_kind == VIRTIO_L3_IPV4 else ICMPV6):
+        size = 8
+    elif layer.protocol == ESP:
+        return stop_at(layer, at, VIRTIO_STOP_ENCRYPTED)
+    elif layer.protocol == NO_NEXT and layer.l3_kind == VIRTIO_L3_IPV6:
+        return stop_at(layer, at, VIRTIO_STOP_NO_NEXT)
+    else:
+        return stop_at(layer, at, VIRTIO_STOP_PROTOCOL)
+    stop = past(size, at, layer.end, VIRTIO_STOP_SHORT_L4)
+    if stop:
+        return stop_at(layer, at, stop)
+    if layer.protocol == TCP:
+        size = (p[at + 12] >> 4) * 4
+        if size < 20 or size > there:
+            return stop_at(layer, at, VIRTIO_STOP_TCP_OFFSET)
+        if at + size > OFFSET_MAX:
+            return stop_at(layer, at, VIRTIO_STOP_OFFSETS)
+        if size > 20:
+            layer.flags |= VIRTIO_LAYER_L4_OPTIONS
+    elif layer.protocol == UDP:
+        length = get_be16(p + at + 4)
+        # in a jumbogram 0 stands for what 16 bits cannot say (RFC 2675, 4)
+        if length < 8 and not (length == 0 and there > 0xffff):
+            return stop_at(layer, at, VIRTIO_STOP_UDP_LENGTH)
+        # of a datagram in fragments the first has but a part
+        if length > there and not layer.flags & VIRTIO_LAYER_FRAGMENT:
+            return stop_at(layer, at, VIRTIO_STOP_UDP_LENGTH)
+    layer.flags |= VIRTIO_LAYER_L4
+    layer.l4 = <uint16_t>at
+    layer.payload = <uint16_t>(at + size)
+    layer.stop = VIRTIO_STOP_OK
+    return VIRTIO_STOP_OK
+
+
+cdef int parse_ipv4_options(virtio_layer *layer, const uint8_t *p, uint32_t at, uint32_t end) noexcept nogil:
+    """RFC 791, 3.1. A source route under way has the final destination last in its list."""
+    cdef uint32_t kind, size, pointer
+    while at < end:
+        kind = p[at]
+        if kind == OPTION_END:
+            break
+        if kind == OPTION_NOP:
+            at += 1
+            continue
+        if end - at < 2:
+            return VIRTIO_STOP_OPTION
+        size = p[at + 1]
+        if size < 2 or size > end - at:
+            return VIRTIO_STOP_OPTION
+        if kind == OPTION_LSRR or kind == OPTION_SSRR:
+            if size < 3:
+                return VIRTIO_STOP_OPTION
+            pointer = p[at + 2]  # from 1; behind the option when the route is done
+            if pointer <= size:
+                if pointer < 4 or pointer + 3 > size or (size - 3) % 4 != 0:
+                    return VIRTIO_STOP_ROUTING
+                layer.dst = <uint16_t>(at + size - 4)
+                layer.flags |= VIRTIO_LAYER_ROUTED
+        at += size
+    return 0
+
+
+cdef int parse_ipv4(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
+    cdef uint32_t size, total, fragment
+    cdef int stop = past(20, at, n, VIRTIO_STOP_SHORT_L3)
+    layer.l3_kind = VIRTIO_L3_IPV4
+    if stop:
+        return stop_at(layer, at, stop)
+    if p[at] >> 4 != 4:
+        return stop_at(layer, at, VIRTIO_STOP_IP_VERSION)
+    size = (p[at] & 15) * 4
+    if size < 20:
+        return stop_at(layer, at, VIRTIO_STOP_IPV4_IHL)
+    stop = past(size, at, n, VIRTIO_STOP_SHORT_L3)
+    if stop:
+        return stop_at(layer, at, stop)
+    total = get_be16(p + at + 2)
+    if total < size or total > n - at:
+        return stop_at(layer, at, VIRTIO_STOP_IP_LENGTH)
+    layer.end = at + total
+    if layer.end < n:
+        layer.flags |= VIRTIO_LAYER_PADDED
+    layer.src = <uint16_t>(at + 12)
+    layer.dst = <uint16_t>(at + 16)
+    layer.protocol = p[at + 9]
+    fragment = get_be16(p + at + 6)
+    if fragment & (IPV4_MORE | IPV4_OFFSET):
+        layer.flags |= VIRTIO_LAYER_FRAGMENT
+        layer.fragment = <uint16_t>((fragment & IPV4_OFFSET) * 8)
+    if size > 20:
+        layer.flags |= VIRTIO_LAYER_OPTIONS
+        stop = parse_ipv4_options(layer, p, at + 20, at + size)
+        if stop:
+            return stop_at(layer, at, stop)
+    if layer.fragment:
+        layer.flags |= VIRTIO_LAYER_LATER
+        return stop_at(layer, at + size, VIRTIO_STOP_FRAGMENT)
+    return parse_l4(layer, p, at + size)
+
+
+cdef int find_option(const uint8_t *p, uint32_t at, uint32_t end, int kind, uint32_t size,
+                     uint32_t *found) noexcept nogil:
+    """Walk the options of an IPv6 extension header (RFC 8200, 4.2); *found is where the data of one starts, or 0."""
+    cdef uint32_t length
+    found[0] = 0
+    while at < end:
+        if p[at] == OPTION_PAD1:
+            at += 1
+            continue
+        if end - at < 2:
+            return VIRTIO_STOP_OPTION
+        length = p[at + 1]
+        if length > end - at - 2:
+            return VIRTIO_STOP_OPTION
+        if p[at] == kind:
+            if length != size:
+                return VIRTIO_STOP_OPTION
+            found[0] = at + 2
+        at += 2 + length
+    return 0
+
+
+cdef int parse_routing(virtio_layer *layer, const uint8_t *p, uint32_t at, uint32_t size) noexcept nogil:
+    """The final destination of a routing header under way (RFC 8200, 8.1), for the types that tell it."""
+    cdef uint32_t kind = p[at + 2], left = p[at + 3], addresses = (size - 8) / 16
+    if left == 0:
+        return 0
+    if kind == 0:  # RFC 2460, 4.4
+        if left > addresses or p[at + 1] & 1:
+            return VIRTIO_STOP_ROUTING
+        layer.dst = <uint16_t>(at + 8 + 16 * (addresses - 1))
+    elif kind == 2:  # RFC 6275, 6.4
+        if left != 1 or size != 24:
+            return VIRTIO_STOP_ROUTING
+        layer.dst = <uint16_t>(at + 8)
+    elif kind == 4:  # RFC 8754, 2: the list is the route backwards; reduced, it lacks the first segment
+        if <uint32_t>p[at + 4] + 1 > addresses or left > <uint32_t>p[at + 4] + 1:
+            return VIRTIO_STOP_ROUTING
+        layer.dst = <uint16_t>(at + 8)
+    else:  # nobody but the nodes on the route knows the destination
+        return VIRTIO_STOP_PROTOCOL
+    layer.flags |= VIRTIO_LAYER_ROUTED
+    return 0
+
+
+cdef int parse_extensions(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at, bint jumbo) noexcept nogil:
+    """The chain of extension headers (RFC 8200, 4), then the transport header. With jumbo the length is in the chain."""
+    cdef uint32_t start = at, size, found, fragment
+    cdef int stop, next = layer.protocol, count = 0
+    while True:
+        layer.protocol = <uint8_t>next
+        if not (next == HOP_BY_HOP or next == DESTINATION or next == ROUTING or next == FRAGMENT or next == AH
+                or next == MOBILITY):
+            return parse_l4(layer, p, at)
+        if count == VIRTIO_EXTENSIONS_MAX:
+            return stop_at(layer, at, VIRTIO_STOP_EXTENSIONS)
+        count += 1
+        stop = past(8, at, layer.end, VIRTIO_STOP_SHORT_EXTENSION)
+        if stop:
+            return stop_at(layer, at, stop)
+        if next == FRAGMENT:
+            size = 8
+        elif next == AH:
+            size = (p[at + 1] + 2) * 4
+        else:
+            size = (p[at + 1] + 1) * 8
+        stop = past(size, at, layer.end, VIRTIO_STOP_SHORT_EXTENSION)
+        if not stop and next == AH and size < 12:
+            stop = VIRTIO_STOP_SHORT_EXTENSION
+        if stop:
+            return stop_at(layer, at, stop)
+        if next == HOP_BY_HOP:
+            stop = find_option(p, at + 2, at + size, OPTION_JUMBO, 4, &found)
+            if not stop and found:
+                # RFC 2675, 3: in the first header, payload length 0, and no fewer bytes than those that need it
+                if not jumbo or get_be32(p + found) <= 0xffff or get_be32(p + found) > n - start:
+                    stop = VIRTIO_STOP_IP_LENGTH
+                else:
+                    layer.end = start + get_be32(p + found)
+                    layer.flags &= <uint8_t>~VIRTIO_LAYER_PADDED
+                    if layer.end < n:
+                        layer.flags |= VIRTIO_LAYER_PADDED
+            elif not stop and jumbo:
+                stop = VIRTIO_STOP_IP_LENGTH
+            jumbo = 0
+        elif next == DESTINATION:
+            stop = find_option(p, at + 2, at + size, OPTION_HOME, 16, &found)
+            if not stop and found:
+                layer.src = <uint16_t>found
+                layer.flags |= VIRTIO_LAYER_ROUTED
+        elif next == ROUTING:
+            stop = parse_routing(layer, p, at, size)
+        elif next == FRAGMENT:
+            fragment = get_be16(p + at + 2)
+            # offset 0 and no more: an atomic fragment (RFC 6946), which is a whole packet
+            if fragment & 0xfff9:
+                if layer.end - start > 0xffff:
+                    stop = VIRTIO_STOP_IP_LENGTH
+                layer.flags |= VIRTIO_LAYER_FRAGMENT
+                layer.fragment = <uint16_t>(fragment & 0xfff8)
+        if stop:
+            return stop_at(layer, at, stop)
+        layer.flags |= VIRTIO_LAYER_EXTENSIONS
+        next = p[at]
+        at += size
+        if layer.fragment:
+            layer.protocol = <uint8_t>next
+            layer.flags |= VIRTIO_LAYER_LATER
+            return stop_at(layer, at, VIRTIO_STOP_FRAGMENT)
+
+
+cdef int parse_ipv6(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
+    cdef uint32_t length
+    cdef bint jumbo
+    cdef int stop = past(40, at, n, VIRTIO_STOP_SHORT_L3)
+    layer.l3_kind = VIRTIO_L3_IPV6
+    if stop:
+        return stop_at(layer, at, stop)
+    if p[at] >> 4 != 6:
+        return stop_at(layer, at, VIRTIO_STOP_IP_VERSION)
+    length = get_be16(p + at + 4)
+    if length > n - at - 40:
+        return stop_at(layer, at, VIRTIO_STOP_IP_LENGTH)
+    layer.src = <uint16_t>(at + 8)
+    layer.dst = <uint16_t>(at + 24)
+    layer.protocol = p[at + 6]
+    # RFC 2675, 3: a jumbogram has length 0, and its length in the hop-by-hop header
+    jumbo = length == 0 and layer.protocol == HOP_BY_HOP
+    layer.end = n if jumbo else at + 40 + length
+    if layer.end < n:
+        layer.flags |= VIRTIO_LAYER_PADDED
+    return parse_extensions(layer, p, n, at + 40, jumbo)
+
+
+cdef int parse_arp(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
+    """RFC 826: 8 bytes, then two pairs of a hardware and a protocol address."""
+    cdef uint32_t size
+    cdef int stop = past(8, at, n, VIRTIO_STOP_SHORT_L3)
+    layer.l3_kind = VIRTIO_L3_ARP
+    if stop:
+        return stop_at(layer, at, stop)
+    size = 8 + 2 * (p[at + 4] + p[at + 5])
+    stop = past(size, at, n, VIRTIO_STOP_SHORT_L3)
+    if stop:
+        return stop_at(layer, at, stop)
+    layer.end = at + size
+    if layer.end < n:
+        layer.flags |= VIRTIO_LAYER_PADDED
+    return stop_at(layer, at + size, VIRTIO_STOP_OK)
+
+
+cdef int parse_network(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
+    layer.l3 = <uint16_t>at
+    layer.end = n
+    if layer.ethertype == ETHERTYPE_IPV4:
+        return parse_ipv4(layer, p, n, at)
+    if layer.ethertype == ETHERTYPE_IPV6:
+        return parse_ipv6(layer, p, n, at)
+    if layer.ethertype == ETHERTYPE_ARP:
+        return parse_arp(layer, p, n, at)
+    layer.l3_kind = VIRTIO_L3_OTHER
+    return stop_at(layer, at, VIRTIO_STOP_NOT_IP)
+
+
+cdef int parse_ethernet(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
+    cdef uint32_t ethertype = 0
+    cdef int stop = past(ETHER_HEADER, at, n, VIRTIO_STOP_SHORT_ETHERNET)
+    if not stop:
+        at += ETHER_HEADER
+        ethertype = get_be16(p + at - 2)
+        while ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_QINQ or ethertype == ETHERTYPE_QINQ_OLD:
+            stop = past(4, at, n, VIRTIO_STOP_SHORT_VLAN)
+            if stop:
+                break
+            if layer.vlans == 0:
+                layer.tci = get_be16(p + at)
+            layer.vlans += 1
+            ethertype = get_be16(p + at + 2)
+            at += 4
+        layer.ethertype = <uint16_t>ethertype
+    if stop:
+        layer.l3 = <uint16_t>at
+        layer.end = n
+        return stop_at(layer, at, stop)
+    if ethertype > LLC_LENGTH_MAX:
+        return parse_network(layer, p, n, at)
+    layer.l3_kind = VIRTIO_L3_OTHER
+    layer.l3 = <uint16_t>at
+    layer.end = n
+    if ethertype > n - at:
+        return stop_at(layer, at, VIRTIO_STOP_LLC_LENGTH)
+    layer.end = at + ethertype
+    if layer.end < n:
+        layer.flags |= VIRTIO_LAYER_PADDED
+    return stop_at(layer, at, VIRTIO_STOP_NOT_IP)
+
+
+cdef int parse_tunnel(virtio_frame *frame, const uint8_t *p) noexcept nogil:
+    """Look behind a UDP header whose port is a tunnel's; the outer stop stays if it is none after all."""
+    cdef uint32_t at = frame.outer.payload, end = frame.outer.end, size
+    cdef uint32_t port = get_be16(p + frame.outer.l4 + 2), length = get_be16(p + frame.outer.l4 + 4)
+    cdef virtio_layer *inner = &frame.inner
+    cdef int stop
+    if length:
+        end = frame.outer.l4 + length
+    if port == PORT_GENEVE:
+        if end > at and p[at] >> 6 != 0:  # a version that nobody knows
+            return frame.outer.stop
+        frame.tunnel = VIRTIO_TUNNEL_GENEVE
+    else:
+        if end > at and not p[at] & 8:  # RFC 7348, 5: without the I flag it is none; other bits are not looked at
+            return frame.outer.stop
+        frame.tunnel = VIRTIO_TUNNEL_VXLAN
+    inner.end = end
+    inner.l3 = <uint16_t>at
+    stop = past(8, at, end, VIRTIO_STOP_SHORT_TUNNEL)
+    if not stop:
+        size = 8
+        if port == PORT_GENEVE:
+            size += (p[at] & 0x3f) * 4
+            stop = past(size, at, end, VIRTIO_STOP_SHORT_TUNNEL)
+    if stop:
+        return stop_at(inner, at, stop)
+    frame.inner_l2 = <uint16_t>(at + size)
+    if port == PORT_GENEVE:
+        inner.ethertype = get_be16(p + at + 2)
+        if inner.ethertype != ETHERTYPE_TEB:
+            return parse_network(inner, p, end, at + size)
+        inner.ethertype = 0
+    return parse_ethernet(inner, p, end, at + size)
+
+
+cdef int parse_all(virtio_frame *frame, const uint8_t *p, uint32_t n) noexcept nogil:
+    cdef int stop
+    cdef uint32_t port
     memset(frame, 0, sizeof(virtio_frame))
     frame.length = n
-    frame.outer.stop = VIRTIO_STOP_SHORT_ETHERNET
-    return frame.outer.stop
+    stop = parse_ethernet(&frame.outer, p, n, 0)
+    # half an inner packet would be a lie of ours: fragments of a tunnel are left alone
+    if stop == VIRTIO_STOP_OK and frame.outer.protocol == UDP and not frame.outer.flags & VIRTIO_LAYER_FRAGMENT:
+        port = get_be16(p + frame.outer.l4 + 2)
+        if port == PORT_VXLAN or port == PORT_VXLAN_LINUX or port == PORT_GENEVE:
+            return parse_tunnel(frame, p)
+    return stop
+
+
+cdef int frame_parse(virtio_frame *frame, const uint8_t *p, uint32_t n) noexcept nogil:
+    return parse_all(frame, p, n)
 
 
 cdef void frame_parse_burst(virtio_frame *frames, const uint8_t *const *p, const uint32_t *n,

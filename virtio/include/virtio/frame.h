@@ -42,14 +42,17 @@ typedef enum virtio_stop {
     VIRTIO_STOP_SHORT_L3,        /* ends within the network header */
     VIRTIO_STOP_IP_VERSION,      /* version does not match the EtherType */
     VIRTIO_STOP_IPV4_IHL,        /* header length under 20 */
-    VIRTIO_STOP_IP_LENGTH,       /* total length beyond the frame, or below its own headers */
-    VIRTIO_STOP_SHORT_EXTENSION, /* ends within an extension header */
+    VIRTIO_STOP_IP_LENGTH,       /* length beyond the frame or below its own header; jumbo rules broken */
+    VIRTIO_STOP_SHORT_EXTENSION, /* ends within an extension header, or AH under 12 bytes */
     VIRTIO_STOP_EXTENSIONS,      /* more than VIRTIO_EXTENSIONS_MAX extension headers */
     VIRTIO_STOP_SHORT_L4,        /* ends within the transport header */
     VIRTIO_STOP_TCP_OFFSET,      /* TCP data offset under 20 bytes or beyond the packet */
     VIRTIO_STOP_UDP_LENGTH,      /* UDP length under 8 or beyond the packet */
     VIRTIO_STOP_OFFSETS,         /* headers beyond the first 65535 bytes */
     VIRTIO_STOP_SHORT_TUNNEL,    /* ends within the tunnel header */
+    VIRTIO_STOP_LLC_LENGTH,      /* 802.3 length beyond the frame */
+    VIRTIO_STOP_OPTION,          /* an IPv4 or IPv6 option beyond the header that holds it, or too short for itself */
+    VIRTIO_STOP_ROUTING,         /* routing header or source route whose next address is not in it */
     VIRTIO_STOPS
 } virtio_stop;
 
