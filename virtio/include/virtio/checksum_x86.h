@@ -74,14 +74,14 @@ VIRTIO_AVX2 static uint64_t virtio_sum_avx2(const uint8_t *p, size_t n)
     size_t head = 32 - ((uintptr_t)p & 31);
     virtio_sum256 a = {0}, b = {0};
     virtio_sum256_add(&a, virtio_sum256_head(virtio_load256(p), head));
-    for (p += head; end - p >= 64; p += 64) {
+    for (p += head; end - p >= 128; p += 128) {
         virtio_sum256_add(&a, virtio_load256(p));
         virtio_sum256_add(&b, virtio_load256(p + 32));
+        virtio_sum256_add(&a, virtio_load256(p + 64));
+        virtio_sum256_add(&b, virtio_load256(p + 96));
     }
-    if (end - p >= 32) {
+    for (; end - p >= 32; p += 32)
         virtio_sum256_add(&a, virtio_load256(p));
-        p += 32;
-    }
     virtio_sum256_add(&b, virtio_sum256_tail(virtio_load256(end - 32), (size_t)(end - p)));
     uint64_t sum = virtio_sum256_reduce(a, b);
     return head & 1 ? virtio_sum_swap(sum) : sum;
