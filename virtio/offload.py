@@ -4,3 +4,41 @@ One frame at a time, or a batch: a sequence of buffers, or one buffer and offset
 """
 
 from __future__ import annotations
+
+from virtio._checksum import (
+    checksum,
+    checksum_burst,
+    complete_checksum,
+    copy_checksum,
+    partial_sum,
+    pseudo_header_sum,
+    update_checksum,
+)
+from virtio._crc32c import crc32c
+from virtio._frame_checksum import (
+    Checks,
+    Verdict,
+    fill_checksums,
+    fill_checksums_burst,
+    fill_partial_checksum,
+    verify,
+    verify_burst,
+)
+
+__all__ = [
+    "Checks",
+    "Verdict",
+    "checksum",
+    "checksum_burst",
+    "complete_checksum",
+    "copy_checksum",
+    "crc32c",
+    "fill_checksums",
+    "fill_checksums_burst",
+    "fill_partial_checksum",
+    "partial_sum",
+    "pseudo_header_sum",
+    "update_checksum",
+    "verify",
+    "verify_burst",
+]
