@@ -148,8 +148,8 @@ def checksum(data, initial=0):
 
     The buffers may be split anywhere, at odd offsets too. ``initial`` is a sum to begin with: of a pseudo header
     (:func:`pseudo_header_sum`), or of other bytes (:func:`partial_sum`). The result is the number that stands in the
-    packet, ``data[i] << 8 | data[i + 1]``; a UDP checksum that comes out as 0 must be sent as 0xffff. Over data that hold
-    their own checksum it is 0 if that is right. Raises ValueError if ``initial`` is not in 0 to 65535.
+    packet, ``data[i] << 8 | data[i + 1]``; a UDP checksum that comes out as 0 must be sent as 0xffff. Over data that
+    hold their own checksum it is 0 if that is right. Raises ValueError if ``initial`` is not in 0 to 65535.
     """
     return sum_be16(<uint16_t>~sum_fold(sum_of(data, initial)))
 
@@ -197,7 +197,8 @@ def copy_checksum(destination, source):
             if to.len < of.len:
                 raise ValueError(f"destination has {to.len} bytes, source {of.len}")
             if <uintptr_t>to.buf < <uintptr_t>of.buf + of.len and <uintptr_t>of.buf < <uintptr_t>to.buf + of.len:
-                raise ValueError(f"source and destination overlap: {of.len} bytes, {<Py_ssize_t>to.buf - <Py_ssize_t>of.buf} apart")
+                apart = <Py_ssize_t>to.buf - <Py_ssize_t>of.buf
+                raise ValueError(f"source and destination overlap: {of.len} bytes, {apart} apart")
             while done < <size_t>of.len:
                 n = min(<size_t>of.len - done, <size_t>PIECE)
                 total += sum_copy(<uint8_t *>to.buf + done, <const uint8_t *>of.buf + done, n)
@@ -213,8 +214,8 @@ def update_checksum(long long checksum, old, new):
     """Return the checksum after the bytes ``old`` of what it covers became ``new`` (RFC 1624, equation 3).
 
     The bytes start at an even offset of what is summed; what follows them keeps its place, or moves by an even number.
-    That fits pseudo headers, too. The result is what summing anew gives, except for data that are all zero (0 instead of
-    0xffff). A UDP checksum of 0 stands for none and must not be updated; a result of 0 must be sent as 0xffff there.
+    That fits pseudo headers, too. The result is what summing anew gives, except for data that are all zero (0 instead
+    of 0xffff). A UDP checksum of 0 stands for none and must not be updated; a result of 0 must be sent as 0xffff there.
     Raises ValueError if ``checksum`` is not in 0 to 65535.
     """
     if not 0 <= checksum <= 0xffff:

@@ -32,8 +32,8 @@ cdef uint32_t crc32c_update(uint32_t crc, const uint8_t *p, size_t n) noexcept n
 def crc32c(data, long long initial=0):
     """Return the CRC32c of a buffer, 0 to 2**32 - 1; of more than one with ``initial``, the CRC32c of those before.
 
-    As zlib.crc32() in use: ``crc32c(b, crc32c(a)) == crc32c(a + b)``. SCTP stores it little-endian (RFC 9260 appendix A).
-    Raises ValueError if ``initial`` is not in 0 to 2**32 - 1.
+    Used like zlib.crc32(): ``crc32c(b, crc32c(a)) == crc32c(a + b)``. SCTP stores it little-endian (RFC 9260, appendix
+    A). Raises ValueError if ``initial`` is not in 0 to 2**32 - 1.
     """
     cdef Py_buffer view
     cdef uint32_t crc

@@ -16,7 +16,6 @@ from virtio._crc32c cimport crc32c_update
 from virtio._frame cimport *
 
 
-
 cdef enum:
     ICMP = 1
     TCP = 6
@@ -222,10 +221,10 @@ cdef int hold(Py_buffer *view, object data, int flags) except -1:
 def verify(data):
     """Verify the checksums of an Ethernet frame; return :class:`Checks`, a verdict for each.
 
-    Known are the IPv4 header, TCP, UDP, ICMP, ICMPv6 and SCTP, behind VLAN tags, IPv4 options and IPv6 extension headers,
-    and the same within VXLAN and GENEVE. Padding behind the packet is not looked at. A UDP checksum of 0 is ``NONE`` on
-    IPv4; on IPv6 it is ``BAD``, except for a tunnel's outer header (RFC 6935). Fragments, unknown protocols and frames that
-    are cut off are ``UNKNOWN``: :func:`parse` says why.
+    Known are the IPv4 header, TCP, UDP, ICMP, ICMPv6 and SCTP, behind VLAN tags, IPv4 options and IPv6 extension
+    headers, and the same within VXLAN and GENEVE. Padding behind the packet is not looked at. A UDP checksum of 0 is
+    ``NONE`` on IPv4; on IPv6 it is ``BAD``, except for a tunnel's outer header (RFC 6935). Fragments, unknown protocols
+    and frames that are cut off are ``UNKNOWN``: :func:`parse` says why.
     """
     cdef Py_buffer view
     cdef virtio_frame frame
@@ -258,10 +257,11 @@ def verify_burst(frames, offsets=None):
 
 
 def fill_checksums(data):
-    """Compute and store all checksums of a writable Ethernet frame; return :class:`Checks`, ``GOOD`` where one was stored.
+    """Compute and store all checksums of a writable Ethernet frame; return :class:`Checks`, ``GOOD`` where stored.
 
-    Knows what :func:`verify` knows, and leaves what is not ``GOOD`` as it was. The inner headers of a tunnel come first,
-    because the outer UDP checksum, which is stored as well, covers them. A UDP checksum of 0 is stored as 0xffff.
+    Knows what :func:`verify` knows, and leaves what is not ``GOOD`` as it was. The inner headers of a tunnel come
+    first, because the outer UDP checksum, which is stored as well, covers them. A UDP checksum of 0 is stored as
+    0xffff.
     """
     cdef Py_buffer view
     cdef virtio_frame frame
@@ -292,8 +292,8 @@ def fill_checksums_burst(frames, offsets=None):
 def fill_partial_checksum(data, *, bint inner=False):
     """Prepare a writable frame for VIRTIO_NET_HDR_F_NEEDS_CSUM; return ``(csum_start, csum_offset)`` for the header.
 
-    The TCP or UDP checksum field, of the inner layer of a tunnel with ``inner``, gets the sum of the pseudo header (VIRTIO
-    1.4, 5.1.9.2). Raises ValueError, and leaves the frame, if it has no such header or is a fragment.
+    The TCP or UDP checksum field, of the inner layer of a tunnel with ``inner``, gets the sum of the pseudo header
+    (VIRTIO 1.4, 5.1.9.2). Raises ValueError, and leaves the frame, if it has no such header or is a fragment.
     """
     cdef Py_buffer view
     cdef virtio_frame frame

@@ -43,9 +43,9 @@ cdef double work_ns(int work, uint8_t *base, uint8_t *to, size_t size, size_t st
                     uint64_t *total) noexcept nogil:
     cdef uint64_t sum = 0
     cdef size_t at = 0
-    cdef long i
+    cdef long _
     cdef double start = clock_ns()
-    for i in range(count):
+    for _ in range(count):
         if work == SUM:
             sum += sum_bytes(base + at, size)
         elif work == SUM_COPY:

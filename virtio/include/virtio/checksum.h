@@ -120,7 +120,7 @@ static inline uint64_t virtio_sum_copy_short(uint8_t *to, const uint8_t *p, size
     return virtio_sum_narrow(sum);
 }
 
-/* Kernels for n above VIRTIO_SUM_SHORT; shorter ones are inlined. Up to 2^32 bytes no 64-bit counter of theirs overflows. */
+/* Kernels for n above VIRTIO_SUM_SHORT; shorter is inlined. Up to 2^32 bytes no counter of theirs overflows. */
 typedef struct virtio_sum_kernels {
     uint64_t (*sum)(const uint8_t *p, size_t n);
     uint64_t (*copy)(uint8_t *to, const uint8_t *p, size_t n);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause
  *
- * Sum kernels for AVX2 and AVX-512, adding as the portable ones do (checksum_portable.h). A load or store that crosses a
- * cache line costs twice, and after an Ethernet header (offset 14) every one of them would: so the body is aligned, and
- * the head and tail are masked. Words are then paired as even addresses have them; for an odd start the sum is swapped at
- * the end. n is above VIRTIO_SUM_SHORT, so that a head always fits.
+ * Sum kernels for AVX2 and AVX-512, adding as the portable ones do (checksum_portable.h). A load or store that
+ * crosses a cache line costs twice, and after an Ethernet header (offset 14) every one of them would: so the body is
+ * aligned, and the head and tail are masked. Words are then paired as even addresses have them; for an odd start the
+ * sum is swapped at the end. n is above VIRTIO_SUM_SHORT, so that a head always fits.
  */
 #ifndef VIRTIO_CHECKSUM_X86_H
 #define VIRTIO_CHECKSUM_X86_H
@@ -134,7 +134,7 @@ VIRTIO_AVX512_INLINE uint64_t virtio_sum512_reduce(virtio_sum512 a, virtio_sum51
     return virtio_sum_narrow((uint64_t)_mm512_reduce_add_epi64(v));
 }
 
-/* A masked load touches no byte that its mask leaves out: the head's reaches back to the line's start, in the same page. */
+/* A masked load touches no byte that its mask leaves out; the head's goes back to the line's start, in the same page */
 VIRTIO_AVX512 static uint64_t virtio_sum_avx512(const uint8_t *p, size_t n)
 {
     const uint8_t *end = p + n;
