@@ -69,7 +69,7 @@ VIRTIO_SSE42 static inline uint32_t virtio_crc32c_shift(const virtio_crc32c_tabl
     return (uint32_t)_mm_crc32_u64(0, (uint64_t)_mm_cvtsi128_si64(product));
 }
 
-/* The instruction takes a word a cycle, but gives its result after three: so three lanes, side by side. */
+/* The instruction takes a word a cycle, but gives its result after three: so three lanes at a time. */
 VIRTIO_SSE42 static uint32_t virtio_crc32c_sse42(const virtio_crc32c_tables *t, uint32_t crc, const uint8_t *p, size_t n)
 {
     uint64_t a = crc;

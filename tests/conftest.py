@@ -1,0 +1,7 @@
+"""Fixtures of more than one test file."""
+
+from __future__ import annotations
+
+from offloads import guarded, simd
+
+__all__ = ["guarded", "simd"]
