@@ -14,6 +14,7 @@ from virtio._checksum import (
     pseudo_header_sum,
     update_checksum,
 )
+from virtio._coalescer import Coalescer, Merged
 from virtio._crc32c import crc32c
 from virtio._frame_checksum import (
     Checks,
@@ -27,6 +28,8 @@ from virtio._frame_checksum import (
 
 __all__ = [
     "Checks",
+    "Coalescer",
+    "Merged",
     "Verdict",
     "checksum",
     "checksum_burst",
