@@ -22,7 +22,7 @@ sanitize: $(VENV)/dev
 	tools/sanitize.sh $(BIN)/python
 
 fuzz: $(VENV)/dev
-	VIRTIO_FUZZ_SECONDS=$${VIRTIO_FUZZ_SECONDS:-600} $(BIN)/python -m pytest -s tests/test_ring_stateful.py
+	tools/fuzz.sh $(BIN)/python
 
 # Debian's packages that the tests, benchmarks and sanitizers want
 peers:
