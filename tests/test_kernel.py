@@ -76,3 +76,273 @@ class Traffic:
     def stop(self) -> None:
         for pump in self.pumps:
             pump.stop()
+
+
+@pytest.fixture
+def joined(request: pytest.FixtureRequest) -> Iterator[tuple[Link, Nic]]:
+    """A link whose A side leaves offloads to our Nic, and whose B side does everything itself; errors end the test."""
+    options = {"offloads": (ALL, 0), **getattr(request, "param", {})}
+    with netns.link(**options) as link:
+        nic = Nic(link)
+        traffic = Traffic(link, nic)
+        try:
+            yield link, nic
+        finally:
+            traffic.stop()
+        assert link.errors() == {}
+
+
+def content(seed: int, size: int) -> bytes:
+    return (hashlib.shake_256(seed.to_bytes(4, "big")).digest(1 << 16) * (size // (1 << 16) + 1))[:size]
+
+
+def stream_both_ways(link: Link, version: int, size: int = STREAM, port: int = 5001, options: Any = (),
+                     addresses: tuple[str, str] | None = None) -> None:  # fmt: skip
+    """Send size bytes over TCP from A to B and from B to A at the same time; compare the hashes of what arrives."""
+    family, _, address = FAMILIES[version]
+    address = addresses[B] if addresses else address
+    listener = link.namespaces[B].socket(family, socket.SOCK_STREAM)
+    client = link.namespaces[A].socket(family, socket.SOCK_STREAM)
+    for level, name, value in options:
+        client.setsockopt(level, name, value)
+        listener.setsockopt(level, name, value)
+    listener.bind((address, port))
+    listener.listen(1)
+    client.connect((address, port))
+    server, _ = listener.accept()
+    server.settimeout(30)
+    got: dict[str, str] = {}
+    sent = {"to B": content(1, size), "to A": content(2, size)}
+
+    def take(name: str, end: socket.socket) -> None:
+        digest, left = hashlib.sha256(), size
+        while left and (data := end.recv(1 << 18)):
+            digest.update(data)
+            left -= len(data)
+        got[name] = digest.hexdigest()
+
+    threads = [
+        threading.Thread(target=client.sendall, args=(sent["to B"],)),
+        threading.Thread(target=server.sendall, args=(sent["to A"],)),
+        threading.Thread(target=take, args=("to B", server)),
+        threading.Thread(target=take, args=("to A", client)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for end in (client, server, listener):
+        end.close()
+    assert got == {name: hashlib.sha256(data).hexdigest() for name, data in sent.items()}
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("joined", [{}, {"mtu": 9000}, {"mtu": 1280}], indirect=True, ids=["1500", "9000", "1280"])
+def test_tcp_streams(joined: tuple[Link, Nic], version: int, simd: str) -> None:
+    link, nic = joined
+    stream_both_ways(link, version)
+    assert nic.seen[f"gso {1 if version == 4 else 4:#x}"] > 0
+    assert nic.seen["segments"] > 1000 or link.namespaces[B].counters()["Tcp.InSegs"] < 4000
+    assert nic.seen["merged"] > 0
+
+
+def datagrams_to_b(link: Link, version: int, size: int, gso: int) -> tuple[bytes, list[bytes]]:
+    """Send one large write cut into datagrams of gso bytes (Linux's UDP_SEGMENT); return it and what B gets."""
+    family, _, address = FAMILIES[version]
+    to = link.namespaces[B].socket(family, socket.SOCK_DGRAM)
+    to.bind((address, 7000))
+    of = link.namespaces[A].socket(family, socket.SOCK_DGRAM)
+    of.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, gso)
+    data = content(size, size)
+    of.sendto(data, (address, 7000))
+    got = [to.recv(1 << 16) for _ in range((size + gso - 1) // gso)]
+    to.close()
+    of.close()
+    return data, got
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(("size", "gso"), [(50_000, 1400), (999, 10), (1401, 1400), (28_000, 1400), (3, 2)])
+def test_udp_gso_datagrams(joined: tuple[Link, Nic], version: int, size: int, gso: int) -> None:
+    link, nic = joined
+    data, got = datagrams_to_b(link, version, size, gso)
+    assert [len(one) for one in got] == [min(gso, size - at) for at in range(0, size, gso)]
+    assert b"".join(got) == data
+    assert nic.seen["gso 0x5"] == 1
+
+
+def test_the_oracle_can_fail() -> None:
+    """A segment with a wrong checksum is counted by the kernel: the errors that the other tests forbid."""
+    with netns.link() as link:
+        packet = bytearray(udp_frame(link, b"x" * 100))
+        packet[-1] ^= 1
+        to = link.namespaces[B].socket(socket.AF_INET, socket.SOCK_DGRAM)
+        to.bind(("10.77.0.2", 7000))
+        link.taps[B].write(packet)
+        until(lambda: bool(link.errors()))
+        assert link.errors() == {"B Udp.InCsumErrors": 1, "B Udp.InErrors": 1}
+        to.close()
+
+
+def until(done: Any, seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.01)
+
+
+def udp_frame(link: Link, payload: bytes, *, sport: int = 7001, dport: int = 7000, proto: int = 17) -> bytes:
+    """A frame from A to B with sound checksums, made by scapy."""
+    from scapy.layers.inet import IP, UDP
+    from scapy.layers.l2 import Ether
+
+    ether = Ether(src=link.macs[A], dst=link.macs[B])
+    return bytes(ether / IP(src="10.77.0.1", dst="10.77.0.2", id=77) / UDP(sport=sport, dport=dport) / payload)
+
+
+@pytest.mark.parametrize("payload", [1481, 1600, 30_001, 65_507])
+def test_ufo_fragments_are_put_together_again(payload: int) -> None:
+    """One datagram, cut into IPv4 fragments: the kernel reassembles it and finds its checksum right."""
+    with netns.link() as link:
+        to = link.namespaces[B].socket(socket.AF_INET, socket.SOCK_DGRAM)
+        to.bind(("10.77.0.2", 7000))
+        data = content(payload, payload)
+        pieces = list(offload.segment(udp_frame(link, data), 1480, 3))
+        for one in pieces:
+            link.taps[B].write(*one)
+        assert to.recv(1 << 17) == data
+        to.close()
+        assert link.errors() == {}
+        counters = link.namespaces[B].counters()
+        assert counters["Ip.ReasmReqds"] == len(pieces) > 1
+        assert counters["Ip.ReasmOKs"] == 1
+
+
+TUNNELS = {"offloads": (ALL | TUNNEL | TUNNEL_CSUM, 0), "header": 24}
+
+
+@pytest.mark.parametrize("joined", [TUNNELS], indirect=True, ids=["tunnel"])
+@pytest.mark.parametrize("checksum", ["udpcsum", "noudpcsum"])
+@pytest.mark.parametrize("outer", [4, 6])
+@pytest.mark.parametrize("inner", [4, 6])
+def test_vxlan_streams(joined: tuple[Link, Nic], outer: int, inner: int, checksum: str) -> None:
+    """TCP in the kernel's own VXLAN: GSO frames with a tunnel, cut by us, and taken by the kernel's VXLAN."""
+    link, nic = joined
+    for i, space in enumerate(link.namespaces):
+        flags = [checksum] if outer == 4 else ["udp6zerocsumtx", "udp6zerocsumrx"] if checksum == "noudpcsum" else []
+        space.ip(
+            "link", "add", "vx", "mtu", "1400", "address", f"02:00:00:00:88:0{i + 1}", "type", "vxlan", "id", "42",
+            "remote", FAMILIES[outer][2 - i], "local", FAMILIES[outer][1 + i], "dstport", "4789", *flags, "dev", "tap0",
+        )  # fmt: skip
+        space.ip("link", "set", "vx", "up")
+        for address in ("10.88.0.", "fd88::"):
+            space.ip("addr", "add", f"{address}{i + 1}/{24 if '.' in address else 64}", "dev", "vx", "nodad")
+            space.ip("neigh", "add", f"{address}{2 - i}", "lladdr", f"02:00:00:00:88:0{2 - i}", "dev", "vx")
+    stream_both_ways(link, inner, 4 << 20, addresses=(("10.88.0.1", "10.88.0.2"), ("fd88::1", "fd88::2"))[inner == 6])
+    kind = (1 if inner == 4 else 4) | (0x20 if outer == 4 else 0x40)
+    assert nic.seen[f"gso {kind:#x}"] > 0
+
+
+@pytest.mark.parametrize("name", ["hop-by-hop", "destination", "both"])
+def test_ipv6_extension_headers(joined: tuple[Link, Nic], name: str) -> None:
+    """TCP sockets that put extension headers before each segment."""
+    link, _ = joined
+    pad = bytes([0, 0, 1, 4, 0, 0, 0, 0])  # one header of 8 bytes: PadN
+    options = []
+    if name != "destination":
+        options.append((socket.IPPROTO_IPV6, socket.IPV6_HOPOPTS, pad))
+    if name != "hop-by-hop":
+        options.append((socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, pad))
+    stream_both_ways(link, 6, 4 << 20, options=options)
+
+
+class Wrapping(Nic):
+    """Puts something around what A sends before it is cut, and takes it off what was cut before B gets it."""
+
+    def wrap(self, about: Any, frame: bytes) -> tuple[bytes, int]:
+        raise AssertionError
+
+    def unwrap(self, pieces: tuple[Any, ...]) -> None:
+        raise AssertionError
+
+    def a_to_b(self, group: list[tuple[bytes, bytes]]) -> None:
+        for header, frame in group:
+            about = offload.NetHeader.from_bytes(header)
+            if about.gso_type:
+                wrapped, gso_type = self.wrap(about, frame)
+                self.seen["wrapped"] += 1
+                for pieces in offload.segment(wrapped, about.gso_size, gso_type):
+                    self.unwrap(pieces)
+            else:
+                super().a_to_b([(header, frame)])
+
+
+class Tagged(Wrapping):
+    """VLAN tags: this kernel may have no VLANs, so they are put on before the cut and taken off after it."""
+
+    tags = b"\x88\xa8\x01\x23\x81\x00\x60\x42"
+
+    def wrap(self, about: Any, frame: bytes) -> tuple[bytes, int]:
+        return frame[:12] + self.tags + frame[12:], about.gso_type
+
+    def unwrap(self, pieces: tuple[Any, ...]) -> None:
+        whole = b"".join(pieces)
+        assert whole[12:20] == self.tags
+        self.link.taps[B].write(whole[:12], whole[20:])
+
+
+class Geneve(Wrapping):
+    """GENEVE with options: what was cut goes to a UDP socket of B, whose kernel verifies the outer headers."""
+
+    options = bytes.fromhex("0102800101020304")
+    head = bytes([len(options) // 4, 0, 0x65, 0x58, 0, 0, 42, 0]) + options
+
+    def wrap(self, about: Any, frame: bytes) -> tuple[bytes, int]:
+        return udp_frame(self.link, self.head + frame, dport=6081), about.gso_type | 0x20
+
+    def unwrap(self, pieces: tuple[Any, ...]) -> None:
+        self.link.taps[B].write(*pieces)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_vlan_tagged_streams(version: int) -> None:
+    with netns.link(offloads=(ALL, 0)) as link:
+        nic = Tagged(link)
+        traffic = Traffic(link, nic)
+        try:
+            stream_both_ways(link, version, 4 << 20)
+        finally:
+            traffic.stop()
+        assert link.errors() == {}
+        assert nic.seen["wrapped"] > 0
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_geneve_streams(version: int) -> None:
+    with netns.link(offloads=(ALL, 0), mtu=1400) as link:
+        for space in link.namespaces:
+            space.ip("link", "set", "tap0", "mtu", "1500")
+        nic = Geneve(link)
+        port = link.namespaces[B].socket(socket.AF_INET, socket.SOCK_DGRAM)
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 64 << 20)
+        port.bind(("10.77.0.2", 6081))
+        got: Counter[str] = Counter()
+
+        def unpack() -> None:
+            while (data := port.recv(1 << 16)) != b"stop":
+                assert data.startswith(Geneve.head)
+                got["inner"] += 1
+                link.taps[B].write(data[len(Geneve.head) :])
+
+        thread = threading.Thread(target=unpack)
+        thread.start()
+        traffic = Traffic(link, nic)
+        try:
+            stream_both_ways(link, version, 4 << 20, options=[(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1300)])
+        finally:
+            traffic.stop()
+            link.taps[B].write(udp_frame(link, b"stop", dport=6081))
+            thread.join()
+            port.close()
+        assert link.errors() == {}
+        assert got["inner"] > nic.seen["wrapped"] > 0
