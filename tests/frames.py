@@ -1,4 +1,4 @@
-"""Random frames for the tests: scapy builds them, hypothesis chooses, and where each header lies is known beforehand."""
+"""Random frames for the tests: scapy builds them, hypothesis chooses, and each header's place is known beforehand."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from scapy.layers.inet import (  # noqa: E402
 )
 from scapy.layers.inet6 import (  # noqa: E402
     HAO,
+    MIP6MH_BRR,
     ICMPv6EchoRequest,
     IPv6,
     IPv6ExtHdrDestOpt,
@@ -31,7 +32,6 @@ from scapy.layers.inet6 import (  # noqa: E402
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
     IPv6ExtHdrSegmentRouting,
-    MIP6MH_BRR,
     PadN,
     RouterAlert,
 )
