@@ -59,3 +59,17 @@ class MemoryFault(VirtioError):
         super().__init__(f"{length} bytes at {gpa:#x} are outside of {what}")
         self.gpa = gpa
         self.length = length
+
+
+class SegmentError(VirtioError):
+    """A frame that cannot be cut into segments, or buffers that the segments do not fit into.
+
+    ``reason`` is a short name for why (``"size"``, ``"protocol"``, ``"room"``, ...), ``value`` what was found and
+    ``limit`` what bounds it, where there is such a number.
+    """
+
+    def __init__(self, message: str, reason: str, value: int | None = None, limit: int | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.value = value
+        self.limit = limit

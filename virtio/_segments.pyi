@@ -1,0 +1,42 @@
+"""Cutting frames into segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, final
+
+from typing_extensions import Buffer
+
+@final
+class Segments:
+    """The segments of a frame: a sequence of views, headers first."""
+    @property
+    def headers(self) -> bytes: ...
+    @property
+    def stride(self) -> int: ...  # bytes of headers for each segment
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int) -> tuple[memoryview, ...]: ...  # headers, then payload
+    def __iter__(self) -> Iterator[tuple[memoryview, ...]]: ...
+    def packets(self) -> list[bytes]: ...
+
+def segment(
+    frame: Buffer | list[Buffer] | tuple[Buffer, ...],
+    gso_size: int,
+    gso_type: int | None = None,  # default: what the frame has
+    *,
+    checksum: Literal["full", "partial"] = "full",
+    fixed_id: bool = False,
+    fixed_outer_id: bool = False,
+    max_segments: int = 0xFFFF,
+) -> Segments: ...
+def segment_into(
+    frame: Buffer | list[Buffer] | tuple[Buffer, ...],
+    gso_size: int,
+    buffers: Iterable[Buffer | list[Buffer] | tuple[Buffer, ...]],
+    gso_type: int | None = None,
+    *,
+    checksum: Literal["full", "partial"] = "full",
+    fixed_id: bool = False,
+    fixed_outer_id: bool = False,
+    max_segments: int = 0xFFFF,
+) -> list[int]: ...  # bytes of each segment
