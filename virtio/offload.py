@@ -25,11 +25,15 @@ from virtio._frame_checksum import (
     verify,
     verify_burst,
 )
+from virtio._segments import Segments, segment, segment_into
+from virtio.errors import SegmentError
 
 __all__ = [
     "Checks",
     "Coalescer",
     "Merged",
+    "SegmentError",
+    "Segments",
     "Verdict",
     "checksum",
     "checksum_burst",
@@ -41,6 +45,8 @@ __all__ = [
     "fill_partial_checksum",
     "partial_sum",
     "pseudo_header_sum",
+    "segment",
+    "segment_into",
     "update_checksum",
     "verify",
     "verify_burst",
