@@ -1,5 +1,5 @@
 # Parsing of Ethernet frames: where the headers are, and why no more is known.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 
 cdef extern from "virtio/frame.h" nogil:
@@ -17,6 +17,8 @@ cdef extern from "virtio/frame.h" nogil:
         VIRTIO_LAYER_L4_OPTIONS
         VIRTIO_LAYER_PADDED
         VIRTIO_LAYER_ROUTED
+        VIRTIO_LAYER_HOME
+        VIRTIO_LAYER_ROUTING_2
         VIRTIO_STOP_OK
         VIRTIO_STOP_NOT_IP
         VIRTIO_STOP_PROTOCOL
@@ -57,9 +59,9 @@ cdef extern from "virtio/frame.h" nogil:
         uint16_t ethertype
         uint16_t tci
         uint16_t vlans
+        uint16_t flags
         uint8_t l3_kind
         uint8_t protocol
-        uint8_t flags
         uint8_t stop
 
     ctypedef struct virtio_frame:

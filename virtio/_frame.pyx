@@ -46,7 +46,8 @@ cdef enum:
     PORT_GENEVE = 6081        # RFC 8926
 
 
-cdef inline int stop_at(virtio_layer *layer, uint32_t at, int stop) noexcept nogil:
+cdef inline int stop_at(virtio_layer *layer, uint32_t at, uint32_t flags, int stop) noexcept nogil:
+    layer.flags = <uint16_t>flags
     layer.l4 = <uint16_t>at
     layer.payload = <uint16_t>at
     layer.stop = <uint8_t>stop
@@ -62,50 +63,54 @@ cdef inline int past(uint32_t size, uint32_t at, uint32_t end, int short_of) noe
     return 0
 
 
-cdef int parse_l4(virtio_layer *layer, const uint8_t *p, uint32_t at) noexcept nogil:
-    cdef uint32_t there = layer.end - at, size, length
+cdef int parse_l4(virtio_layer *layer, const uint8_t *p, uint32_t at, uint32_t end, uint32_t protocol,
+                  uint32_t flags) noexcept nogil:
+    cdef uint32_t there = end - at, size, length
     cdef int stop
-    if layer.protocol == TCP:
-        size = 20
-    elif layer.protocol == UDP:
-        size = 8
-    elif layer.protocol == SCTP:
-        size = 12
-    elif layer.protocol == (ICMP if layer.l3_kind == VIRTIO_L3_IPV4 else ICMPV6):
-        size = 8
-    elif layer.protocol == ESP:
-        return stop_at(layer, at, VIRTIO_STOP_ENCRYPTED)
-    elif layer.protocol == NO_NEXT and layer.l3_kind == VIRTIO_L3_IPV6:
-        return stop_at(layer, at, VIRTIO_STOP_NO_NEXT)
-    else:
-        return stop_at(layer, at, VIRTIO_STOP_PROTOCOL)
-    stop = past(size, at, layer.end, VIRTIO_STOP_SHORT_L4)
-    if stop:
-        return stop_at(layer, at, stop)
-    if layer.protocol == TCP:
+    layer.end = end
+    layer.protocol = <uint8_t>protocol
+    if protocol == TCP:
+        stop = past(20, at, end, VIRTIO_STOP_SHORT_L4)
+        if stop:
+            return stop_at(layer, at, flags, stop)
         size = (p[at + 12] >> 4) * 4
         if size < 20 or size > there:
-            return stop_at(layer, at, VIRTIO_STOP_TCP_OFFSET)
-        if at + size > OFFSET_MAX:
-            return stop_at(layer, at, VIRTIO_STOP_OFFSETS)
+            return stop_at(layer, at, flags, VIRTIO_STOP_TCP_OFFSET)
         if size > 20:
-            layer.flags |= VIRTIO_LAYER_L4_OPTIONS
-    elif layer.protocol == UDP:
+            flags |= VIRTIO_LAYER_L4_OPTIONS
+    elif protocol == UDP:
+        size = 8
+        stop = past(8, at, end, VIRTIO_STOP_SHORT_L4)
+        if stop:
+            return stop_at(layer, at, flags, stop)
         length = get_be16(p + at + 4)
         # in a jumbogram 0 stands for what 16 bits cannot say (RFC 2675, 4)
         if length < 8 and not (length == 0 and there > 0xffff):
-            return stop_at(layer, at, VIRTIO_STOP_UDP_LENGTH)
+            return stop_at(layer, at, flags, VIRTIO_STOP_UDP_LENGTH)
         # of a datagram in fragments the first has but a part
-        if length > there and not layer.flags & VIRTIO_LAYER_FRAGMENT:
-            return stop_at(layer, at, VIRTIO_STOP_UDP_LENGTH)
-    layer.flags |= VIRTIO_LAYER_L4
+        if length > there and not flags & VIRTIO_LAYER_FRAGMENT:
+            return stop_at(layer, at, flags, VIRTIO_STOP_UDP_LENGTH)
+    elif protocol == SCTP:
+        size = 12
+    elif protocol == <uint32_t>(ICMP if layer.l3_kind == VIRTIO_L3_IPV4 else ICMPV6):
+        size = 8
+    elif protocol == ESP:
+        return stop_at(layer, at, flags, VIRTIO_STOP_ENCRYPTED)
+    elif protocol == NO_NEXT and layer.l3_kind == VIRTIO_L3_IPV6:
+        return stop_at(layer, at, flags, VIRTIO_STOP_NO_NEXT)
+    else:
+        return stop_at(layer, at, flags, VIRTIO_STOP_PROTOCOL)
+    stop = past(size, at, end, VIRTIO_STOP_SHORT_L4)
+    if stop:
+        return stop_at(layer, at, flags, stop)
+    layer.flags = <uint16_t>(flags | VIRTIO_LAYER_L4)
     layer.l4 = <uint16_t>at
     layer.payload = <uint16_t>(at + size)
     layer.stop = VIRTIO_STOP_OK
     return VIRTIO_STOP_OK
 
 
-cdef int parse_ipv4_options(virtio_layer *layer, const uint8_t *p, uint32_t at, uint32_t end) noexcept nogil:
+cdef int parse_ipv4_options(const uint8_t *p, uint32_t at, uint32_t end, uint32_t *dst) noexcept nogil:
     """RFC 791, 3.1. A source route under way has the final destination last in its list."""
     cdef uint32_t kind, size, pointer
     while at < end:
@@ -127,48 +132,49 @@ cdef int parse_ipv4_options(virtio_layer *layer, const uint8_t *p, uint32_t at, 
             if pointer <= size:
                 if pointer < 4 or pointer + 3 > size or (size - 3) % 4 != 0:
                     return VIRTIO_STOP_ROUTING
-                layer.dst = <uint16_t>(at + size - 4)
-                layer.flags |= VIRTIO_LAYER_ROUTED
+                dst[0] = at + size - 4
         at += size
     return 0
 
 
 cdef int parse_ipv4(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
-    cdef uint32_t size, total, fragment
+    cdef uint32_t size, total, fragment, end, dst = at + 16, flags = 0
     cdef int stop = past(20, at, n, VIRTIO_STOP_SHORT_L3)
     layer.l3_kind = VIRTIO_L3_IPV4
     if stop:
-        return stop_at(layer, at, stop)
+        return stop_at(layer, at, flags, stop)
     if p[at] >> 4 != 4:
-        return stop_at(layer, at, VIRTIO_STOP_IP_VERSION)
+        return stop_at(layer, at, flags, VIRTIO_STOP_IP_VERSION)
     size = (p[at] & 15) * 4
     if size < 20:
-        return stop_at(layer, at, VIRTIO_STOP_IPV4_IHL)
+        return stop_at(layer, at, flags, VIRTIO_STOP_IPV4_IHL)
     stop = past(size, at, n, VIRTIO_STOP_SHORT_L3)
     if stop:
-        return stop_at(layer, at, stop)
+        return stop_at(layer, at, flags, stop)
     total = get_be16(p + at + 2)
     if total < size or total > n - at:
-        return stop_at(layer, at, VIRTIO_STOP_IP_LENGTH)
-    layer.end = at + total
-    if layer.end < n:
-        layer.flags |= VIRTIO_LAYER_PADDED
-    layer.src = <uint16_t>(at + 12)
-    layer.dst = <uint16_t>(at + 16)
+        return stop_at(layer, at, flags, VIRTIO_STOP_IP_LENGTH)
+    end = at + total
+    if end < n:
+        flags |= VIRTIO_LAYER_PADDED
+    layer.end = end
     layer.protocol = p[at + 9]
     fragment = get_be16(p + at + 6)
     if fragment & (IPV4_MORE | IPV4_OFFSET):
-        layer.flags |= VIRTIO_LAYER_FRAGMENT
+        flags |= VIRTIO_LAYER_FRAGMENT
         layer.fragment = <uint16_t>((fragment & IPV4_OFFSET) * 8)
     if size > 20:
-        layer.flags |= VIRTIO_LAYER_OPTIONS
-        stop = parse_ipv4_options(layer, p, at + 20, at + size)
+        flags |= VIRTIO_LAYER_OPTIONS
+        stop = parse_ipv4_options(p, at + 20, at + size, &dst)
         if stop:
-            return stop_at(layer, at, stop)
-    if layer.fragment:
-        layer.flags |= VIRTIO_LAYER_LATER
-        return stop_at(layer, at + size, VIRTIO_STOP_FRAGMENT)
-    return parse_l4(layer, p, at + size)
+            return stop_at(layer, at, flags, stop)
+        if dst != at + 16:
+            flags |= VIRTIO_LAYER_ROUTED
+    layer.src = <uint16_t>(at + 12)
+    layer.dst = <uint16_t>dst
+    if fragment & IPV4_OFFSET:
+        return stop_at(layer, at + size, flags | VIRTIO_LAYER_LATER, VIRTIO_STOP_FRAGMENT)
+    return parse_l4(layer, p, at + size, end, p[at + 9], flags)
 
 
 cdef int find_option(const uint8_t *p, uint32_t at, uint32_t end, int kind, uint32_t size,
@@ -193,116 +199,136 @@ cdef int find_option(const uint8_t *p, uint32_t at, uint32_t end, int kind, uint
     return 0
 
 
-cdef int parse_routing(virtio_layer *layer, const uint8_t *p, uint32_t at, uint32_t size) noexcept nogil:
+cdef int parse_routing(const uint8_t *p, uint32_t at, uint32_t size, uint32_t *dst, uint32_t *flags) noexcept nogil:
     """The final destination of a routing header under way (RFC 8200, 8.1), for the types that tell it."""
-    cdef uint32_t kind = p[at + 2], left = p[at + 3], addresses = (size - 8) / 16
+    cdef uint32_t kind = p[at + 2], left = p[at + 3], addresses = (size - 8) / 16, last
     if left == 0:
         return 0
     if kind == 0:  # RFC 2460, 4.4
         if left > addresses or p[at + 1] & 1:
             return VIRTIO_STOP_ROUTING
-        layer.dst = <uint16_t>(at + 8 + 16 * (addresses - 1))
+        dst[0] = at + 8 + 16 * (addresses - 1)
     elif kind == 2:  # RFC 6275, 6.4
         if left != 1 or size != 24:
             return VIRTIO_STOP_ROUTING
-        layer.dst = <uint16_t>(at + 8)
-    elif kind == 4:  # RFC 8754, 2: the list is the route backwards; reduced, it lacks the first segment
-        if <uint32_t>p[at + 4] + 1 > addresses or left > <uint32_t>p[at + 4] + 1:
+        dst[0] = at + 8
+    elif kind == 4:  # RFC 8754, 2: the list is the route backwards; a reduced one lacks the first segment (4.1.1)
+        last = p[at + 4]
+        if last + 1 > addresses or left > last + 1:
             return VIRTIO_STOP_ROUTING
-        layer.dst = <uint16_t>(at + 8)
+        dst[0] = at + 8
     else:  # nobody but the nodes on the route knows the destination
         return VIRTIO_STOP_PROTOCOL
-    layer.flags |= VIRTIO_LAYER_ROUTED
+    flags[0] &= ~<uint32_t>VIRTIO_LAYER_ROUTING_2
+    flags[0] |= VIRTIO_LAYER_ROUTED | (VIRTIO_LAYER_ROUTING_2 if kind == 2 else 0)
     return 0
 
 
-cdef int parse_extensions(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at, bint jumbo) noexcept nogil:
+cdef inline bint is_extension(uint32_t protocol) noexcept nogil:
+    return (protocol == HOP_BY_HOP or protocol == DESTINATION or protocol == ROUTING or protocol == FRAGMENT
+            or protocol == AH or protocol == MOBILITY)
+
+
+cdef int parse_extensions(virtio_layer *layer, const uint8_t *p, uint32_t n, bint jumbo) noexcept nogil:
     """The chain of extension headers (RFC 8200, 4), then the transport header. With jumbo the length is in the chain."""
-    cdef uint32_t start = at, size, found, fragment
-    cdef int stop, next = layer.protocol, count = 0
-    while True:
-        layer.protocol = <uint8_t>next
-        if not (next == HOP_BY_HOP or next == DESTINATION or next == ROUTING or next == FRAGMENT or next == AH
-                or next == MOBILITY):
-            return parse_l4(layer, p, at)
+    cdef uint32_t start = layer.l3 + 40, at = start, end = layer.end, size, found, fragment = 0
+    cdef uint32_t src = layer.src, dst = layer.dst, protocol = layer.protocol, flags = layer.flags, count = 0
+    cdef int stop = 0
+    while is_extension(protocol):
         if count == VIRTIO_EXTENSIONS_MAX:
-            return stop_at(layer, at, VIRTIO_STOP_EXTENSIONS)
+            stop = VIRTIO_STOP_EXTENSIONS
+            break
         count += 1
-        stop = past(8, at, layer.end, VIRTIO_STOP_SHORT_EXTENSION)
+        stop = past(8, at, end, VIRTIO_STOP_SHORT_EXTENSION)
         if stop:
-            return stop_at(layer, at, stop)
-        if next == FRAGMENT:
+            break
+        if protocol == FRAGMENT:
             size = 8
-        elif next == AH:
-            size = (p[at + 1] + 2) * 4
+        elif protocol == AH:
+            size = (p[at + 1] + 2) * 4  # RFC 4302, 2.2
+            if size < 12:
+                stop = VIRTIO_STOP_SHORT_EXTENSION
+                break
         else:
             size = (p[at + 1] + 1) * 8
-        stop = past(size, at, layer.end, VIRTIO_STOP_SHORT_EXTENSION)
-        if not stop and next == AH and size < 12:
-            stop = VIRTIO_STOP_SHORT_EXTENSION
+        stop = past(size, at, end, VIRTIO_STOP_SHORT_EXTENSION)
         if stop:
-            return stop_at(layer, at, stop)
-        if next == HOP_BY_HOP:
+            break
+        if protocol == HOP_BY_HOP:
             stop = find_option(p, at + 2, at + size, OPTION_JUMBO, 4, &found)
-            if not stop and found:
-                # RFC 2675, 3: in the first header, payload length 0, and no fewer bytes than those that need it
-                if not jumbo or get_be32(p + found) <= 0xffff or get_be32(p + found) > n - start:
-                    stop = VIRTIO_STOP_IP_LENGTH
-                else:
-                    layer.end = start + get_be32(p + found)
-                    layer.flags &= <uint8_t>~VIRTIO_LAYER_PADDED
-                    if layer.end < n:
-                        layer.flags |= VIRTIO_LAYER_PADDED
-            elif not stop and jumbo:
+            if stop:
+                break
+            # RFC 2675, 3: only with payload length 0, and only for lengths that need it; a length of 0 needs it
+            if jumbo != (found != 0) or found and (get_be32(p + found) <= 0xffff or get_be32(p + found) > n - start):
                 stop = VIRTIO_STOP_IP_LENGTH
+                break
+            if found:
+                end = start + get_be32(p + found)
+                if end < n:
+                    flags |= VIRTIO_LAYER_PADDED
             jumbo = 0
-        elif next == DESTINATION:
+        elif protocol == DESTINATION:
             stop = find_option(p, at + 2, at + size, OPTION_HOME, 16, &found)
-            if not stop and found:
-                layer.src = <uint16_t>found
-                layer.flags |= VIRTIO_LAYER_ROUTED
-        elif next == ROUTING:
-            stop = parse_routing(layer, p, at, size)
-        elif next == FRAGMENT:
+            if stop:
+                break
+            if found:
+                src = found
+                flags |= VIRTIO_LAYER_ROUTED | VIRTIO_LAYER_HOME
+        elif protocol == ROUTING:
+            stop = parse_routing(p, at, size, &dst, &flags)
+            if stop:
+                break
+        elif protocol == FRAGMENT:
             fragment = get_be16(p + at + 2)
             # offset 0 and no more: an atomic fragment (RFC 6946), which is a whole packet
             if fragment & 0xfff9:
-                if layer.end - start > 0xffff:
+                if end - start > 0xffff:  # RFC 2675, 3
                     stop = VIRTIO_STOP_IP_LENGTH
-                layer.flags |= VIRTIO_LAYER_FRAGMENT
-                layer.fragment = <uint16_t>(fragment & 0xfff8)
-        if stop:
-            return stop_at(layer, at, stop)
-        layer.flags |= VIRTIO_LAYER_EXTENSIONS
-        next = p[at]
+                    break
+                flags |= VIRTIO_LAYER_FRAGMENT
+        flags |= VIRTIO_LAYER_EXTENSIONS
+        protocol = p[at]
         at += size
-        if layer.fragment:
-            layer.protocol = <uint8_t>next
-            layer.flags |= VIRTIO_LAYER_LATER
-            return stop_at(layer, at, VIRTIO_STOP_FRAGMENT)
+        if fragment & 0xfff8:
+            layer.fragment = <uint16_t>(fragment & 0xfff8)
+            flags |= VIRTIO_LAYER_LATER
+            stop = VIRTIO_STOP_FRAGMENT
+            break
+    layer.src = <uint16_t>src
+    layer.dst = <uint16_t>dst
+    if not stop:
+        return parse_l4(layer, p, at, end, protocol, flags)
+    layer.end = end
+    layer.protocol = <uint8_t>protocol
+    return stop_at(layer, at, flags, stop)
 
 
 cdef int parse_ipv6(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
-    cdef uint32_t length
+    cdef uint32_t length, end, protocol, flags = 0
     cdef bint jumbo
     cdef int stop = past(40, at, n, VIRTIO_STOP_SHORT_L3)
     layer.l3_kind = VIRTIO_L3_IPV6
     if stop:
-        return stop_at(layer, at, stop)
+        return stop_at(layer, at, flags, stop)
     if p[at] >> 4 != 6:
-        return stop_at(layer, at, VIRTIO_STOP_IP_VERSION)
+        return stop_at(layer, at, flags, VIRTIO_STOP_IP_VERSION)
     length = get_be16(p + at + 4)
     if length > n - at - 40:
-        return stop_at(layer, at, VIRTIO_STOP_IP_LENGTH)
+        return stop_at(layer, at, flags, VIRTIO_STOP_IP_LENGTH)
+    protocol = p[at + 6]
+    # RFC 2675, 3: a jumbogram has length 0, and its length in the hop-by-hop header
+    jumbo = length == 0 and protocol == HOP_BY_HOP
+    end = n if jumbo else at + 40 + length
+    if end < n:
+        flags |= VIRTIO_LAYER_PADDED
     layer.src = <uint16_t>(at + 8)
     layer.dst = <uint16_t>(at + 24)
-    layer.protocol = p[at + 6]
-    # RFC 2675, 3: a jumbogram has length 0, and its length in the hop-by-hop header
-    jumbo = length == 0 and layer.protocol == HOP_BY_HOP
-    layer.end = n if jumbo else at + 40 + length
-    if layer.end < n:
-        layer.flags |= VIRTIO_LAYER_PADDED
-    return parse_extensions(layer, p, n, at + 40, jumbo)
+    if not is_extension(protocol):
+        return parse_l4(layer, p, at + 40, end, protocol, flags)
+    layer.end = end
+    layer.protocol = <uint8_t>protocol
+    layer.flags = <uint16_t>flags
+    return parse_extensions(layer, p, n, jumbo)
 
 
 cdef int parse_arp(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
@@ -311,32 +337,31 @@ cdef int parse_arp(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t a
     cdef int stop = past(8, at, n, VIRTIO_STOP_SHORT_L3)
     layer.l3_kind = VIRTIO_L3_ARP
     if stop:
-        return stop_at(layer, at, stop)
+        return stop_at(layer, at, 0, stop)
     size = 8 + 2 * (p[at + 4] + p[at + 5])
     stop = past(size, at, n, VIRTIO_STOP_SHORT_L3)
     if stop:
-        return stop_at(layer, at, stop)
+        return stop_at(layer, at, 0, stop)
     layer.end = at + size
-    if layer.end < n:
-        layer.flags |= VIRTIO_LAYER_PADDED
-    return stop_at(layer, at + size, VIRTIO_STOP_OK)
+    return stop_at(layer, at + size, VIRTIO_LAYER_PADDED if at + size < n else 0, VIRTIO_STOP_OK)
 
 
-cdef int parse_network(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
+cdef int parse_network(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at, uint32_t ethertype) noexcept nogil:
+    layer.ethertype = <uint16_t>ethertype
     layer.l3 = <uint16_t>at
     layer.end = n
-    if layer.ethertype == ETHERTYPE_IPV4:
+    if ethertype == ETHERTYPE_IPV4:
         return parse_ipv4(layer, p, n, at)
-    if layer.ethertype == ETHERTYPE_IPV6:
+    if ethertype == ETHERTYPE_IPV6:
         return parse_ipv6(layer, p, n, at)
-    if layer.ethertype == ETHERTYPE_ARP:
+    if ethertype == ETHERTYPE_ARP:
         return parse_arp(layer, p, n, at)
     layer.l3_kind = VIRTIO_L3_OTHER
-    return stop_at(layer, at, VIRTIO_STOP_NOT_IP)
+    return stop_at(layer, at, 0, VIRTIO_STOP_NOT_IP)
 
 
 cdef int parse_ethernet(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
-    cdef uint32_t ethertype = 0
+    cdef uint32_t ethertype = 0, vlans = 0
     cdef int stop = past(ETHER_HEADER, at, n, VIRTIO_STOP_SHORT_ETHERNET)
     if not stop:
         at += ETHER_HEADER
@@ -345,27 +370,24 @@ cdef int parse_ethernet(virtio_layer *layer, const uint8_t *p, uint32_t n, uint3
             stop = past(4, at, n, VIRTIO_STOP_SHORT_VLAN)
             if stop:
                 break
-            if layer.vlans == 0:
+            if vlans == 0:
                 layer.tci = get_be16(p + at)
-            layer.vlans += 1
+            vlans += 1
             ethertype = get_be16(p + at + 2)
             at += 4
-        layer.ethertype = <uint16_t>ethertype
-    if stop:
-        layer.l3 = <uint16_t>at
-        layer.end = n
-        return stop_at(layer, at, stop)
-    if ethertype > LLC_LENGTH_MAX:
-        return parse_network(layer, p, n, at)
-    layer.l3_kind = VIRTIO_L3_OTHER
+        layer.vlans = <uint16_t>vlans
+    if not stop and ethertype > LLC_LENGTH_MAX:
+        return parse_network(layer, p, n, at, ethertype)
+    layer.ethertype = <uint16_t>ethertype
     layer.l3 = <uint16_t>at
     layer.end = n
+    if stop:
+        return stop_at(layer, at, 0, stop)
+    layer.l3_kind = VIRTIO_L3_OTHER
     if ethertype > n - at:
-        return stop_at(layer, at, VIRTIO_STOP_LLC_LENGTH)
+        return stop_at(layer, at, 0, VIRTIO_STOP_LLC_LENGTH)
     layer.end = at + ethertype
-    if layer.end < n:
-        layer.flags |= VIRTIO_LAYER_PADDED
-    return stop_at(layer, at, VIRTIO_STOP_NOT_IP)
+    return stop_at(layer, at, VIRTIO_LAYER_PADDED if at + ethertype < n else 0, VIRTIO_STOP_NOT_IP)
 
 
 cdef inline bint is_tunnel(uint32_t port) noexcept nogil:
@@ -397,13 +419,10 @@ cdef int parse_tunnel(virtio_frame *frame, const uint8_t *p) noexcept nogil:
             size += (p[at] & 0x3f) * 4
             stop = past(size, at, end, VIRTIO_STOP_SHORT_TUNNEL)
     if stop:
-        return stop_at(inner, at, stop)
+        return stop_at(inner, at, 0, stop)
     frame.inner_l2 = <uint16_t>(at + size)
-    if port == PORT_GENEVE:
-        inner.ethertype = get_be16(p + at + 2)
-        if inner.ethertype != ETHERTYPE_TEB:
-            return parse_network(inner, p, end, at + size)
-        inner.ethertype = 0
+    if port == PORT_GENEVE and get_be16(p + at + 2) != ETHERTYPE_TEB:
+        return parse_network(inner, p, end, at + size, get_be16(p + at + 2))
     return parse_ethernet(inner, p, end, at + size)
 
 
@@ -483,7 +502,7 @@ cdef inline bint parse_plain(virtio_frame *frame, const uint8_t *p, uint32_t n) 
     frame.outer.end = end
     frame.outer.payload = <uint16_t>(l4 + size)
     frame.outer.protocol = protocol
-    frame.outer.flags = <uint8_t>flags
+    frame.outer.flags = <uint16_t>flags
     return 1
 
 

@@ -26,6 +26,8 @@ typedef enum virtio_l3_kind {
 #define VIRTIO_LAYER_L4_OPTIONS 0x20u /* TCP options */
 #define VIRTIO_LAYER_PADDED 0x40u     /* bytes lie between end and the end of what holds the layer */
 #define VIRTIO_LAYER_ROUTED 0x80u     /* src or dst is not the address in the IP header */
+#define VIRTIO_LAYER_HOME 0x100u      /* src is in a home address option (RFC 6275, 6.3) */
+#define VIRTIO_LAYER_ROUTING_2 0x200u /* dst is in a routing header of type 2 (RFC 6275, 6.4) */
 
 /* why a parse stopped. Up to VIRTIO_STOP_FAULTS the frame is sound, and simply no more of it is known; from there on it
  * contradicts itself or is cut off. */
@@ -76,10 +78,11 @@ typedef struct virtio_layer {
     uint16_t ethertype;  /* behind all VLAN tags */
     uint16_t tci;        /* first VLAN tag's tag control information; 0 without */
     uint16_t vlans;      /* VLAN tags */
+    uint16_t flags;      /* VIRTIO_LAYER_* */
     uint8_t l3_kind;     /* virtio_l3_kind */
     uint8_t protocol;    /* IP protocol behind all extension headers */
-    uint8_t flags;       /* VIRTIO_LAYER_* */
     uint8_t stop;        /* virtio_stop */
+    uint8_t reserved;
 } virtio_layer;
 
 typedef struct virtio_frame {
@@ -90,5 +93,7 @@ typedef struct virtio_frame {
     virtio_layer outer; /* outer.payload is where the tunnel header starts, if there is one */
     virtio_layer inner; /* all 0 without tunnel */
 } virtio_frame;
+
+_Static_assert(sizeof(virtio_layer) == 28 && sizeof(virtio_frame) == 64, "a frame is a cache line");
 
 #endif
