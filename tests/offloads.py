@@ -1,4 +1,4 @@
-"""What the tests of the offload kernels share: every SIMD path, memory with guards around it, checksums the slow way."""
+"""What the tests of the offload kernels share: SIMD paths, memory with guards around it, checksums the slow way."""
 
 from __future__ import annotations
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
 import os
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -91,7 +93,8 @@ def test_nothing_outside_is_read(simd: str, guarded: Guarded) -> None:
         data = RANDOM[:n] if n <= len(RANDOM) else os.urandom(n)
         right = naive_checksum(data)
         crc = naive_crc32c(data) if n < 200 else None
-        for view in (guarded.first(data), guarded.last(data)):
+        for place in (guarded.first, guarded.last):
+            view = place(data)
             assert checksum(view) == right
             assert crc is None or crc32c(view) == crc
 
@@ -101,10 +104,10 @@ def test_nothing_outside_is_copied(simd: str, guarded: Guarded) -> None:
     for n in [*range(1, 400), 1500, PAGE + 1]:
         data = (RANDOM * 3)[:n]
         right = naive_checksum(data)
-        for source in (guarded.first(data), guarded.last(data)):
-            for target in (other.first(bytes(n)), other.last(bytes(n))):
-                assert copy_checksum(target, source) == right
-                assert target == data
+        for place, to in itertools.product((guarded.first, guarded.last), (other.first, other.last)):
+            source, target = place(data), to(bytes(n))
+            assert copy_checksum(target, source) == right
+            assert target == data
 
 
 def test_guards_guard() -> None:
@@ -183,7 +186,7 @@ def test_updates_are_what_summing_anew_gives(before: bytes, data: st.DataObject)
     for bits in (16, 32):
         if len(old) * 8 == bits:
             numbers = int.from_bytes(old, "big"), int.from_bytes(new, "big")
-            assert update_field(naive_checksum(before), *numbers, bits=bits) == got  # type: ignore[arg-type]
+            assert update_field(naive_checksum(before), *numbers, bits=bits) == got
 
 
 def test_update_of_a_pseudo_header() -> None:
@@ -250,9 +253,8 @@ def test_completed_zero_is_stored_as_ones(simd: str, offset: int) -> None:
 )
 def test_completion_outside_of_the_frame(size: int, start: int, offset: int, text: str) -> None:
     frame = bytearray(RANDOM[:size])
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(ValueError, match=re.escape(text)):
         complete_checksum(frame, start, offset)
-    assert text in str(error.value)
     assert frame == RANDOM[:size]
 
 
@@ -320,9 +322,8 @@ def test_refused() -> None:
         (lambda: pseudo_header_sum(bytes(16), bytes(16), 6, 1 << 32), "length 4294967296 out of range"),
         (lambda: copy_checksum(bytearray(3), b"1234"), "destination has 3 bytes, source 4"),
     ]:
-        with pytest.raises(ValueError) as error:
+        with pytest.raises(ValueError, match=re.escape(text)):
             call()  # type: ignore[no-untyped-call]
-        assert text in str(error.value)
     shared = memoryview(bytearray(100))
     with pytest.raises(ValueError, match="overlap: 60 bytes, 20 apart"):
         copy_checksum(shared[20:], shared[:60])
@@ -350,13 +351,12 @@ def test_environment_variable() -> None:
     right = naive_checksum(bytes(range(200)))
     for value in _checksum.simd_available():
         assert _simd_in_a_new_process(value).stdout.split() == [value, str(right)]
-    for value in (None, ""):
-        assert _simd_in_a_new_process(value).stdout.split() == [_checksum.simd_available()[-1], str(right)]
+    for unset in (None, ""):
+        assert _simd_in_a_new_process(unset).stdout.split() == [_checksum.simd_available()[-1], str(right)]
     done = _simd_in_a_new_process("sse9")
     assert done.returncode and "ImportError" in done.stderr
-    assert (
-        f"VIRTIO_SIMD: SIMD path 'sse9' is unknown (there is: {', '.join(_checksum.simd_available())})" in done.stderr
-    )
+    there_is = ", ".join(_checksum.simd_available())
+    assert f"VIRTIO_SIMD: SIMD path 'sse9' is unknown (there is: {there_is})" in done.stderr
 
 
 def test_use() -> None:
