@@ -1,0 +1,50 @@
+#!/bin/bash
+# try-aarch64.sh PYTHON [TESTS...]: compile the extensions for aarch64 with Debian's cross compiler, and run the tests of the
+# offload kernels (or TESTS) on Debian's arm64 Python 3.11 under QEMU's user-mode emulation. PYTHON is the virtual
+# environment's, for Cython and for pytest. Works in build/aarch64. Needs root, or sudo, for apt-get.
+set -eu
+cd "$(dirname "$0")/.."
+python=$(realpath -s "$1")
+shift
+work=build/aarch64 root=$PWD/build/aarch64/root
+compiler=aarch64-linux-gnu-gcc
+if ! command -v "$compiler" qemu-aarch64-static > /dev/null || ! dpkg --print-foreign-architectures | grep -q arm64; then
+    sudo=
+    [ "$(id -u)" = 0 ] || sudo=sudo
+    $sudo dpkg --add-architecture arm64
+    $sudo apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends \
+        gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
+fi
+if [ ! -x "$root/usr/bin/python3.11" ]; then
+    mkdir -p "$root" "$work/debs"
+    packages="libc6 libgcc-s1 libexpat1 zlib1g libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1
+        python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libpython3.11-dev"
+    # shellcheck disable=SC2086,SC2046 # a list of words
+    (cd "$work/debs" && apt-get download -qq $(printf '%s:arm64 ' $packages) 2> /dev/null)
+    for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$root"; done
+fi
+site=$PWD/$work/site
+if [ ! -d "$site/pytest" ]; then
+    "$python" -m pip install -q --target "$site" --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
+        --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 --only-binary=:all: --python-version 3.11 \
+        pytest pytest-timeout hypothesis scapy dpkt numpy typing_extensions
+fi
+copy=$work/tree
+rm -rf "$copy"
+mkdir -p "$copy"
+cp -r setup.py pyproject.toml README.md virtio net tests bench "$copy"
+rm -f "$copy"/virtio/*.so
+cd "$copy"
+"$python" -c 'from Cython.Build import cythonize; import ast, re
+text = open("setup.py").read()
+directives = eval(re.search(r"DIRECTIVES = (\{.*?\n\})", text, re.S)[1], {"DEBUG": False})
+cythonize(["virtio/*.pyx"], include_path=["."], compiler_directives=directives, quiet=True, nthreads=2)'
+printf '%s\n' virtio/*.c | xargs -P 2 -I{} sh -c '
+    so=$(basename {} .c); '"$compiler"' -O3 -fno-tree-slp-vectorize -Wall -Wextra -Wno-unused-parameter -shared -fPIC \
+        -Ivirtio/include -I"$0/usr/include/python3.11" -I"$0/usr/include" {} -o "virtio/$so.cpython-311-aarch64-linux-gnu.so"' "$root"
+[ $# -gt 0 ] || set -- tests/test_checksum.py tests/test_frame_checksum.py tests/test_frame.py tests/test_segment.py \
+    tests/test_coalesce.py tests/test_net_hdr.py tests/test_toeplitz.py
+LD_LIBRARY_PATH='' PYTHONPATH=.:$site PYTHONDONTWRITEBYTECODE=1 qemu-aarch64-static -L "$root" "$root/usr/bin/python3.11" \
+    -c 'import platform, sys, pytest, virtio.offload; print(platform.machine(), virtio._checksum.simd()); sys.exit(pytest.main(sys.argv[1:]))' \
+    -q -p no:cacheprovider "$@"
