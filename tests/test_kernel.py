@@ -27,6 +27,7 @@ A, B = 0, 1
 ALL = CSUM | TSO4 | TSO6 | ECN | USO4 | USO6
 FAMILIES = {4: (socket.AF_INET, "10.77.0.1", "10.77.0.2"), 6: (socket.AF_INET6, "fd77::1", "fd77::2")}
 UDP_SEGMENT = 103
+SO_RCVBUFFORCE = 33
 STREAM = 12 << 20  # bytes each way
 
 
@@ -37,6 +38,7 @@ class Nic:
         self.link = link
         self.seen: Counter[str] = Counter()
         self.coalescer = offload.Coalescer()
+        self.carrier = True  # without, frames are lost
 
     def leaves(self, header: bytes, frame: bytes) -> list[tuple[Any, ...]]:
         """The plain frames, each in pieces, that a frame with this virtio_net_hdr becomes."""
@@ -54,16 +56,19 @@ class Nic:
         return [(frame,)]
 
     def a_to_b(self, group: list[tuple[bytes, bytes]]) -> None:
-        for header, frame in group:
+        for header, frame in group if self.carrier else ():
             for pieces in self.leaves(header, frame):
                 self.link.taps[B].write(*pieces)
 
     def b_to_a(self, group: list[tuple[bytes, bytes]]) -> None:
+        if not self.carrier:
+            return
         merged = self.coalescer.receive([frame for _, frame in group]) + self.coalescer.flush()
         for one in merged:
             if one.segments > 1:
                 self.seen["merged"] += 1
-            self.link.taps[A].write(*one.pieces, header=one.net_header.to_bytes(self.link.taps[A].header))
+            header = struct.pack("<BBHHHHH", one.flags, one.gso_type, one.hdr_len, one.gso_size, one.csum_start, one.csum_offset, 0)
+            self.link.taps[A].write(one.header, *one.pieces, header=header)
 
 
 class Traffic:
@@ -179,16 +184,11 @@ def test_the_oracle_can_fail() -> None:
         to = link.namespaces[B].socket(socket.AF_INET, socket.SOCK_DGRAM)
         to.bind(("10.77.0.2", 7000))
         link.taps[B].write(packet)
-        until(lambda: bool(link.errors()))
+        to.settimeout(0.2)
+        with pytest.raises(TimeoutError):  # it is verified when it is asked for
+            to.recv(1 << 16)
         assert link.errors() == {"B Udp.InCsumErrors": 1, "B Udp.InErrors": 1}
         to.close()
-
-
-def until(done: Any, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "nothing came of it"
-        time.sleep(0.01)
 
 
 def udp_frame(link: Link, payload: bytes, *, sport: int = 7001, dport: int = 7000, proto: int = 17) -> bytes:
@@ -228,6 +228,7 @@ TUNNELS = {"offloads": (ALL | TUNNEL | TUNNEL_CSUM, 0), "header": 24}
 def test_vxlan_streams(joined: tuple[Link, Nic], outer: int, inner: int, checksum: str) -> None:
     """TCP in the kernel's own VXLAN: GSO frames with a tunnel, cut by us, and taken by the kernel's VXLAN."""
     link, nic = joined
+    nic.carrier = False  # what is sent to a namespace that has no VXLAN yet is an error there
     for i, space in enumerate(link.namespaces):
         flags = [checksum] if outer == 4 else ["udp6zerocsumtx", "udp6zerocsumrx"] if checksum == "noudpcsum" else []
         space.ip(
@@ -238,6 +239,7 @@ def test_vxlan_streams(joined: tuple[Link, Nic], outer: int, inner: int, checksu
         for address in ("10.88.0.", "fd88::"):
             space.ip("addr", "add", f"{address}{i + 1}/{24 if '.' in address else 64}", "dev", "vx", "nodad")
             space.ip("neigh", "add", f"{address}{2 - i}", "lladdr", f"02:00:00:00:88:0{2 - i}", "dev", "vx")
+    nic.carrier = True
     stream_both_ways(link, inner, 4 << 20, addresses=(("10.88.0.1", "10.88.0.2"), ("fd88::1", "fd88::2"))[inner == 6])
     kind = (1 if inner == 4 else 4) | (0x20 if outer == 4 else 0x40)
     assert nic.seen[f"gso {kind:#x}"] > 0
@@ -324,7 +326,7 @@ def test_geneve_streams(version: int) -> None:
             space.ip("link", "set", "tap0", "mtu", "1500")
         nic = Geneve(link)
         port = link.namespaces[B].socket(socket.AF_INET, socket.SOCK_DGRAM)
-        port.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 64 << 20)
+        port.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
         port.bind(("10.77.0.2", 6081))
         got: Counter[str] = Counter()
 
