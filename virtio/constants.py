@@ -19,6 +19,54 @@ class Feature(IntFlag):
     RING_RESET = 1 << 40
 
 
+class NetFeature(IntFlag):
+    """Feature bits of the network device (VIRTIO 1.4, 5.1.3). Values are masks, wider than 64 bits from bit 64 on."""
+
+    CSUM = 1 << 0
+    GUEST_CSUM = 1 << 1
+    CTRL_GUEST_OFFLOADS = 1 << 2
+    MTU = 1 << 3
+    MAC = 1 << 5
+    GSO = 1 << 6  # legacy
+    GUEST_TSO4 = 1 << 7
+    GUEST_TSO6 = 1 << 8
+    GUEST_ECN = 1 << 9
+    GUEST_UFO = 1 << 10
+    HOST_TSO4 = 1 << 11
+    HOST_TSO6 = 1 << 12
+    HOST_ECN = 1 << 13
+    HOST_UFO = 1 << 14
+    MRG_RXBUF = 1 << 15
+    STATUS = 1 << 16
+    CTRL_VQ = 1 << 17
+    CTRL_RX = 1 << 18
+    CTRL_VLAN = 1 << 19
+    CTRL_RX_EXTRA = 1 << 20
+    GUEST_ANNOUNCE = 1 << 21
+    MQ = 1 << 22
+    CTRL_MAC_ADDR = 1 << 23
+    DEVICE_STATS = 1 << 50
+    HASH_TUNNEL = 1 << 51
+    VQ_NOTF_COAL = 1 << 52
+    NOTF_COAL = 1 << 53
+    GUEST_USO4 = 1 << 54
+    GUEST_USO6 = 1 << 55
+    HOST_USO = 1 << 56
+    HASH_REPORT = 1 << 57
+    GUEST_HDRLEN = 1 << 59
+    RSS = 1 << 60
+    RSC_EXT = 1 << 61
+    STANDBY = 1 << 62
+    SPEED_DUPLEX = 1 << 63
+    RSS_CONTEXT = 1 << 64
+    GUEST_UDP_TUNNEL_GSO = 1 << 65
+    GUEST_UDP_TUNNEL_GSO_CSUM = 1 << 66
+    HOST_UDP_TUNNEL_GSO = 1 << 67
+    HOST_UDP_TUNNEL_GSO_CSUM = 1 << 68
+    OUT_NET_HEADER = 1 << 69
+    IPSEC = 1 << 70
+
+
 class Postpone(IntEnum):
     """How long ``DriverQueue.postpone_intr`` waits, as a share of the chains outstanding (FreeBSD's vq_postpone_t)."""
 

@@ -25,6 +25,16 @@ from virtio._frame_checksum import (
     verify,
     verify_burst,
 )
+from virtio._net_hdr import NetHeader, NetHeaderFault, net_header_size
+from virtio._offload_counters import (
+    OffloadCounters,
+    ReceiveReason,
+    ReceiveVerdict,
+    TransmitOutcome,
+    TransmitReason,
+)
+from virtio._offload_rx import Receive, classify_receive, classify_receive_burst, complete_receive
+from virtio._offload_tx import Transmit, prepare_transmit, prepare_transmit_burst
 from virtio._segments import Segments, segment, segment_into
 from virtio.errors import SegmentError
 
@@ -32,18 +42,33 @@ __all__ = [
     "Checks",
     "Coalescer",
     "Merged",
+    "NetHeader",
+    "NetHeaderFault",
+    "OffloadCounters",
+    "Receive",
+    "ReceiveReason",
+    "ReceiveVerdict",
     "SegmentError",
     "Segments",
+    "Transmit",
+    "TransmitOutcome",
+    "TransmitReason",
     "Verdict",
     "checksum",
     "checksum_burst",
+    "classify_receive",
+    "classify_receive_burst",
     "complete_checksum",
+    "complete_receive",
     "copy_checksum",
     "crc32c",
     "fill_checksums",
     "fill_checksums_burst",
     "fill_partial_checksum",
+    "net_header_size",
     "partial_sum",
+    "prepare_transmit",
+    "prepare_transmit_burst",
     "pseudo_header_sum",
     "segment",
     "segment_into",

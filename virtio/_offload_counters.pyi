@@ -1,0 +1,91 @@
+"""Why frames were sent and received as they were, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+
+class TransmitOutcome(IntEnum):
+    SENT_AS = 0  # as the header says
+    DONE_IN_SOFTWARE = 1  # its checksum is complete; the header asks for nothing
+    SEGMENT_IN_SOFTWARE = 2  # it is untouched, and to be cut by us
+    REFUSED = 3  # it is untouched, and not to be sent
+
+class TransmitReason(IntEnum):
+    NO_OFFLOAD = 0  # nothing was asked for
+    CSUM_OFFLOADED = 1
+    TSO_OFFLOADED = 2
+    USO_OFFLOADED = 3
+    CSUM_SOFTWARE = 4  # no CSUM feature
+    CSUM_PADDED = 5  # bytes lie behind what is to be summed, and the device would sum them, too
+    CSUM_SCTP = 6  # CRC32c
+    CSUM_ICMP = 7  # no TCP or UDP, of which alone the specification speaks
+    TSO_SOFTWARE = 8  # no HOST_TSO4, HOST_TSO6 or CSUM feature
+    TSO_ECN = 9  # CWR is set, and no HOST_ECN feature
+    USO_SOFTWARE = 10  # no HOST_USO or CSUM feature
+    USO_SEGMENTS = 11  # more than 64
+    TUNNEL_SOFTWARE = 12  # no HOST_UDP_TUNNEL_GSO feature
+    TUNNEL_CSUM_SOFTWARE = 13  # the outer UDP header has a checksum, and no HOST_UDP_TUNNEL_GSO_CSUM feature
+    TUNNEL_FAMILY = 14  # IPv4 in IPv6, or the reverse: what the type bit says of it is in dispute
+    GSO_PADDED = 15  # bytes lie behind the packet, and the device would take them for payload
+    CSUM_UNKNOWN_ETHTYPE = 16  # neither IPv4 nor IPv6
+    CSUM_PROTO_MISMATCH = 17  # the IP version is not the EtherType's
+    CSUM_UNKNOWN_IPPROTO = 18  # a protocol without a checksum that is known
+    CSUM_FRAGMENT = 19  # the checksum covers more than this frame has
+    CSUM_BAD_FRAME = 20  # the frame contradicts itself or is cut off
+    TSO_WITHOUT_CSUM = 21  # segments without checksums were asked for
+    TSO_NOT_TCP = 22  # neither TCP nor UDP is to be cut
+    TSO_EXTENSION = 23  # an IPv6 extension header that speaks of one packet: AH, Fragment, Mobility
+    TSO_JUMBOGRAM = 24  # IPv6 jumbogram (RFC 2675)
+    USO_BAD_LENGTH = 25  # the UDP length is not the packet's
+    @property
+    def outcome(self) -> TransmitOutcome: ...
+    @property
+    def counter(self) -> str: ...
+
+class ReceiveVerdict(IntEnum):
+    UNKNOWN = 0  # nothing is said: verify it
+    VERIFIED = 1  # the peer verified it
+    NEEDS_CHECKSUM = 2  # the data are vouched for; the field has the sum of the pseudo header only
+    BAD = 3  # the header cannot be true of this frame
+
+class ReceiveReason(IntEnum):
+    CSUM_NONE = 0
+    CSUM_OFFLOADED = 1  # VERIFIED
+    CSUM_PARTIAL = 2  # NEEDS_CHECKSUM
+    CSUM_BAD_ETHTYPE = 3  # neither IPv4 nor IPv6
+    CSUM_BAD_IPPROTO = 4  # neither TCP nor UDP
+    CSUM_BAD_OFFSET = 5  # csum_start and csum_offset are outside, or no checksum field is there
+    CSUM_INACCESSIBLE_IPPROTO = 6  # the frame contradicts itself or is cut off before its transport header
+    CSUM_FRAGMENT = 7  # the checksum covers more than this frame has
+    GSO_BAD_TYPE = 8  # the frame is not of this type
+    GSO_NO_FEATURE = 9  # USO over the IP version that was not negotiated
+    GSO_BAD_SEGMENTS = 10  # RSC_INFO counts none, or more than there are bytes
+    TUNNEL_BAD_TYPE = 11  # no tunnel, or neither of its IP versions is this one
+    TUNNEL_BAD_OFFSET = 12  # outer_th_offset or inner_nh_offset is not where the header is
+    HDR_SHORT = 13  # fewer bytes than a virtio_net_hdr
+    HDR_CSUM_FEATURE = 15  # NEEDS_CSUM or DATA_VALID, and no CSUM feature
+    HDR_FLAGS = 18  # DATA_VALID or RSC_INFO from the driver
+    HDR_RSC_INFO = 19  # RSC_INFO without RSC_EXT, or with no TCP type
+    HDR_GSO_TYPE = 20  # no such type
+    HDR_GSO_FEATURE = 21  # a type that was not negotiated
+    HDR_GSO_CSUM = 22  # a type, and no NEEDS_CSUM
+    HDR_GSO_OFFSET = 23  # csum_offset is not that of the type's protocol, or its header is cut off
+    HDR_GSO_SIZE = 24  # 0
+    HDR_HDR_LEN = 25  # beyond the frame
+    HDR_ECN = 26  # not negotiated, or with no TCP type
+    HDR_TUNNEL_TYPE = 27  # both bits; or with DATA_VALID, with no type, or with UDP (UFO)
+    HDR_TUNNEL_FEATURE = 28  # not negotiated
+    HDR_TUNNEL_CSUM = 29  # UDP_TUNNEL_CSUM not negotiated, or without a tunnel type
+    HDR_TUNNEL_OFFSETS = 30  # outer_th_offset, inner_nh_offset, csum_start: no room for the headers
+    HDR_NUM_BUFFERS = 31  # 0 to the driver
+    @property
+    def counter(self) -> str: ...
+
+class OffloadCounters:
+    def __init__(self) -> None: ...
+    def keys(self) -> list[str]: ...
+    def __iter__(self) -> Iterator[str]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, name: str) -> int: ...
+    def reset(self) -> None: ...
