@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import time
@@ -22,6 +21,27 @@ from virtio import offload
 A, B = 0, 1
 
 
+class Carried:
+    """Carry frames between both ends with their virtio_net_hdr as it is: the kernels talk to each other."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+
+    def give(self, to: int) -> Any:
+        def forward(group: list[tuple[bytes, bytes]]) -> None:
+            for header, frame in group:
+                self.link.taps[to].write(frame, header=header)
+
+        return forward
+
+    def __enter__(self) -> None:
+        self.pumps = [Pump(self.link.taps[A], self.give(B)), Pump(self.link.taps[B], self.give(A))]
+
+    def __exit__(self, *_: object) -> None:
+        for pump in self.pumps:
+            pump.stop()
+
+
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[bytes]]:
     """The frames of two captures: "plain", as on a wire; "large", as the kernel leaves them to a NIC (GSO)."""
@@ -35,7 +55,7 @@ def capture(folder: Path, offloads: int) -> list[bytes]:
     programs = {name: need_peer(name, package) for name, package in
                 (("tcpdump", "tcpdump"), ("iperf3", "iperf3"), ("ping", "iputils-ping"), ("curl", "curl"))}  # fmt: skip
     (folder / "file").write_bytes(bytes(range(256)) * 2000)
-    with netns.link(offloads=(offloads, offloads)) as link, pumps(link):
+    with netns.link(offloads=(offloads, offloads)) as link, Carried(link):
         a, b = link.namespaces
         path = folder / "capture.pcap"
         servers = [
@@ -72,22 +92,92 @@ def capture(folder: Path, offloads: int) -> list[bytes]:
     return frames
 
 
-class pumps:
-    """Carry frames between both ends with their virtio_net_hdr as it is: the kernels talk to each other."""
+def tcp_payload(frame: bytes) -> int:
+    """Bytes of TCP payload, by dpkt; 0 for anything else."""
+    packet = dpkt.ethernet.Ethernet(frame).data
+    tcp = getattr(packet, "data", None)
+    return len(tcp.data) if isinstance(tcp, dpkt.tcp.TCP) else 0
 
-    def __init__(self, link: Link) -> None:
-        self.link = link
 
-    def give(self, to: int) -> Any:
-        def forward(group: list[tuple[bytes, bytes]]) -> None:
-            for header, frame in group:
-                self.link.taps[to].write(frame, header=header)
+def test_the_captures_hold_what_they_are_for(captured: dict[str, list[bytes]]) -> None:
+    longest = {name: max(map(len, frames)) for name, frames in captured.items()}
+    assert longest["plain"] == 1514
+    assert longest["large"] > 10_000
+    assert len({offload.parse(frame).protocol for frame in captured["plain"]}) >= 4
 
-        return forward
 
-    def __enter__(self) -> None:
-        self.pumps = [Pump(self.link.taps[A], self.give(B)), Pump(self.link.taps[B], self.give(A))]
+@pytest.mark.parametrize("name", ["plain", "large"])
+def test_parse(captured: dict[str, list[bytes]], name: str) -> None:
+    """Offsets and protocols as dpkt has them."""
+    frames = captured[name]
+    for frame, parsed in zip(frames, offload.parse_burst(frames), strict=True):
+        assert not parsed.stop.is_fault
+        theirs = dpkt.ethernet.Ethernet(frame)
+        assert parsed.ethertype == theirs.type
+        packet = theirs.data
+        if not isinstance(packet, dpkt.ip.IP | dpkt.ip6.IP6):
+            continue
+        assert parsed.protocol == packet.p
+        if isinstance(packet.data, dpkt.tcp.TCP):
+            assert frame[parsed.l4 :].startswith(bytes(packet.data)[:12])
+            assert parsed.end - parsed.payload == len(packet.data.data)
+        elif isinstance(packet.data, dpkt.udp.UDP):
+            assert parsed.end - parsed.payload == packet.data.ulen - 8
 
-    def __exit__(self, *_: object) -> None:
-        for pump in self.pumps:
-            pump.stop()
+
+def test_checksums_of_what_was_on_the_wire_are_good(captured: dict[str, list[bytes]], simd: str) -> None:
+    good = Counter[str]()
+    for frame, checks in zip(captured["plain"], offload.verify_burst(captured["plain"]), strict=True):
+        assert offload.Verdict.BAD not in (checks.l3, checks.l4), frame.hex()
+        good[checks.l4.name] += 1
+        filled = bytearray(frame)
+        offload.fill_checksums(filled)
+        assert filled == frame
+    assert good["GOOD"] > len(captured["plain"]) * 0.9
+
+
+def test_large_frames_are_cut_into_what_is_right(captured: dict[str, list[bytes]], simd: str) -> None:
+    cut = 0
+    for frame in captured["large"]:
+        if (size := tcp_payload(frame)) > 1448:
+            packets = offload.segment(frame, 1448).packets()
+            assert len(packets) == -(-size // 1448)
+            for packet in packets:
+                checks = offload.verify(packet)
+                assert checks.l4 is offload.Verdict.GOOD
+                assert checks.l3 is not offload.Verdict.BAD
+            data = offload.parse(frame).payload
+            assert b"".join(packet[data:] for packet in packets) == frame[data:]
+            cut += 1
+    assert cut > 20
+
+
+@pytest.mark.parametrize("burst", [1, 16, 10_000])
+def test_coalescing_loses_nothing(captured: dict[str, list[bytes]], burst: int, simd: str) -> None:
+    frames = captured["plain"]
+    coalescer = offload.Coalescer()
+    out: list[offload.Merged] = []
+    for at in range(0, len(frames), burst):
+        out += coalescer.receive(frames[at : at + burst])
+    out += coalescer.flush()
+    again: list[bytes] = []
+    for one in out:
+        if one.segments > 1:
+            again += offload.segment(bytes(one), one.gso_size, one.gso_type).packets()
+        else:
+            again.append(bytes(one))
+    assert Counter(again) == Counter(frames)
+    assert max(one.segments for one in out) > 8
+
+
+def test_toeplitz(captured: dict[str, list[bytes]]) -> None:
+    """Both directions of a connection have the same hash under a key of 0x6d5a repeated."""
+    toeplitz = offload.Toeplitz(b"\x6d\x5a" * 20)
+    hashes: dict[frozenset[Any], set[int]] = {}
+    for frame in captured["plain"]:
+        packet = dpkt.ethernet.Ethernet(frame).data
+        if tcp_payload(frame):
+            ends = frozenset([(packet.src, packet.data.sport), (packet.dst, packet.data.dport)])
+            hashes.setdefault(ends, set()).add(toeplitz.hash(frame)[0])
+    assert len(hashes) > 5
+    assert all(len(found) == 1 for found in hashes.values())
