@@ -18,6 +18,7 @@ from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
 from tcpstream import ACK, CWR, DF, ECE, FIN, PSH, RST, SYN, TIMESTAMP, URG, Segment, flat, folded, segment, stream
 
+from virtio import offload
 from virtio.offload import Coalescer, Merged
 
 BOTH = pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
@@ -26,7 +27,7 @@ TCPV4, TCPV6, ECN = 1, 4, 0x80
 
 
 def again(merged: Merged) -> list[bytes]:
-    """The input frames that a result is of, by the oracle's segmentation."""
+    """The input frames that a result is of, by the oracle's segmentation and by our own."""
     if merged.passed is not None:
         assert (merged.header, merged.segments, len(merged.pieces)) == (b"", 1, 1)
         return [bytes(merged)]
@@ -35,6 +36,8 @@ def again(merged: Merged) -> list[bytes]:
     l4 = 14 + 4 * vlans(merged.header) + (40 if merged.gso_type & 7 == TCPV6 else 20)
     frames = segment(merged.header, payload, merged.gso_size, l4=l4, fixed_id=merged.fixed_id)
     assert len(frames) == merged.segments
+    ours = offload.segment(bytes(merged), merged.gso_size, merged.gso_type, fixed_id=merged.fixed_id)
+    assert ours.packets() == frames
     return frames
 
 
@@ -408,6 +411,13 @@ def test_out_of_order(ipv6: bool, order: list[int]) -> None:
 def test_a_gap_stays() -> None:
     a, b, _, d, e, f = stream(6)
     assert groups([f, a, e, b, d]) == [[1, 3], [4, 2, 0]]
+
+
+@BOTH
+def test_out_of_order_behind_a_long_run(ipv6: bool) -> None:
+    """A run that arrived in order goes on when its gap is closed."""
+    segments = stream(12, ipv6=ipv6)
+    assert groups([*segments[:8], segments[10], segments[8], segments[9], segments[11]]) == [[*range(8), 9, 10, 8, 11]]
 
 
 def test_a_gap_closes_and_a_push_ends_it() -> None:

@@ -4,13 +4,14 @@ Sources: RFC 791, 8200 (IP), 9293 (TCP), 7323 (timestamps), 3168 (ECN), 6864 (IP
 5.1.9 (virtio_net_hdr).
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t, UINT32_MAX
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcpy, memmove, memset
 
-from virtio._checksum cimport load_sum16, store_sum16, sum_bytes, sum_fold, sum_swap
+from virtio._checksum cimport load_sum16, sum_bytes, sum_fold, sum_swap
+from virtio._coalesce_run cimport *
+from virtio._coalesce_table cimport *
 from virtio._frame cimport *
-from virtio._net_hdr cimport *
 
 
 cdef extern from "stdlib.h" nogil:
@@ -23,36 +24,27 @@ cdef extern from "virtio/atomic.h" nogil:
     bint virtio_unlikely(bint x)
 
 
+ctypedef void (*consider_call)(virtio_coalescer *c, const uint8_t *p, uint32_t n, uint64_t cookie, bint trusted,
+                               uint64_t now) noexcept nogil
+ctypedef uint32_t (*take_on_call)(virtio_coalescer *c, const uint8_t *const *frames, const uint32_t *lengths,
+                                  const uint64_t *cookies, const uint8_t *trusted, uint32_t i,
+                                  uint32_t n) noexcept nogil
+
+
 cdef extern from "virtio/coalesce.h" nogil:
-    bint virtio_same_header(const uint8_t *p, const uint8_t *q, const uint8_t *mask, uint32_t n)
-    uint32_t virtio_coalesce_load32(const uint8_t *p)
-    uint32_t virtio_flow_hash(const uint8_t *addresses, bint ipv6, const uint8_t *ports, const uint64_t *secret)
+    consider_call consider_apart "virtio_apart"(consider_call f)
+    take_on_call take_on_apart "virtio_apart"(take_on_call f)
 
 
 cdef enum:
-    NONE = 0xffffffff     # no record
     SPARE = 32            # records beyond the flows, for what is flushed and still read
     AHEAD = 8             # frames whose headers are fetched in advance
     FAR = 1 << 30         # sequence numbers as far from the first as this are not put in order with it
 
-    ETHERTYPE_IPV4 = 0x0800
-    ETHERTYPE_VLAN = 0x8100
-    ETHERTYPE_IPV6 = 0x86dd
-    ETHERTYPE_QINQ = 0x88a8
-    IPV4_DF = 0x4000
-    TCP = 6
-    FIN = 0x01
     SYN = 0x02
     RST = 0x04
-    PSH = 0x08
     ACK = 0x10
     URG = 0x20
-    CWR = 0x80
-    VARIES = FIN | PSH | CWR  # flags that segments of a run may differ in
-
-    AT_SEQ = 4            # in the TCP header
-    AT_FLAGS = 13
-    AT_CHECKSUM = 16
 
 
 # A data segment on its way into a flow.
@@ -68,14 +60,6 @@ cdef struct segment:
 
 
 # ---- memory ----
-
-cdef inline virtio_flow *flow_at(const virtio_coalescer *c, uint32_t record) noexcept nogil:
-    return <virtio_flow *>(c.records + <size_t>record * c.stride)
-
-
-cdef inline uint32_t record_of(const virtio_coalescer *c, const virtio_flow *f) noexcept nogil:
-    return <uint32_t>((<const uint8_t *>f - c.records) // c.stride)
-
 
 cdef void build_masks(virtio_coalescer *c) noexcept nogil:
     cdef int ipv6
@@ -143,127 +127,10 @@ cdef void unpark(virtio_coalescer *c) noexcept nogil:
         c.free = record
 
 
-# ---- the table ----
-
-cdef void table_add(virtio_coalescer *c, virtio_flow *f, uint64_t now) noexcept nogil:
-    cdef uint32_t record = record_of(c, f)
-    cdef uint32_t slot = f.hash & c.slots
-    while c.table[slot]:
-        slot = (slot + 1) & c.slots
-    c.table[slot] = (f.hash & <uint32_t>0xffff0000) | (record + 1)
-    f.arrived = now
-    f.older, f.newer = c.newest, NONE
-    if c.newest != NONE:
-        flow_at(c, c.newest).newer = record
-    else:
-        c.oldest = record
-    c.newest = record
-    c.held_flows += 1
-
-
-cdef void table_remove(virtio_coalescer *c, virtio_flow *f) noexcept nogil:
-    cdef uint32_t record = record_of(c, f)
-    cdef uint32_t hole = f.hash & c.slots
-    cdef uint32_t slot, home
-    while (c.table[hole] & 0xffff) != record + 1:
-        hole = (hole + 1) & c.slots
-    slot = hole
-    while True:  # close the gap, so that searches need no mark of it
-        slot = (slot + 1) & c.slots
-        if c.table[slot] == 0:
-            break
-        home = flow_at(c, (c.table[slot] & 0xffff) - 1).hash & c.slots
-        if ((slot - home) & c.slots) >= ((slot - hole) & c.slots):
-            c.table[hole] = c.table[slot]
-            hole = slot
-    c.table[hole] = 0
-    if f.older != NONE:
-        flow_at(c, f.older).newer = f.newer
-    else:
-        c.oldest = f.newer
-    if f.newer != NONE:
-        flow_at(c, f.newer).older = f.older
-    else:
-        c.newest = f.older
-    if c.last == f:
-        c.last = NULL
-    c.held_flows -= 1
-
-
-cdef virtio_flow *table_find(virtio_coalescer *c, const uint8_t *p, const virtio_layer *layer,
-                             uint32_t *hashed) noexcept nogil:
-    """The flow that a frame with this TCP header is of, whether it merges or not."""
-    cdef bint ipv6 = layer.l3_kind == VIRTIO_L3_IPV6
-    cdef uint32_t at = layer.l3 + (8 if ipv6 else 12)  # as the IP header has them, whatever the route
-    cdef uint32_t hash = virtio_flow_hash(p + at, ipv6, p + layer.l4, c.secret)
-    cdef uint32_t slot = hash & c.slots
-    cdef virtio_flow *f
-    hashed[0] = hash
-    while c.table[slot]:
-        if (c.table[slot] ^ hash) >> 16 == 0:
-            f = flow_at(c, (c.table[slot] & 0xffff) - 1)
-            if (f.l3 == layer.l3 and f.ipv6 == ipv6 and memcmp(f.header, p, f.l3) == 0
-                    and memcmp(f.header + at, p + at, 32 if ipv6 else 8) == 0
-                    and f.ports == virtio_coalesce_load32(p + layer.l4)):
-                return f
-        slot = (slot + 1) & c.slots
-    return NULL
-
-
-cdef inline virtio_flow *table_match(virtio_coalescer *c, const uint8_t *p, uint32_t n) noexcept nogil:
-    """The flow whose header the frame repeats, with at least one byte behind it; NULL if it is not seen at a glance.
-
-    What the frame is made of is only guessed here: that the header agrees is the proof.
-    """
-    cdef virtio_flow *f = c.last
-    cdef uint32_t hash, slot, type, l3 = 14
-    if f is not NULL and n > f.header_length and f.ports == virtio_coalesce_load32(p + f.l4) \
-            and virtio_same_header(p, f.header, f.mask, f.header_length):
-        return f
-    if virtio_unlikely(n < 14 + 2 * 4 + 40):
-        return NULL
-    type = get_be16(p + 12)
-    while (type == ETHERTYPE_VLAN or type == ETHERTYPE_QINQ) and l3 < 14 + 2 * 4:
-        l3 += 4
-        type = get_be16(p + l3 - 2)
-    if type == ETHERTYPE_IPV4:
-        hash = virtio_flow_hash(p + l3 + 12, 0, p + l3 + 20, c.secret)
-    elif type == ETHERTYPE_IPV6 and n >= l3 + 60:
-        hash = virtio_flow_hash(p + l3 + 8, 1, p + l3 + 40, c.secret)
-    else:
-        return NULL
-    slot = hash & c.slots
-    while c.table[slot]:
-        if (c.table[slot] ^ hash) >> 16 == 0:
-            f = flow_at(c, (c.table[slot] & 0xffff) - 1)
-            if n > f.header_length and virtio_same_header(p, f.header, f.mask, f.header_length):
-                return f
-        slot = (slot + 1) & c.slots
-    return NULL
-
-
 # ---- checksums ----
 
-cdef inline uint32_t pseudo_sum(const uint8_t *p, uint32_t l3, bint ipv6) noexcept nogil:
-    """The pseudo header's partial sum, without the length (RFC 9293, 3.1)."""
-    cdef uint64_t total = sum_swap(TCP)
-    cdef uint32_t i
-    for i in range(l3 + (8 if ipv6 else 12), l3 + (40 if ipv6 else 20), 2):
-        total += load_sum16(p + i)
-    return <uint32_t>total
-
-
-cdef inline uint16_t ipv4_sum(const uint8_t *p) noexcept nogil:
-    """Fold the 20 bytes of a header without options."""
-    cdef uint64_t total = 0
-    cdef uint32_t i
-    for i in range(0, 20, 4):
-        total += virtio_coalesce_load32(p + i)
-    return sum_fold(total)
-
-
-cdef inline int check_sums(const uint8_t *p, uint32_t n, uint32_t l3, uint32_t l4, bint ipv6, uint32_t pseudo,
-                           bint trusted) noexcept nogil:
+cdef int check_sums(const uint8_t *p, uint32_t n, uint32_t l3, uint32_t l4, bint ipv6, uint32_t pseudo,
+                    bint trusted) noexcept nogil:
     """VIRTIO_PASS_NONE if both checksums are right and as computed, else why the frame passes. It ends at p + n."""
     if not ipv6:
         if ipv4_sum(p + l3) != 0xffff:
@@ -277,93 +144,7 @@ cdef inline int check_sums(const uint8_t *p, uint32_t n, uint32_t l3, uint32_t l
     return VIRTIO_PASS_NONE
 
 
-# ---- what comes out ----
-
-cdef inline void put_whole(virtio_coalescer *c, const uint8_t *p, uint32_t n, uint64_t cookie, bint valid,
-                           int why) noexcept nogil:
-    cdef virtio_merged *m = c.out
-    c.out += 1
-    memset(&m.net, 0, sizeof(m.net))
-    if valid:
-        m.net.flags = VIRTIO_NET_HDR_F_DATA_VALID
-    m.pieces = NULL
-    m.length = n
-    m.segments = 1
-    m.header_length = m.fixed_id = 0
-    m.passed = <uint8_t>why
-    m.whole.base, m.whole.length, m.whole.cookie = p, n, cookie
-    c.counters.passed[why] += 1
-
-
-cdef void put_run(virtio_coalescer *c, const virtio_flow *f, uint32_t first, uint32_t end,
-                  uint32_t step) noexcept nogil:
-    """Give out pieces[first:end], which are a run of two or more, under a header for all."""
-    cdef const virtio_piece *pieces = <const virtio_piece *>f.pieces + first
-    cdef virtio_merged *m = c.out
-    cdef uint8_t *h = m.header
-    cdef uint32_t count = end - first
-    cdef uint32_t payload = 0, valid = 1, i, l4_length
-    c.out += 1
-    for i in range(count):
-        payload += pieces[i].length
-        valid &= pieces[i].valid
-    l4_length = f.header_length - f.l4 + payload
-    memcpy(h, f.header, f.header_length)
-    if f.ipv6:
-        put_be16(h + f.l3 + 4, <uint16_t>l4_length)
-    else:
-        put_be16(h + f.l3 + 2, <uint16_t>(l4_length + 20))
-        put_be16(h + f.l3 + 4, pieces[0].id)
-        store_sum16(h + f.l3 + 10, 0)
-        store_sum16(h + f.l3 + 10, <uint16_t>~ipv4_sum(h + f.l3))
-    put_be32(h + f.l4 + AT_SEQ, pieces[0].seq)
-    h[f.l4 + AT_FLAGS] = <uint8_t>((h[f.l4 + AT_FLAGS] & ~VARIES) | (pieces[0].flags & CWR)
-                                   | (pieces[count - 1].flags & (FIN | PSH)))
-    store_sum16(h + f.l4 + AT_CHECKSUM, sum_fold(f.pseudo + sum_swap(l4_length)))
-    memset(&m.net, 0, sizeof(m.net))
-    m.net.gso_type = VIRTIO_NET_HDR_GSO_TCPV6 if f.ipv6 else VIRTIO_NET_HDR_GSO_TCPV4
-    if pieces[0].flags & CWR:
-        m.net.gso_type |= VIRTIO_NET_HDR_GSO_ECN
-    m.net.hdr_len = f.header_length
-    m.net.gso_size = <uint16_t>pieces[0].length
-    if c.rsc_info:
-        m.net.flags = VIRTIO_NET_HDR_F_RSC_INFO | (VIRTIO_NET_HDR_F_DATA_VALID if valid else 0)
-        m.net.csum_start = <uint16_t>count  # segments
-    else:
-        m.net.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
-        m.net.csum_start = f.l4
-        m.net.csum_offset = AT_CHECKSUM
-    m.pieces = pieces
-    m.length = f.header_length + payload
-    m.segments = <uint16_t>count
-    m.header_length = f.header_length
-    m.fixed_id = not f.ipv6 and step == 0
-    m.passed = VIRTIO_PASS_NONE
-    c.counters.merged += 1
-    c.counters.segments += count
-
-
-cdef inline uint32_t fixed_allowed(const virtio_coalescer *c, const virtio_flow *f) noexcept nogil:
-    """Whether ids may all be the same: only where they say nothing (RFC 6864, 4.1), and where asked for."""
-    return c.allow_fixed_id and not f.ipv6 and f.header[f.l3 + 6] & (IPV4_DF >> 8)
-
-
-cdef uint32_t run_end(const virtio_coalescer *c, const virtio_flow *f, uint32_t first, uint32_t *step) noexcept nogil:
-    """Where the longest run from piece first on ends; *step is by how much its ids grow."""
-    cdef const virtio_piece *p = <const virtio_piece *>f.pieces
-    cdef uint32_t i = first
-    step[0] = 0 if f.ipv6 else 1
-    while not p[i].flags & (FIN | PSH) and p[i].length == p[first].length:
-        i += 1
-        if (i == f.count or p[i].seq != p[i - 1].seq + p[i - 1].length or p[i].length > p[first].length
-                or p[i].flags & CWR):
-            return i
-        if i == first + 1 and p[i].id == p[first].id and fixed_allowed(c, f):
-            step[0] = 0
-        if p[i].id != <uint16_t>(p[i - 1].id + step[0]):
-            return i
-    return i + 1
-
+# ---- flushing ----
 
 cdef void flush(virtio_coalescer *c, virtio_flow *f, int why) noexcept nogil:
     cdef uint32_t first = 0, end, step = f.id_step, record = record_of(c, f)
@@ -607,6 +388,66 @@ cdef inline bint take(virtio_coalescer *c, const uint8_t *p, uint32_t n, uint64_
     return 1
 
 
+cdef uint32_t take_on(virtio_coalescer *c, const uint8_t *const *frames, const uint32_t *lengths,
+                      const uint64_t *cookies, const uint8_t *trusted, uint32_t i, uint32_t n) noexcept nogil:
+    """Take in frames from i on as long as each just goes on the run of the last one's flow; return the next frame.
+
+    What ends or fills the run is left to take(): so nothing comes out here, and the flow's state stays in registers.
+    """
+    cdef virtio_flow *f = c.last
+    cdef virtio_piece *piece = f.pieces + f.count
+    cdef virtio_piece *last = f.pieces + (c.segments - 1)
+    cdef const uint8_t *p
+    cdef const uint8_t *mask = f.mask
+    cdef uint32_t l4 = f.l4, header_length = f.header_length, size = f.size, whole = header_length + size
+    cdef uint32_t seq = f.next_seq, step = f.id_step, ids = 0 if f.ipv6 else 0xffff, count
+    # the IPv4 length and id, or the IPv6 length and two bytes that never change, as one number
+    cdef uint32_t lengths_at = f.l3 + (4 if f.ipv6 else 2)
+    cdef uint32_t expected = (whole - l4 + (0 if f.ipv6 else 20)) << 16
+    cdef uint8_t sure = c.verify
+    cdef bint verify = c.verify
+    cdef bint trust = 0
+    if not f.ordered:
+        return i
+    count = (c.max_bytes - f.bytes) // size  # as many fit, by bytes; the last of them fills it
+    if <uint32_t>(last - piece) >= count:
+        last = piece + (count - 1)
+    if f.ipv6:
+        expected |= get_be32(f.header + lengths_at) & 0xffff
+    else:
+        expected |= f.next_id
+    while i < n and piece < last:
+        p = frames[i]
+        if (lengths[i] != whole or seq != get_be32(p + l4 + AT_SEQ) or expected != get_be32(p + lengths_at)
+                or p[l4 + AT_FLAGS] & VARIES or not virtio_same_header(p, f.header, mask, header_length)):
+            break
+        if trusted is not NULL:
+            trust = trusted[i]
+            sure = verify or trust
+        if verify and check_sums(p, whole, f.l3, l4, f.ipv6, f.pseudo, trust) != VIRTIO_PASS_NONE:
+            break
+        virtio_prefetch(frames[i + AHEAD if i + AHEAD < n else n - 1])
+        piece.base = p + header_length
+        piece.cookie = cookies[i]
+        piece.length = size
+        piece.seq = seq
+        piece.id = <uint16_t>(expected & ids)
+        piece.flags = 0
+        piece.valid = sure
+        piece += 1
+        seq += size
+        expected = (expected & <uint32_t>0xffff0000) | ((expected + step) & 0xffff)
+        i += 1
+    count = <uint32_t>(piece - f.pieces) - f.count
+    c.held_segments += count
+    f.count += <uint16_t>count
+    f.next_seq = seq
+    if not f.ipv6:
+        f.next_id = <uint16_t>expected
+    f.bytes += count * size
+    return i
+
+
 cdef inline void begin(virtio_coalescer *c, virtio_merged *out, uint32_t room) noexcept nogil:
     unpark(c)
     c.out = out
@@ -616,24 +457,27 @@ cdef inline void begin(virtio_coalescer *c, virtio_merged *out, uint32_t room) n
 cdef uint32_t coalesce_burst(virtio_coalescer *c, const uint8_t *const *frames, const uint32_t *lengths,
                              const uint64_t *cookies, const uint8_t *trusted, uint32_t n, uint64_t now,
                              virtio_merged *out, uint32_t room, uint32_t *nout) noexcept nogil:
-    cdef uint32_t i
-    cdef uint32_t taken = n
+    cdef uint32_t i = 0
     cdef virtio_flow *f
+    cdef bint trust
     begin(c, out, room)
-    for i in range(n):
-        if virtio_unlikely(c.out > c.limit):
-            taken = i
+    while True:
+        f = c.last
+        if (f is not NULL and i < n and lengths[i] == f.header_length + f.size
+                and f.next_seq == get_be32(frames[i] + f.l4 + AT_SEQ)):
+            i = take_on_apart(take_on)(c, frames, lengths, cookies, trusted, i, n)
+        if i == n or virtio_unlikely(c.out > c.limit):
             break
         virtio_prefetch(frames[i + AHEAD if i + AHEAD < n else n - 1])
-        if virtio_likely(take(c, frames[i], lengths[i], cookies[i], trusted is not NULL and trusted[i])):
-            continue
-        if c.free == NONE:  # results of this call occupy the records
-            taken = i
-            break
-        consider(c, frames[i], lengths[i], cookies[i], trusted is not NULL and trusted[i], now)
-    c.counters.frames += taken
+        trust = trusted is not NULL and trusted[i]
+        if not take(c, frames[i], lengths[i], cookies[i], trust):
+            if c.free == NONE:  # results of this call occupy the records
+                break
+            consider_apart(consider)(c, frames[i], lengths[i], cookies[i], trust, now)
+        i += 1
+    c.counters.frames += i
     c.behind = 0
-    while c.oldest != NONE and taken == n:
+    while c.oldest != NONE and i == n:
         f = flow_at(c, c.oldest)
         if now < f.arrived or now - f.arrived < c.max_age:
             break
@@ -642,7 +486,7 @@ cdef uint32_t coalesce_burst(virtio_coalescer *c, const uint8_t *const *frames, 
             break
         flush(c, f, VIRTIO_FLUSH_AGE)
     nout[0] = <uint32_t>(c.out - out)
-    return taken
+    return i
 
 
 cdef uint32_t coalesce_flush(virtio_coalescer *c, virtio_merged *out, uint32_t room) noexcept nogil:

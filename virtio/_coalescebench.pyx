@@ -61,8 +61,8 @@ def coalesce(frames not None, *, uint32_t flows, uint32_t segments=64, uint32_t 
                 at = 0
                 while at < batch.count:
                     want = burst if batch.count - at > burst else batch.count - at
-                    taken = coalesce_burst(&c, <const uint8_t *const *>batch.data + at, batch.lengths + at, cookies + at, NULL, want, 0, out,
-                                           room, &nout)
+                    taken = coalesce_burst(&c, <const uint8_t *const *>batch.data + at, batch.lengths + at,
+                                           cookies + at, NULL, want, 0, out, room, &nout)
                     at += taken
                     results += nout
                     while c.held_flows and (at == batch.count or not hold and taken == want):

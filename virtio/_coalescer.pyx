@@ -127,9 +127,9 @@ cdef void drop(const virtio_piece *pieces, uint32_t count):
 cdef class Merged:
     """What a Coalescer gives back: segments merged into one frame, or a frame untouched.
 
-    The frame is :attr:`header` followed by :attr:`pieces`, which are views of the input buffers; ``bytes()`` joins them,
-    ``len()`` counts their bytes. A frame given back untouched has an empty header and is its own one piece. The input
-    buffers are held as long as this object is: all those of the calls that its segments came in.
+    The frame is :attr:`header` followed by :attr:`pieces`, which are views of the input buffers; ``bytes()`` joins
+    them, ``len()`` counts their bytes. A frame given back untouched has an empty header and is its own one piece. The
+    input buffers are held as long as this object is: all those of the calls that its segments came in.
 
     The other attributes are what struct virtio_net_hdr (VIRTIO 1.4, 5.1.9) says of the frame; as in
     :mod:`virtio._coalesce`, the TCP checksum of a merged frame is that of the pseudo header alone.
@@ -177,7 +177,9 @@ cdef class Merged:
 
     @property
     def flags(self):
-        """NEEDS_CSUM 1, or RSC_INFO 4, for a merged frame; DATA_VALID 2 if TCP's checksum was found right or trusted."""
+        """NEEDS_CSUM 1, or with rsc_info RSC_INFO 4, for a merged frame. DATA_VALID 2 if TCP's checksum is known right,
+        for a frame without NEEDS_CSUM.
+        """
         return self.m.net.flags
 
     @property
@@ -286,12 +288,12 @@ cdef int unwrap(results *r, list merged) except -1:
 cdef class Coalescer:
     """Merges TCP segments of a flow into large frames, losslessly: what it gives, segmented again, is the very input.
 
-    ``flows`` of which something is held at a time (1 to 65000); when one more comes, the oldest is flushed. ``segments``
-    held of a flow (2 to 1024). ``max_bytes`` of a merged IP packet with its headers (1 to 65535). ``max_age_ns``: from
-    the arrival of a flow's first segment until it is flushed, looked at when :meth:`receive` has taken its frames in;
-    None for no such limit, 0 to hold nothing over a call. ``verify``: verify the IPv4 header's checksum and TCP's
-    first, and let pass what is wrong; with False it is believed, and what was wrong comes out right. ``fixed_id``: merge
-    segments with DF and all the same IPv4 id, too; see :attr:`Merged.fixed_id`. ``rsc_info``: for
+    ``flows`` of which something is held at a time (1 to 65000); when one more comes, the oldest is flushed.
+    ``segments`` held of a flow (2 to 1024). ``max_bytes`` of a merged IP packet with its headers (1 to 65535).
+    ``max_age_ns``: from the arrival of a flow's first segment until it is flushed, looked at when :meth:`receive` has
+    taken its frames in; None for no such limit, 0 to hold nothing over a call. ``verify``: verify the IPv4 header's
+    checksum and TCP's first, and let pass what is wrong; with False it is believed, and what was wrong comes out right.
+    ``fixed_id``: merge segments with DF and all the same IPv4 id, too; see :attr:`Merged.fixed_id`. ``rsc_info``: for
     VIRTIO_NET_F_RSC_EXT, the number of segments in the header instead of where the checksum is.
 
     Which segments merge is said in virtio/_coalesce.pxd: in short, those that one header can stand for. All others pass
@@ -300,7 +302,7 @@ cdef class Coalescer:
     Memory, (192 + 32 * segments) bytes a flow, is allocated once. Raises ValueError for a parameter out of range,
     MemoryError.
 
-    Threads: any may call; calls take turns, between each CHUNK frames of a batch. Batches are worked on without the GIL.
+    Threads: any may call; calls take turns, between every 256 frames of a batch. Batches are worked on without the GIL.
 
     Source: VIRTIO 1.4, 5.1.9.4; RFC 9293; the rules are those of Linux's GRO, made lossless, and with reordering.
     """
@@ -400,7 +402,7 @@ cdef class Coalescer:
         cdef timespec clock
         cdef uint64_t when = 0
         cdef uint32_t at = 0
-        cdef uint32_t n, i
+        cdef uint32_t n
         cdef const uint8_t *trust = NULL
         cdef results r
         cdef list merged = []
@@ -432,8 +434,9 @@ cdef class Coalescer:
                 if at == batch.count and not r.more:
                     return merged
         except BaseException:
-            for i in range(at, batch.count):
+            while at < batch.count:  # the frames that nobody took keep no reference
                 Py_DECREF(batch)
+                at += 1
             raise
 
     def flush(self, frame=None):

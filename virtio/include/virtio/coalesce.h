@@ -144,6 +144,15 @@ typedef struct virtio_coalescer {
     uint8_t masks[2][VIRTIO_COALESCE_VLANS_MAX + 1][VIRTIO_COALESCE_HEADER_MAX]; /* by IPv6, VLAN tags */
 } virtio_coalescer;
 
+/* A function to call, of which the compiler knows no more: it stays out of line, and leaves the registers to the loop that
+ * calls it now and then. */
+#define virtio_apart(f)                \
+    __extension__({                    \
+        __auto_type apart = (f);       \
+        __asm__("" : "+r"(apart));     \
+        apart;                         \
+    })
+
 typedef uint64_t virtio_v16 __attribute__((vector_size(16)));
 
 static inline virtio_v16 virtio_differs16(const uint8_t *p, const uint8_t *q, const uint8_t *mask)
