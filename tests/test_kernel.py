@@ -7,8 +7,9 @@ coalesced; A's kernel takes the large frames. Real TCP and UDP sockets at both e
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
+import operator
 import socket
 import struct
 import threading
@@ -23,10 +24,13 @@ import pytest
 from netns import CSUM, ECN, TSO4, TSO6, TUNNEL, TUNNEL_CSUM, USO4, USO6, Link, Pump
 
 from virtio import offload
+from virtio.constants import NetFeature
 
 A, B = 0, 1
 ALL = CSUM | TSO4 | TSO6 | ECN | USO4 | USO6
 FAMILIES = {4: (socket.AF_INET, "10.77.0.1", "10.77.0.2"), 6: (socket.AF_INET6, "fd77::1", "fd77::2")}
+FEATURES = functools.reduce(operator.or_, (feature for feature in NetFeature if feature.name.startswith("HOST_")),
+                            NetFeature.CSUM)  # fmt: skip
 UDP_SEGMENT = 103
 SO_RCVBUFFORCE = 33
 STREAM = 12 << 20  # bytes each way
@@ -41,9 +45,17 @@ class Nic:
         self.coalescer = offload.Coalescer()
         self.carrier = True  # without, frames are lost
 
+    def about(self, header: bytes, frame: bytes) -> offload.NetHeader:
+        """The kernel's virtio_net_hdr, found right and true of the frame."""
+        about = offload.NetHeader.from_bytes(header, len(header))
+        assert about.check(len(frame), FEATURES) is offload.NetHeaderFault.OK
+        told = offload.classify_receive(about, frame, FEATURES, to_driver=False)
+        assert told.verdict is not offload.ReceiveVerdict.BAD, (told, about, frame.hex())
+        return about
+
     def leaves(self, header: bytes, frame: bytes) -> list[tuple[Any, ...]]:
         """The plain frames, each in pieces, that a frame with this virtio_net_hdr becomes."""
-        about = offload.NetHeader.from_bytes(header)
+        about = self.about(header, frame)
         if about.gso_type:
             self.seen[f"gso {about.gso_type:#x}"] += 1
             cut = list(offload.segment(frame, about.gso_size, about.gso_type))
@@ -257,7 +269,7 @@ class Wrapping(Nic):
 
     def a_to_b(self, group: list[tuple[bytes, bytes]]) -> None:
         for header, frame in group:
-            about = offload.NetHeader.from_bytes(header)
+            about = self.about(header, frame)
             if about.gso_type:
                 wrapped, gso_type = self.wrap(about, frame)
                 self.seen["wrapped"] += 1
