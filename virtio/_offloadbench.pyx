@@ -48,7 +48,7 @@ cdef double clock_ns() noexcept nogil:
 
 
 cdef double work_ns(int work, uint8_t *base, uint8_t *to, size_t size, size_t stride, size_t frames, long count,
-                    uint64_t *total) noexcept nogil:
+                    volatile uint64_t *total) noexcept nogil:
     cdef uint64_t sum = 0
     cdef size_t at = 0
     cdef long _
@@ -78,7 +78,7 @@ def kernel_ns(work, size_t size, size_t span, long count, *, size_t offset=14, s
     cdef size_t stride = (size + max(offset, to_offset) + 63) // 64 * 64
     cdef size_t frames = max(span // stride, <size_t>1)
     cdef uint8_t *memory
-    cdef uint64_t total = 0
+    cdef volatile uint64_t total = 0  # or the compiler leaves out sums that it can inline
     cdef double elapsed
     cdef int code = _WORK[work]
     # the two areas do not agree in their low 12 bits: loads and stores that do wait for each other
