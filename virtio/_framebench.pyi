@@ -1,0 +1,13 @@
+"""Exercisers of the frame parse and of the hash: loops without the GIL, for benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from virtio._toeplitz import Toeplitz
+
+def parse_frames(frames: Sequence[Any] | Any, offsets: Iterable[int] | None = None, *, rounds: int = 1000) -> float: ...
+def hash_frames(
+    toeplitz: Toeplitz, frames: Sequence[Any] | Any, offsets: Iterable[int] | None = None, *, rounds: int = 1000
+) -> float: ...
