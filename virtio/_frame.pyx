@@ -230,7 +230,7 @@ cdef inline bint is_extension(uint32_t protocol) noexcept nogil:
 
 
 cdef int parse_extensions(virtio_layer *layer, const uint8_t *p, uint32_t n, bint jumbo) noexcept nogil:
-    """The chain of extension headers (RFC 8200, 4), then the transport header. With jumbo the length is in the chain."""
+    """The chain of extension headers (RFC 8200, 4), then the transport header. With jumbo the chain has the length."""
     cdef uint32_t start = layer.l3 + 40, at = start, end = layer.end, size, found, fragment = 0
     cdef uint32_t src = layer.src, dst = layer.dst, protocol = layer.protocol, flags = layer.flags, count = 0
     cdef int stop = 0
@@ -346,7 +346,8 @@ cdef int parse_arp(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t a
     return stop_at(layer, at + size, VIRTIO_LAYER_PADDED if at + size < n else 0, VIRTIO_STOP_OK)
 
 
-cdef int parse_network(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at, uint32_t ethertype) noexcept nogil:
+cdef int parse_network(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at,
+                       uint32_t ethertype) noexcept nogil:
     layer.ethertype = <uint16_t>ethertype
     layer.l3 = <uint16_t>at
     layer.end = n
@@ -455,7 +456,7 @@ PLAIN_IPV6.outer.dst = ETHER_HEADER + 24
 
 
 cdef inline bint parse_plain(virtio_frame *frame, const uint8_t *p, uint32_t n) noexcept nogil:
-    """Take a sound frame of TCP or UDP on IP without tags, options, extension headers, fragments and tunnels, or none."""
+    """Take a sound frame of TCP or UDP on IP, without tags, IP options, extension headers, fragments, tunnels; or none."""
     cdef const virtio_frame *plain
     cdef uint32_t head, end, l4, size, length, flags = VIRTIO_LAYER_L4
     cdef uint8_t protocol

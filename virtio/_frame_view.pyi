@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum, IntFlag
-from typing import Any
+
+from typing_extensions import Buffer
 
 from virtio._records import Records
 
@@ -108,5 +109,5 @@ class Frame:
 
 class Frames(Records[Frame]): ...
 
-def parse(frame: Any) -> Frame: ...  # any buffer
-def parse_burst(frames: Sequence[Any] | Any, offsets: Iterable[int] | None = None) -> Frames: ...
+def parse(frame: Buffer) -> Frame: ...
+def parse_burst(frames: Sequence[Buffer] | Buffer, offsets: Iterable[int] | None = None) -> Frames: ...

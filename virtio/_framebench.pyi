@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+
+from typing_extensions import Buffer
 
 from virtio._toeplitz import Toeplitz
 
-def parse_frames(frames: Sequence[Any] | Any, offsets: Iterable[int] | None = None, *, rounds: int = 1000) -> float: ...
+def parse_frames(
+    frames: Sequence[Buffer] | Buffer, offsets: Iterable[int] | None = None, *, rounds: int = 1000
+) -> float: ...
 def hash_frames(
-    toeplitz: Toeplitz, frames: Sequence[Any] | Any, offsets: Iterable[int] | None = None, *, rounds: int = 1000
+    toeplitz: Toeplitz, frames: Sequence[Buffer] | Buffer, offsets: Iterable[int] | None = None, *, rounds: int = 1000
 ) -> float: ...

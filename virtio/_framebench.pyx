@@ -33,7 +33,7 @@ cdef double exercise(Toeplitz toeplitz, object frames, object offsets, uint32_t 
     cdef virtio_frame *parsed
     cdef const uint32_t *table = NULL if toeplitz is None else toeplitz.table
     cdef virtio_hash out
-    cdef uint32_t i, j
+    cdef uint32_t _i, j
     cdef double start, taken
     batch.load(frames, offsets, False)
     if batch.count == 0 or rounds == 0:
@@ -44,7 +44,7 @@ cdef double exercise(Toeplitz toeplitz, object frames, object offsets, uint32_t 
     with nogil:
         frame_parse_burst(parsed, <const uint8_t *const *>batch.data, batch.lengths, batch.count)
         start = cpu_ns()
-        for i in range(rounds):
+        for _i in range(rounds):
             if table is NULL:
                 frame_parse_burst(parsed, <const uint8_t *const *>batch.data, batch.lengths, batch.count)
             else:

@@ -1,6 +1,6 @@
 # Toeplitz hash (Microsoft, "RSS hashing functions"), and which part of a frame a network device hashes with it.
 #
-# A table has 256 words for each byte of the input: the XOR of the key's 32-bit windows at that byte's bits that are set.
+# A table has 256 words for each byte of the input: the XOR of the key's 32-bit windows at the bits that are set in it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from virtio._frame cimport virtio_frame

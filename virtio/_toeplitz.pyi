@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum, IntFlag
-from typing import Any
+
+from typing_extensions import Buffer
 
 from virtio._records import Records
 
@@ -39,14 +40,14 @@ class HashTunnel(IntFlag):
 class Hashes(Records[tuple[int, HashReport]]): ...
 
 class Toeplitz:
-    def __init__(self, key: Any) -> None: ...  # a buffer
+    def __init__(self, key: Buffer) -> None: ...
     @property
     def key(self) -> bytes: ...
-    def hash(self, data: Any) -> int: ...
-    def hash_frame(self, frame: Any, types: int = 0x1FF, *, tunnels: int = 0) -> tuple[int, HashReport]: ...
+    def hash(self, data: Buffer) -> int: ...
+    def hash_frame(self, frame: Buffer, types: int = 0x1FF, *, tunnels: int = 0) -> tuple[int, HashReport]: ...
     def hash_burst(
         self,
-        frames: Sequence[Any] | Any,
+        frames: Sequence[Buffer] | Buffer,
         offsets: Iterable[int] | None = None,
         *,
         types: int = 0x1FF,

@@ -215,7 +215,7 @@ cdef class Toeplitz:
     def hash_burst(self, frames, offsets=None, *, uint32_t types=0x1ff, uint32_t tunnels=0):
         """Hash many frames, a sequence of buffers or one buffer and offsets; return Hashes.
 
-        The GIL is released meanwhile. ``types`` and ``tunnels`` are as for hash_frame(). Raises what parse_burst() does.
+        The GIL is released meanwhile. ``types`` and ``tunnels`` are as for hash_frame(); errors as for parse_burst().
         """
         cdef Batch batch = Batch()
         cdef Hashes hashes = Hashes()

@@ -25,6 +25,7 @@ from virtio._frame_checksum import (
     verify,
     verify_burst,
 )
+from virtio._frame_view import Frame, Frames, L3Kind, Layer, LayerFlag, Stop, Tunnel, parse, parse_burst
 from virtio._net_hdr import NetHeader, NetHeaderFault, net_header_size
 from virtio._offload_counters import (
     OffloadCounters,
@@ -36,11 +37,21 @@ from virtio._offload_counters import (
 from virtio._offload_rx import Receive, classify_receive, classify_receive_burst, complete_receive
 from virtio._offload_tx import Transmit, prepare_transmit, prepare_transmit_burst
 from virtio._segments import Segments, segment, segment_into
+from virtio._toeplitz import Hashes, HashReport, HashTunnel, HashType, Toeplitz
 from virtio.errors import SegmentError
 
 __all__ = [
     "Checks",
     "Coalescer",
+    "Frame",
+    "Frames",
+    "HashReport",
+    "HashTunnel",
+    "HashType",
+    "Hashes",
+    "L3Kind",
+    "Layer",
+    "LayerFlag",
     "Merged",
     "NetHeader",
     "NetHeaderFault",
@@ -50,9 +61,12 @@ __all__ = [
     "ReceiveVerdict",
     "SegmentError",
     "Segments",
+    "Stop",
+    "Toeplitz",
     "Transmit",
     "TransmitOutcome",
     "TransmitReason",
+    "Tunnel",
     "Verdict",
     "checksum",
     "checksum_burst",
@@ -66,6 +80,8 @@ __all__ = [
     "fill_checksums_burst",
     "fill_partial_checksum",
     "net_header_size",
+    "parse",
+    "parse_burst",
     "partial_sum",
     "prepare_transmit",
     "prepare_transmit_burst",
