@@ -19,11 +19,13 @@ from scapy.packet import Raw
 from tcpstream import ACK, CWR, DF, ECE, FIN, PSH, RST, SYN, TIMESTAMP, URG, Segment, flat, folded, segment, stream
 
 from virtio import offload
-from virtio.offload import Coalescer, Merged
+from virtio.constants import NetFeature
+from virtio.offload import Coalescer, Merged, NetHeader, NetHeaderFault
 
 BOTH = pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
 NEEDS_CSUM, DATA_VALID, RSC_INFO = 1, 2, 4
 TCPV4, TCPV6, ECN = 1, 4, 0x80
+GUEST = NetFeature.GUEST_CSUM | NetFeature.GUEST_TSO4 | NetFeature.GUEST_TSO6 | NetFeature.GUEST_ECN
 
 
 def again(merged: Merged) -> list[bytes]:
@@ -86,12 +88,14 @@ def test_in_order(ipv6: bool, options: bytes, tags: tuple[tuple[int, int], ...])
     assert got == [list(range(7))]
     l4 = 14 + 4 * len(tags) + (40 if ipv6 else 20)
     assert merged.passed is None
-    assert (merged.segments, merged.gso_size, merged.hdr_len) == (7, 100, l4 + 20 + len(options))
-    assert (merged.flags, merged.csum_start, merged.csum_offset) == (NEEDS_CSUM, l4, 16)
-    assert merged.gso_type == (TCPV6 if ipv6 else TCPV4)
-    assert merged.header[: merged.hdr_len] == merged.header
+    header = merged.net_header
+    assert (merged.segments, header.gso_size, header.hdr_len) == (7, 100, l4 + 20 + len(options))
+    assert (header.flags, header.csum_start, header.csum_offset, header.num_buffers) == (NEEDS_CSUM, l4, 16, 1)
+    assert header.gso_type == (TCPV6 if ipv6 else TCPV4)
+    assert (merged.gso_type, merged.gso_size, len(merged.header)) == (header.gso_type, header.gso_size, header.hdr_len)
+    assert header.check(len(merged), GUEST, to_driver=True) is NetHeaderFault.OK
     assert [bytes(piece) for piece in merged.pieces] == [one.payload for one in segments]
-    assert len(merged) == merged.hdr_len + 700
+    assert len(merged) == len(merged.header) + 700
     assert not merged.fixed_id
     assert counted == {"passed": {}, "flushed": {"asked": 1}}
 
@@ -103,7 +107,7 @@ def test_the_header_that_all_share(ipv6: bool) -> None:
     segments[-1] = segments[-1].but(flags=ACK | PSH)
     merged = run(segments)[1][0]
     whole = bytearray(bytes(merged))
-    total = bytes(whole[merged.csum_start :])
+    total = bytes(whole[merged.net_header.csum_start :])
     packet = Ether(bytes(whole))
     assert packet[TCP].seq == 0xFFFFFFF0
     assert packet[TCP].flags == "PA"
@@ -123,8 +127,10 @@ def test_rsc_info() -> None:
     """VIRTIO_NET_F_RSC_EXT: the number of segments, and of duplicate ACKs, in place of csum_start and csum_offset."""
     for verify in (True, False):
         merged = run(stream(5), rsc_info=True, verify=verify)[1][0]
-        assert merged.flags == (RSC_INFO | DATA_VALID if verify else RSC_INFO)
-        assert (merged.csum_start, merged.csum_offset, merged.gso_type) == (5, 0, TCPV4)
+        header = merged.net_header
+        assert header.flags == (RSC_INFO | DATA_VALID if verify else RSC_INFO)
+        assert (header.csum_start, header.csum_offset, header.gso_type) == (5, 0, TCPV4)
+        assert header.check(len(merged), GUEST | NetFeature.RSC_EXT, to_driver=True) is NetHeaderFault.OK
 
 
 @BOTH
@@ -135,7 +141,7 @@ def test_a_shorter_segment_ends_the_run(ipv6: bool) -> None:
     coalescer = Coalescer()
     assert coalescer.receive(bytes(a)) == coalescer.receive(bytes(b)) == []
     (merged,) = coalescer.receive(bytes(c))
-    assert (merged.segments, merged.gso_size, len(merged) - merged.hdr_len) == (3, 100, 205)
+    assert (merged.segments, merged.gso_size, len(merged) - len(merged.header)) == (3, 100, 205)
     assert coalescer.receive(bytes(d)) == []
     assert run([a, b, c, d])[::2] == ([[0, 1, 2], [3]], {"passed": {"alone": 1}, "flushed": {"ended": 1, "asked": 1}})
 
@@ -158,7 +164,7 @@ def test_psh_and_fin_end_the_run(flag: int) -> None:
 def test_psh_alone_is_not_held() -> None:
     coalescer = Coalescer()
     (merged,) = coalescer.receive(bytes(Segment(flags=ACK | PSH)))
-    assert (merged.passed, merged.flags, merged.gso_type) == ("pushed", DATA_VALID, 0)
+    assert (merged.passed, merged.net_header.flags, merged.gso_type) == ("pushed", DATA_VALID, 0)
 
 
 def test_cwr_only_in_the_first() -> None:
@@ -289,7 +295,7 @@ def test_passes(why: str, make: Callable[[Segment], Segment | bytes], tags: tupl
         assert got == [[0, 1], [2], [3, 4]]
         assert counted["flushed"]["passed"] == 1
     passed = next(merged for merged in results if merged.segments == 1)
-    assert (passed.passed, passed.flags, passed.gso_type, passed.hdr_len) == (why, 0, 0, 0)
+    assert (passed.passed, passed.net_header) == (why, NetHeader(num_buffers=1))
     assert counted["passed"][why] == 1
 
 
@@ -343,7 +349,7 @@ def test_trust() -> None:
     assert merged.segments == 4
     results = coalescer.receive(wrong, trusted=[True, True, False, True]) + coalescer.flush()
     assert [(merged.segments, merged.passed) for merged in results] == [(2, None), (1, "checksum"), (1, "alone")]
-    assert results[-1].flags == DATA_VALID
+    assert results[-1].net_header.flags == DATA_VALID
     header = [bytes(one.but(ip_checksum=0x1234)) for one in stream(2)]
     assert [merged.passed for merged in coalescer.receive(header, trusted=True)] == ["checksum"] * 2
     with pytest.raises(ValueError, match="3 values of trusted for 4 frames"):
@@ -356,9 +362,9 @@ def test_without_verification() -> None:
     wrong = [bytes(one.but(tcp_checksum=0x1234, ip_checksum=0x4321)) for one in stream(3)]
     (merged,) = coalescer.receive(wrong) + coalescer.flush()
     assert again(merged) == [bytes(one) for one in stream(3)]
-    assert merged.flags == NEEDS_CSUM
+    assert merged.net_header.flags == NEEDS_CSUM
     (alone,) = coalescer.receive(wrong[0]) + coalescer.flush()
-    assert (bytes(alone), alone.flags) == (wrong[0], 0)
+    assert (bytes(alone), alone.net_header.flags) == (wrong[0], 0)
 
 
 def test_foreign_frames_pass() -> None:

@@ -130,9 +130,9 @@ def test_lossless(arrived: list[tuple[int, Segment]], options: dict[str, int], b
         for merged in results:
             if merged.passed is None:
                 assert 2 <= merged.segments <= options["segments"]
-                ip = merged.csum_start - (40 if merged.gso_type & 7 == TCPV6 else 20)
+                ip = merged.net_header.csum_start - (40 if merged.gso_type & 7 == TCPV6 else 20)
                 assert len(merged) - ip <= options["max_bytes"]
-                assert merged.flags == NEEDS_CSUM
+                assert merged.net_header.flags == NEEDS_CSUM
                 assert merged.gso_type & 7 in (TCPV4, TCPV6)
 
 

@@ -48,6 +48,7 @@ cdef inline void put_whole(virtio_coalescer *c, const uint8_t *p, uint32_t n, ui
     cdef virtio_merged *m = c.out
     c.out += 1
     memset(&m.net, 0, sizeof(m.net))
+    m.net.num_buffers = 1
     if valid:
         m.net.flags = VIRTIO_NET_HDR_F_DATA_VALID
     m.pieces = NULL
@@ -85,6 +86,7 @@ cdef inline void put_run(virtio_coalescer *c, const virtio_flow *f, uint32_t fir
                                    | (pieces[count - 1].flags & (FIN | PSH)))
     store_sum16(h + f.l4 + AT_CHECKSUM, sum_fold(f.pseudo + sum_swap(l4_length)))
     memset(&m.net, 0, sizeof(m.net))
+    m.net.num_buffers = 1
     m.net.gso_type = VIRTIO_NET_HDR_GSO_TCPV6 if f.ipv6 else VIRTIO_NET_HDR_GSO_TCPV4
     if pieces[0].flags & CWR:
         m.net.gso_type |= VIRTIO_NET_HDR_GSO_ECN

@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 
 from virtio._batch cimport Batch
 from virtio._coalesce cimport *
+from virtio._net_hdr cimport NetHeader
 
 import os
 
@@ -131,8 +132,8 @@ cdef class Merged:
     them, ``len()`` counts their bytes. A frame given back untouched has an empty header and is its own one piece. The
     input buffers are held as long as this object is: all those of the calls that its segments came in.
 
-    The other attributes are what struct virtio_net_hdr (VIRTIO 1.4, 5.1.9) says of the frame; as in
-    :mod:`virtio._coalesce`, the TCP checksum of a merged frame is that of the pseudo header alone.
+    The IP length, IPv4 checksum and TCP flags in the header are right for the whole; its TCP checksum is that of the
+    pseudo header, as NEEDS_CSUM has it (VIRTIO 1.4, 5.1.9.2).
 
     Threads: immutable. Cannot be made from Python.
     """
@@ -176,36 +177,26 @@ cdef class Merged:
         return self.m.segments
 
     @property
-    def flags(self):
-        """NEEDS_CSUM 1, or with rsc_info RSC_INFO 4, for a merged frame. DATA_VALID 2 if TCP's checksum is known right,
-        for a frame without NEEDS_CSUM.
+    def net_header(self):
+        """What struct virtio_net_hdr says of the frame, a :class:`~virtio.offload.NetHeader` of its own each time.
+
+        ``num_buffers`` is 1. A merged frame has NEEDS_CSUM, with ``csum_start`` and ``csum_offset``; with rsc_info it has
+        RSC_INFO, with the number of segments and 0 duplicate ACKs there. DATA_VALID if TCP's checksum is known to be
+        right, for a frame without NEEDS_CSUM. ``gso_type`` has ECN if the first segment has CWR.
         """
-        return self.m.net.flags
+        cdef NetHeader header = NetHeader.__new__(NetHeader)
+        header.load(&self.m.net)
+        return header
 
     @property
     def gso_type(self):
-        """TCPV4 1 or TCPV6 4, with ECN 0x80 if the first segment has CWR; 0 for an untouched frame."""
+        """The header's, for segmentation: TCPV4 1 or TCPV6 4, perhaps with ECN 0x80; 0 for an untouched frame."""
         return self.m.net.gso_type
 
     @property
-    def hdr_len(self):
-        """Bytes of the header; 0 for an untouched frame."""
-        return self.m.net.hdr_len
-
-    @property
     def gso_size(self):
-        """Payload bytes of each segment but perhaps the last; 0 for an untouched frame."""
+        """The header's: payload bytes of each segment but perhaps the last; 0 for an untouched frame."""
         return self.m.net.gso_size
-
-    @property
-    def csum_start(self):
-        """Offset of the TCP header; with rsc_info the number of segments; 0 for an untouched frame."""
-        return self.m.net.csum_start
-
-    @property
-    def csum_offset(self):
-        """Offset of the checksum field in it, 16; with rsc_info the number of duplicate ACKs, 0."""
-        return self.m.net.csum_offset
 
     @property
     def fixed_id(self):
