@@ -1,11 +1,14 @@
-"""Both ends of virtio: guest memory, and the virtqueue as a driver and as a device work it."""
+"""Both ends of virtio: guest memory, and the virtqueue as a driver and as a device work it.
+
+What a NIC does to a frame is in virtio.offload.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from virtio.constants import Feature, Postpone
+from virtio.constants import Feature, NetFeature, Postpone
 from virtio.errors import (
     BadDescriptor,
     BadIndex,
@@ -44,6 +47,7 @@ __all__ = [
     "DeviceQueue",
     "Chain",
     "Feature",
+    "NetFeature",
     "Postpone",
     "VirtioError",
     "RingError",
