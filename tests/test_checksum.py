@@ -115,6 +115,7 @@ def test_guards_guard() -> None:
     code = "import ctypes, offloads; v = offloads.Guarded(1).view; "
     code += "ctypes.string_at(ctypes.addressof(ctypes.c_char.from_buffer(v)) + offloads.PAGE, 1)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.path.dirname(__file__), *sys.path]))}
+    environment["ASAN_OPTIONS"] = f"{os.environ.get('ASAN_OPTIONS', '')}:handle_segv=0"
     done = subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True)
     assert done.returncode == -signal.SIGSEGV, done.stderr.decode()
 
