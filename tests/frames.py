@@ -279,7 +279,7 @@ def frames(
     packet: Packet = Ether(src=draw(MACS), dst=draw(MACS))
     for tci in tags:
         tag = draw(st.sampled_from([Dot1Q, Dot1AD]))
-        packet /= tag(prio=tci >> 13, id=tci >> 12 & 1, vlan=tci & 0xFFF)
+        packet /= tag(prio=tci >> 13, dei=tci >> 12 & 1, vlan=tci & 0xFFF)
     at = 14 + 4 * len(tags)
     tunnel = draw(st.sampled_from(list(tunnels)))
     if tunnel == "none":
@@ -314,7 +314,7 @@ def frames(
         else:
             header /= Ether(src=draw(MACS), dst=draw(MACS))
             for tci in inner_tags:
-                header /= Dot1Q(prio=tci >> 13, id=tci >> 12 & 1, vlan=tci & 0xFFF)
+                header /= Dot1Q(prio=tci >> 13, dei=tci >> 12 & 1, vlan=tci & 0xFFF)
         packet = packet / network / header / inner_packet
     outer.vlans = tags
     behind = draw(st.integers(0, padding))
