@@ -130,7 +130,7 @@ def test_python_verify(size: int, one_core: int, versus: Callable[..., None]) ->
     frame[12:14], frame[14], frame[16:18], frame[23], frame[46] = b"\x08\0", 0x45, size.to_bytes(2, "big"), 6, 0x50
     assert offload.fill_checksums(frame)[:2] == (offload.Verdict.GOOD, offload.Verdict.GOOD)
     frames = [bytes(frame)] * BURST
-    assert offload.verify_burst(frames) == bytes([1, 1, 0, 0]) * BURST
+    assert set(offload.verify_burst(frames)) == {(1, 1, 0, 0)}
 
     def ours() -> float:
         start, rounds = time.thread_time_ns(), 50

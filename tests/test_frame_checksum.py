@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import struct
 
+import numpy
 import pytest
 from frames import Layer, Made, frames
 from hypothesis import given
@@ -301,15 +302,16 @@ def test_bursts() -> None:
     bad = [frame[:-1] + bytes([frame[-1] ^ 1]) for frame in made]
     cut = [frame[: len(frame) // 2] for frame in made]
     every = made + bad + cut + [b""]
-    one_by_one = b"".join(bytes(verify(frame)) for frame in every)
-    assert verify_burst(every) == one_by_one
+    one_by_one = [verify(frame) for frame in every]
+    assert list(verify_burst(every)) == one_by_one
+    assert numpy.asarray(verify_burst(every)).tolist() == one_by_one
     offsets = [0]
     for frame in every:
         offsets.append(offsets[-1] + len(frame))
-    assert verify_burst(b"".join(every), offsets) == one_by_one
-    assert verify_burst([]) == b""
+    assert verify_burst(b"".join(every), offsets)[:] == one_by_one
+    assert len(verify_burst([])) == 0
     buffers = [bytearray(frame) for frame in bad]
-    assert fill_checksums_burst(buffers) == b"".join(bytes(verify(frame)) for frame in buffers)
+    assert list(fill_checksums_burst(buffers)) == [verify(frame) for frame in buffers]
     whole = bytearray(b"".join(bad))
     fill_checksums_burst(whole, offsets[: len(made) + 1])
     assert whole == b"".join(buffers)

@@ -4,7 +4,6 @@ from collections import namedtuple
 from enum import IntEnum
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -14,6 +13,7 @@ from virtio._checksum cimport (
 )
 from virtio._crc32c cimport crc32c_update
 from virtio._frame cimport *
+from virtio._records cimport Records
 
 
 cdef enum:
@@ -201,12 +201,23 @@ class Verdict(IntEnum):
     UNKNOWN = VERDICT_UNKNOWN
 
 
+cdef const char *CHECKS_FORMAT = b"T{B:l3:B:l4:B:inner_l3:B:inner_l4:}"
 Checks = namedtuple("Checks", ["l3", "l4", "inner_l3", "inner_l4"])
 _VERDICTS = tuple(Verdict)
 
 
 cdef object checks_of(const frame_checks *checks):
     return Checks(_VERDICTS[checks.l3], _VERDICTS[checks.l4], _VERDICTS[checks.inner_l3], _VERDICTS[checks.inner_l4])
+
+
+cdef class Verdicts(Records):
+    """What verify_burst() or fill_checksums_burst() found: a sequence of Checks, and a read-only buffer of 4 bytes each.
+
+    numpy.asarray(verdicts)["l4"] are all verdicts on the transport checksum, and so on. Any thread may read it.
+    """
+
+    cdef object record(self, Py_ssize_t i):
+        return checks_of(<frame_checks *>self.items + i)
 
 
 cdef int hold(Py_buffer *view, object data, int flags) except -1:
@@ -237,18 +248,19 @@ def verify(data):
 
 
 def verify_burst(frames, offsets=None):
-    """Verify many frames; return bytes, 4 a frame: :class:`Verdict` of l3, l4, inner l3 and inner l4.
+    """Verify many frames; return :class:`Verdicts`, a sequence of :class:`Checks`.
 
     ``frames`` is a sequence of buffers; or, with ``offsets`` (n + 1 rising numbers), one buffer in which frame i is
     ``frames[offsets[i]:offsets[i + 1]]``. Works without the GIL.
     """
     cdef Batch batch = Batch()
+    cdef Verdicts result = Verdicts.__new__(Verdicts)
     cdef virtio_frame frame
     cdef frame_checks *checks
     cdef uint32_t i
     batch.load(frames, offsets, False)
-    result = PyBytes_FromStringAndSize(NULL, batch.count * <Py_ssize_t>sizeof(frame_checks))
-    checks = <frame_checks *>PyBytes_AS_STRING(result)
+    result.reserve(batch.count, sizeof(frame_checks), CHECKS_FORMAT)
+    checks = <frame_checks *>result.items
     with nogil:
         for i in range(batch.count):
             frame_parse(&frame, batch.data[i], batch.lengths[i])
@@ -276,12 +288,13 @@ def fill_checksums(data):
 def fill_checksums_burst(frames, offsets=None):
     """:func:`fill_checksums` for many frames, handed in and returned as with :func:`verify_burst`."""
     cdef Batch batch = Batch()
+    cdef Verdicts result = Verdicts.__new__(Verdicts)
     cdef virtio_frame frame
     cdef frame_checks *checks
     cdef uint32_t i
     batch.load(frames, offsets, True)
-    result = PyBytes_FromStringAndSize(NULL, batch.count * <Py_ssize_t>sizeof(frame_checks))
-    checks = <frame_checks *>PyBytes_AS_STRING(result)
+    result.reserve(batch.count, sizeof(frame_checks), CHECKS_FORMAT)
+    checks = <frame_checks *>result.items
     with nogil:
         for i in range(batch.count):
             frame_parse(&frame, batch.data[i], batch.lengths[i])

@@ -9,7 +9,7 @@ cdef extern from "stdlib.h":
 
 
 cdef class Records:
-    """Internal: the base of Frames and Hashes, which fill it once and then never change it."""
+    """Internal: the base of Frames, Hashes and Verdicts, which fill it once and then never change it."""
 
     def __dealloc__(self):
         free(self.items)

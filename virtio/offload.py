@@ -19,6 +19,7 @@ from virtio._crc32c import crc32c
 from virtio._frame_checksum import (
     Checks,
     Verdict,
+    Verdicts,
     fill_checksums,
     fill_checksums_burst,
     fill_partial_checksum,
@@ -68,6 +69,7 @@ __all__ = [
     "TransmitReason",
     "Tunnel",
     "Verdict",
+    "Verdicts",
     "checksum",
     "checksum_burst",
     "classify_receive",
