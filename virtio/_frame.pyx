@@ -163,6 +163,8 @@ cdef int parse_ipv4(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t 
     if fragment & (IPV4_MORE | IPV4_OFFSET):
         flags |= VIRTIO_LAYER_FRAGMENT
         layer.fragment = <uint16_t>((fragment & IPV4_OFFSET) * 8)
+        if fragment & IPV4_OFFSET:
+            flags |= VIRTIO_LAYER_LATER
     if size > 20:
         flags |= VIRTIO_LAYER_OPTIONS
         stop = parse_ipv4_options(p, at + 20, at + size, &dst)
@@ -172,8 +174,8 @@ cdef int parse_ipv4(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t 
             flags |= VIRTIO_LAYER_ROUTED
     layer.src = <uint16_t>(at + 12)
     layer.dst = <uint16_t>dst
-    if fragment & IPV4_OFFSET:
-        return stop_at(layer, at + size, flags | VIRTIO_LAYER_LATER, VIRTIO_STOP_FRAGMENT)
+    if flags & VIRTIO_LAYER_LATER:
+        return stop_at(layer, at + size, flags, VIRTIO_STOP_FRAGMENT)
     return parse_l4(layer, p, at + size, end, p[at + 9], flags)
 
 
@@ -456,7 +458,7 @@ PLAIN_IPV6.outer.dst = ETHER_HEADER + 24
 
 
 cdef inline bint parse_plain(virtio_frame *frame, const uint8_t *p, uint32_t n) noexcept nogil:
-    """Take a sound frame of TCP or UDP on IP, without tags, IP options, extension headers, fragments, tunnels; or none."""
+    """Take a sound frame of TCP or UDP on IP, without tags, IP options, extension headers, tunnels; or no frame."""
     cdef const virtio_frame *plain
     cdef uint32_t head, end, l4, size, length, flags = VIRTIO_LAYER_L4
     cdef uint8_t protocol
