@@ -11,7 +11,6 @@ import functools
 import hashlib
 import operator
 import socket
-import struct
 import threading
 import time
 from collections import Counter
@@ -80,7 +79,7 @@ class Nic:
         for one in merged:
             if one.segments > 1:
                 self.seen["merged"] += 1
-            header = struct.pack("<BBHHHHH", one.flags, one.gso_type, one.hdr_len, one.gso_size, one.csum_start, one.csum_offset, 0)
+            header = one.net_header.to_bytes(self.link.taps[A].header)
             self.link.taps[A].write(one.header, *one.pieces, header=header)
 
 
