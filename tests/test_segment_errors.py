@@ -227,6 +227,7 @@ def test_lies(
         assert segment(pieces, mss, gso_type).packets() == packets
 
 
+@pytest.mark.threads
 def test_threads_share_segments() -> None:
     frame = ether(IP(**V4), TCP(), Raw(bytes(range(256)) * 40))
     segments = segment([frame[i : i + 37] for i in range(0, len(frame), 37)], 100)

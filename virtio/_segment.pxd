@@ -1,21 +1,23 @@
 # Cutting a frame into segments: TSO, USO, and IPv4 fragments for UFO (VIRTIO 1.4, 5.1.9.2); the plan.
 #
-# A plan is made once for a frame and holds all that the segments have in common, so that virtio._segment_write adds only
-# what differs. It refers to the frame, which must stay; and a reader of a frame in pieces notes in it where it was: one
-# thread at a time. The frame may be the guest's and change meanwhile: its headers are parsed, then copied once, and
-# whatever the copy holds, lengths and offsets are those of the parse.
+# A plan is made once for a frame and holds all that the segments have in common, so that virtio._segment_write adds
+# only what differs. It refers to the frame, which must stay; a reader of a frame in pieces notes in it where it was, so
+# it is one thread's at a time. The frame may be the guest's and change meanwhile: its headers are parsed, then copied
+# once, and whatever the copy holds, lengths and offsets are those of the parse.
 #
-# Segments are what Linux makes of such a frame (tcp_gso_segment, __udp_gso_segment, inet_gso_segment, ipv6_gso_segment,
-# skb_udp_tunnel_segment; udp4_ufo_fragment):
-# - lengths and checksums are those of each segment, whatever checksums the frame has; a UDP checksum of 0 becomes 0xffff;
+# Segments are what Linux makes of such a frame (tcp_gso_segment, __udp_gso_segment, udp4_ufo_fragment;
+# inet_gso_segment, ipv6_gso_segment, skb_udp_tunnel_segment):
+# - lengths and checksums are those of each segment, whatever checksums the frame has; a UDP checksum that comes out as
+#   0 becomes 0xffff;
 # - IPv4 identification grows by 1 from segment to segment, around a tunnel too, unless an option says otherwise;
-# - TCP sequence numbers grow by the payload; FIN and PSH stay on the last alone, CWR on the first alone; ECE, URG with its
-#   pointer, and the options are on all;
+# - TCP sequence numbers grow by the payload; FIN and PSH stay on the last alone, CWR on the first alone; ECE, URG with
+#   its pointer, and the options are on all;
 # - a checksum in the UDP header around a tunnel is computed if it is not 0. It is complete in every mode: the inner
 #   checksum makes what it covers sum to a constant, so the payload is not needed for it;
-# - IPv4 fragments have the UDP checksum of the whole datagram, also with SEGMENT_PARTIAL: no one behind us can complete it.
-#   They are multiples of 8 bytes: gso_size, which counts the UDP header, is rounded down. Don't-fragment is cleared. Options
-#   without the copied flag (RFC 791, 3.1) are in the first alone, and replaced by no-operation in the others;
+# - IPv4 fragments have the UDP checksum of the whole datagram, also with SEGMENT_PARTIAL: no one behind us can complete
+#   it. They are multiples of 8 bytes: gso_size, which counts the UDP header, is rounded down. Don't-fragment is
+#   cleared. Options without the copied flag (RFC 791, 3.1) are in the first alone, and no-operations in the others, which Linux
+#   does not do here, but in ip_options_fragment;
 # - a payload that fits into gso_size gives one segment, with the frame's flags and fragment field.
 # Padding behind the IP packet, and behind an inner one, is not cut but left out.
 from libc.stddef cimport size_t
@@ -100,8 +102,9 @@ cdef extern from "virtio/segment.h" nogil:
 
 
 # Plan to cut a frame of length bytes. gso_type and gso_size are virtio_net_hdr's; the frame must be of that type: with
-# UDP_TUNNEL_IPV4 or _IPV6 the inner packet is cut, without, the outer one, whatever it holds. options: SEGMENT_*. limit
-# bounds the segments. SEGMENT_AUTO for gso_type: TSO or USO of the innermost packet, as the frame has it. Returns VIRTIO_SEGMENT_*; unless it is VIRTIO_SEGMENT_OK there is no plan.
+# UDP_TUNNEL_IPV4 or _IPV6 the inner packet is cut, without, the outer one, whatever it holds; with SEGMENT_AUTO for
+# gso_type it is TSO or USO of the innermost packet, as the frame has it. options: SEGMENT_*. limit bounds the segments.
+# Returns VIRTIO_SEGMENT_*; unless it is VIRTIO_SEGMENT_OK there is no plan, but s.value and s.limit.
 cdef int segment_plan(virtio_segmenter *s, const uint8_t *frame, uint32_t length, uint32_t gso_type, uint32_t gso_size,
                       uint32_t options, uint32_t limit) noexcept nogil
 # The same for a frame in pieces, split anywhere. The list must stay, too.

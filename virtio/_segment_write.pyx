@@ -120,8 +120,8 @@ cdef uint8_t *write_middle(const virtio_segmenter *s, uint32_t i, uint32_t end, 
                            uint32_t stride) noexcept nogil:
     """Headers of segments [i, end), TCP or UDP, of full size and neither first nor last, from a frame in one piece.
 
-    The same as write_header() for each. What they share is in locals: the compiler must take it that a store to a header
-    changes the plan.
+    The same as write_header() for each. What they share is in locals: the compiler must take it that a store to a
+    header changes the plan.
     """
     cdef const uint8_t *headers = &s.headers[0]
     cdef const uint8_t *payload = s.frame + s.payload_at + segment_payload_at(s, i)

@@ -42,7 +42,8 @@ def segment_ns(work, frame, uint32_t gso_size, long count, *, uint32_t gso_type=
     """Return nanoseconds of thread CPU time a segment for cutting the same frame ``count`` times, the plan included.
 
     ``"headers"`` writes header blocks, and gather lists of the payload; ``"copy"`` writes whole segments into buffers;
-    ``"memcpy"`` is the limit of that, a plain copy of as many bytes of payload. Raises ValueError if the frame cannot be cut.
+    ``"memcpy"`` is the limit of that, a plain copy of as many bytes of payload. Raises ValueError if the frame cannot
+    be cut.
     """
     cdef Batch batch = Batch()
     cdef virtio_segmenter s
@@ -53,7 +54,7 @@ def segment_ns(work, frame, uint32_t gso_size, long count, *, uint32_t gso_type=
     cdef iovec target
     cdef size_t size
     cdef double start = 0
-    cdef long k
+    cdef long _round
     cdef int what = _WORK[work], code
     batch.load((frame,), None, False)
     code = segment_plan(&s, batch.data[0], batch.lengths[0], gso_type, gso_size, options, MOST)
@@ -66,7 +67,7 @@ def segment_ns(work, frame, uint32_t gso_size, long count, *, uint32_t gso_type=
     memset(memory, 0, size)
     with nogil:
         start = clock_ns()
-        for k in range(count):
+        for _round in range(count):
             segment_plan(&s, batch.data[0], batch.lengths[0], gso_type, gso_size, options, MOST)
             if what == HEADERS:
                 done += segment_headers(&s, 0, s.count, memory, stride)

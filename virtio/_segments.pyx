@@ -40,10 +40,10 @@ REASONS = {
     VIRTIO_SEGMENT_SIZE: ("size", "gso_size {0} is too small (at least {1})"),
     VIRTIO_SEGMENT_LENGTH: ("length", "the frame's pieces have {0} bytes (limit {1})"),
     VIRTIO_SEGMENT_FRAME: ("frame", "the frame is not sound: {2}"),
-    VIRTIO_SEGMENT_NETWORK: ("network", "the network protocol is {2}, which is not what the gso_type says"),
+    VIRTIO_SEGMENT_NETWORK: ("network", "the network protocol is {2}, the gso_type says another"),
     VIRTIO_SEGMENT_PROTOCOL: ("protocol", "the transport protocol is {0}, the gso_type says {1}"),
     VIRTIO_SEGMENT_FRAGMENT: ("fragment", "the frame is a fragment already, at byte {0}"),
-    VIRTIO_SEGMENT_TUNNEL: ("tunnel", "the network protocol around a tunnel is {2}, which is not what the gso_type says"),
+    VIRTIO_SEGMENT_TUNNEL: ("tunnel", "the network protocol around a tunnel is {2}, the gso_type says another"),
     VIRTIO_SEGMENT_UFO_TUNNEL: ("ufo-tunnel", "gso_type {0:#x} asks for IP fragments inside of a tunnel"),
     VIRTIO_SEGMENT_EXTENSION: ("extension", "extension header {0} cannot be repeated in each segment"),
     VIRTIO_SEGMENT_JUMBO: ("jumbo", "a jumbogram of {0} bytes (limit {1})"),
@@ -65,7 +65,8 @@ cdef object error_of(const virtio_segmenter *s, int code):
 
 
 cdef int open_frame(virtio_segmenter *s, Batch batch, iovec **pieces, object frame, long long gso_size,
-                    object gso_type, str checksum, bint fixed_id, bint fixed_outer_id, long long max_segments) except -1:
+                    object gso_type, str checksum, bint fixed_id, bint fixed_outer_id,
+                    long long max_segments) except -1:
     """Plan it. The batch and *pieces, to be freed, hold what the plan refers to."""
     cdef uint32_t options = 0, kind = SEGMENT_AUTO, i
     cdef long long wanted
@@ -192,19 +193,19 @@ def segment(frame, gso_size, gso_type=None, *, checksum="full", fixed_id=False, 
             max_segments=0xffff):
     """Cut a frame into segments that carry at most ``gso_size`` bytes of payload; return :class:`Segments`.
 
-    ``frame`` is an Ethernet frame, a buffer or a list or tuple of buffers that are its pieces, split anywhere; nothing of it
-    is copied but its headers, and nothing in it is changed. ``gso_type`` is that of struct virtio_net_hdr: TCPV4, TCPV6,
-    UDP_L4 (datagrams), or UDP (IPv4 fragments; ``gso_size`` then counts the UDP header, and is rounded down to a multiple
-    of 8), with UDP_TUNNEL_IPV4 or UDP_TUNNEL_IPV6 for the packet within VXLAN or GENEVE. None: TCP segments or
+    ``frame`` is an Ethernet frame, a buffer or a list or tuple of buffers that are its pieces, split anywhere; nothing
+    of it is copied but its headers, and nothing in it is changed. ``gso_type`` is that of struct virtio_net_hdr: TCPV4,
+    TCPV6, UDP_L4 (datagrams), or UDP (IPv4 fragments; ``gso_size`` then counts the UDP header, and is rounded down to a
+    multiple of 8), with UDP_TUNNEL_IPV4 or UDP_TUNNEL_IPV6 for the packet within VXLAN or GENEVE. None: TCP segments or
     UDP datagrams of the innermost packet. A payload that fits is one segment; bytes behind the IP packet are left out.
 
     With ``checksum="full"`` all checksums are right, whatever they are in ``frame``; with ``"partial"`` the transport
-    checksum is left at the sum of the pseudo header, as VIRTIO_NET_HDR_F_NEEDS_CSUM has it (not that of fragments, which
-    is the whole datagram's). ``fixed_id`` gives all segments the same IPv4 identification instead of rising ones,
+    checksum is left at the sum of the pseudo header, as VIRTIO_NET_HDR_F_NEEDS_CSUM has it (not that of fragments,
+    which is the whole datagram's). ``fixed_id`` gives all segments the same IPv4 identification instead of rising ones,
     ``fixed_outer_id`` does so around the tunnel. ``max_segments`` bounds the work that a small ``gso_size`` asks for.
 
     Raises SegmentError for a frame that cannot be cut so, ValueError for arguments out of range. Source: VIRTIO 1.4,
-    5.1.9.2; field by field as Linux does it. Works with the GIL held; any thread may call.
+    5.1.9.2; field by field as Linux does it. Any thread may call; the GIL is held.
     """
     cdef Segments self = Segments.__new__(Segments)
     self.batch = Batch()
@@ -219,8 +220,8 @@ def segment_into(frame, gso_size, buffers, gso_type=None, *, checksum="full", fi
                  max_segments=0xffff):
     """Cut a frame as :func:`segment` does, and write each segment into one of ``buffers``; return the list of lengths.
 
-    Each of ``buffers`` is a writable buffer, or a list or tuple of them that are filled in turn; they may be longer than
-    the segments and more than there are, but must not overlap the frame. Copy and checksum are one pass.
+    Each of ``buffers`` is a writable buffer, or a list or tuple of them that are filled in turn; they may be longer
+    than the segments and more than there are, but must not overlap the frame. Copy and checksum are one pass.
 
     Raises SegmentError as :func:`segment` does, and for buffers that are too few (reason ``"buffers"``) or too small
     (``"room"``); nothing is written then. BufferError if a buffer is read-only.

@@ -77,8 +77,8 @@ typedef struct virtio_segmenter {
     uint32_t passed;      /* and bytes in the pieces before it */
     /* what differs from segment to segment; "as stored" are native numbers of the packet's bytes */
     virtio_segment_ip ip[2];       /* of the packet that is cut, and around the tunnel */
-    uint64_t l4_sum[2];            /* partial sum of pseudo header and transport header, without payload, TCP sequence */
-                                   /* number and TCP flags */
+    uint64_t l4_sum[2];            /* partial sum of pseudo header and transport header, but for what differs more: */
+                                   /* payload, TCP sequence number and flags */
     uint64_t first_sum;            /* IPv4 fragments: ip[0].sum of the first, which has all options */
     uint16_t l4;                   /* transport header of the packet that is cut */
     uint16_t l4_checksum[2];       /* partial ones, as stored */
@@ -86,7 +86,7 @@ typedef struct virtio_segmenter {
     uint16_t outer_l4;             /* UDP header around the tunnel */
     uint16_t outer_length[2];      /* its length, as stored */
     uint16_t outer_checksum[2];    /* its checksum, as stored */
-    uint16_t flags[4];             /* TCP offset and flags, as stored: of one in the middle, the first, the last, the only */
+    uint16_t flags[4];             /* TCP offset and flags, as stored: in the middle, first, last, the only one */
     uint16_t noptions;             /* IPv4 fragments: bytes of options */
     uint32_t seq;                  /* TCP sequence number of the first, host-endian */
     /* why there is no plan */
@@ -96,9 +96,9 @@ typedef struct virtio_segmenter {
     uint8_t headers[VIRTIO_SEGMENT_HEADERS_MAX]; /* of a segment in the middle */
 } virtio_segmenter;
 
-/* The parser takes a frame to be in one piece, and looks no further than 16 bits of offset. This is such a piece for the
- * headers of a frame in many: only its first VIRTIO_SEGMENT_HEADERS_MAX bytes are ever written, so that headers which
- * claim to be longer run into zeros. */
+/* The parser takes a frame to be in one piece, and looks no further than 16 bits of offset. This is such a piece for
+ * the headers of a frame in many: only its first VIRTIO_SEGMENT_HEADERS_MAX bytes are ever written, so that headers
+ * which claim to be longer run into zeros. */
 static inline uint8_t *virtio_segment_scratch(void)
 {
     static __thread uint8_t scratch[0x10000];
