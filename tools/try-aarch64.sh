@@ -16,13 +16,14 @@ if ! command -v "$compiler" qemu-aarch64-static > /dev/null || ! dpkg --print-fo
     DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends \
         gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
 fi
-if [ ! -x "$root/usr/bin/python3.11" ]; then
+if [ ! -e "$root/.complete" ]; then
     mkdir -p "$root" "$work/debs"
-    packages="libc6 libgcc-s1 libexpat1 zlib1g libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1
+    packages="libc6 libgcc-s1 libstdc++6 libexpat1 zlib1g libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1
         python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libpython3.11-dev"
     # shellcheck disable=SC2086,SC2046 # a list of words
     (cd "$work/debs" && apt-get download -qq $(printf '%s:arm64 ' $packages) 2> /dev/null)
     for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$root"; done
+    touch "$root/.complete"
 fi
 site=$PWD/$work/site
 if [ ! -d "$site/pytest" ]; then
