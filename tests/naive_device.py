@@ -1,8 +1,8 @@
 """A device that does what a virtio_net_hdr asks for, to the letter and nothing else: the judge of our headers.
 
-It believes the header as a device may (VIRTIO 1.4, 5.1.9.2): csum_start and csum_offset, gso_type and gso_size, hdr_len
-(VIRTIO_NET_F_GUEST_HDRLEN), a tunnel's offsets. It does not parse beyond the Ethernet type; and it sums up to the frame's
-end, since that is all it knows. Written for clarity, from the specification alone.
+It believes the header as a device may (VIRTIO 1.4, 5.1.9.2): csum_start and csum_offset, gso_type and gso_size,
+hdr_len (VIRTIO_NET_F_GUEST_HDRLEN), a tunnel's offsets. It does not parse beyond the Ethernet type; and it sums up to
+the frame's end, since that is all it knows. Written for clarity, from the specification alone.
 """
 
 from __future__ import annotations

@@ -74,10 +74,9 @@ def test_what_our_device_sends_is_completed(made: Made, have: int, mss: int) -> 
     if sent.header.flags & NEEDS:
         cut = bool(sent.header.gso_type)
         size = target.end - target.payload
-        assert got == Receive(
-            NEEDS_CHECKSUM, ReceiveReason.CSUM_PARTIAL, target.l4, FIELDS[target.l4_kind], -(-size // mss) if cut else 1,
-            2 if made.inner else 1,
-        )  # fmt: skip
+        segments = -(-size // mss) if cut else 1
+        field, levels = FIELDS[target.l4_kind], 2 if made.inner else 1
+        assert got == Receive(NEEDS_CHECKSUM, ReceiveReason.CSUM_PARTIAL, target.l4, field, segments, levels)
     else:
         assert got == Receive(UNKNOWN, ReceiveReason.CSUM_NONE, 0, 0, 1, 0)
 

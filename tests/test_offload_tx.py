@@ -1,4 +1,4 @@
-"""Sending: what leaves has right checksums, by whatever features; a device that obeys the header to the letter judges."""
+"""Sending: what leaves has right checksums, by whatever features; a device that obeys the header literally judges."""
 
 from __future__ import annotations
 
