@@ -19,6 +19,7 @@ from scapy.layers.inet6 import (
     IPv6ExtHdrFragment,
     IPv6ExtHdrHopByHop,
     IPv6ExtHdrRouting,
+    PadN,
 )
 from scapy.layers.ipsec import AH
 from scapy.layers.l2 import ARP, Dot1AD, Dot1Q, Ether
@@ -221,6 +222,10 @@ def vxlan(inner: Packet, checksum: int | None = 0, network: Packet = V4) -> Pack
 
 
 TSO = V4 / TCP(dport=0x9000) / Raw(DATA)
+LYING_TUNNEL = bytearray(bytes(ETHER / vxlan(TSO / Raw(b"behind"))))
+put(LYING_TUNNEL, 38, word(LYING_TUNNEL, 38) - 6)  # the UDP length, and what lies behind it in the packet
+put(LYING_TUNNEL, 66, word(LYING_TUNNEL, 66) - 6)
+LONG = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(200))] * 5)
 REASONS: list[tuple[str, Packet | bytearray, int, int, str]] = [
     ("csum", TSO, HOST, 0, "csum_offloaded"),
     ("csum of one segment", TSO, HOST, 3000, "csum_offloaded"),
@@ -253,7 +258,11 @@ REASONS: list[tuple[str, Packet | bytearray, int, int, str]] = [
     ("cut off", SHORT, HOST, 0, "csum_bad_frame"),
     ("ah", V6 / AH(nh=6, payloadlen=1) / TCP() / Raw(DATA), HOST, 1000, "tso_extension"),
     ("atomic fragment", V6 / IPv6ExtHdrFragment() / TCP() / Raw(DATA), HOST, 1000, "tso_extension"),
-    ("lying udp", LYING_UDP, HOST, 1000, "uso_bad_length"),
+    ("lying udp", LYING_UDP, HOST, 1000, "gso_bad_length"),
+    ("lying udp of a tunnel", LYING_TUNNEL, HOST, 1000, "gso_bad_length"),
+    ("ah around a tunnel", vxlan(TSO, 0, V6 / AH(nh=17, payloadlen=1)), HOST, 1000, "tso_extension"),
+    ("long headers", V6 / LONG / TCP() / Raw(DATA), HOST, 1000, "tso_offloaded"),
+    ("long headers, no tso", V6 / LONG / TCP() / Raw(DATA), F.CSUM, 1000, "gso_headers"),
     ("legacy gso", TSO, F.CSUM | F.GSO, 1460, "tso_offloaded"),
     ("legacy gso of a modern device", TSO, F.CSUM | F.GSO | 1 << 32, 1460, "tso_software"),
     ("arp in a tunnel", vxlan(ARP(psrc="10.0.0.1", pdst="10.0.0.2")), HOST, 0, "csum_offloaded"),

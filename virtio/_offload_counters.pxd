@@ -38,7 +38,8 @@ cdef extern from "virtio/offload.h" nogil:
         VIRTIO_TX_TSO_NOT_TCP
         VIRTIO_TX_TSO_EXTENSION
         VIRTIO_TX_TSO_JUMBOGRAM
-        VIRTIO_TX_USO_BAD_LENGTH
+        VIRTIO_TX_GSO_BAD_LENGTH
+        VIRTIO_TX_GSO_HEADERS
         VIRTIO_TX_REASONS
         VIRTIO_USO_SEGMENTS_MAX
         VIRTIO_RX_UNKNOWN

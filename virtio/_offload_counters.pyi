@@ -37,7 +37,8 @@ class TransmitReason(IntEnum):
     TSO_NOT_TCP = 22  # neither TCP nor UDP is to be cut
     TSO_EXTENSION = 23  # an IPv6 extension header that speaks of one packet: AH, Fragment, Mobility
     TSO_JUMBOGRAM = 24  # IPv6 jumbogram (RFC 2675)
-    USO_BAD_LENGTH = 25  # the UDP length is not the packet's
+    GSO_BAD_LENGTH = 25  # a UDP length is not the packet's
+    GSO_HEADERS = 26  # the device cannot, and its headers are longer than what segment() repeats
     @property
     def outcome(self) -> TransmitOutcome: ...
     @property

@@ -13,6 +13,7 @@ from virtio._frame cimport *
 from virtio._frame_checksum cimport VERDICT_GOOD, layer_fill_l4, layer_fill_partial
 from virtio._net_hdr cimport *
 from virtio._offload_counters import TransmitReason
+from virtio._segment cimport VIRTIO_SEGMENT_HEADERS_MAX
 
 
 cdef enum:
@@ -113,9 +114,11 @@ cdef int transmit_checksum(virtio_net_hdr *hdr, uint8_t *p, const virtio_frame *
 
 
 cdef int check_repeatable(const uint8_t *p, const virtio_layer *layer) noexcept nogil:
-    """Whether the network headers may stand in each of many packets."""
+    """Whether the headers of this layer may stand in each of many packets."""
     cdef uint32_t at = layer.l3 + 40
     cdef int next
+    if layer.protocol == UDP and not udp_exact(p, layer):
+        return VIRTIO_TX_GSO_BAD_LENGTH
     if layer.l3_kind != VIRTIO_L3_IPV6:
         return VIRTIO_TX_NO_OFFLOAD
     if layer.end - layer.l3 - 40 > 0xffff:
@@ -149,10 +152,10 @@ cdef int transmit_segments(virtio_net_hdr *hdr, uint8_t *p, const virtio_frame *
     cdef uint32_t needed = VIRTIO_OFFLOAD_CSUM
     cdef int code, field
     code = check_repeatable(p, layer)
+    if code == VIRTIO_TX_NO_OFFLOAD and layer != &frame.outer:
+        code = check_repeatable(p, &frame.outer)
     if code:
         return code
-    if layer.protocol == UDP and not udp_exact(p, layer):
-        return VIRTIO_TX_USO_BAD_LENGTH
     if not exact(p, frame, layer):
         return VIRTIO_TX_GSO_PADDED
     if layer.protocol == TCP:
@@ -214,7 +217,10 @@ cdef int offload_transmit(virtio_net_hdr *hdr, uint8_t *p, const virtio_frame *f
     if mss and layer.end - layer.payload > mss:
         if opaque or (layer.protocol != TCP and layer.protocol != UDP):
             return VIRTIO_TX_TSO_NOT_TCP
-        return transmit_segments(hdr, p, frame, layer, mss, offloads)
+        reason = transmit_segments(hdr, p, frame, layer, mss, offloads)
+        if tx_outcome(reason) == VIRTIO_TX_SEGMENT_IN_SOFTWARE and layer.payload > VIRTIO_SEGMENT_HEADERS_MAX:
+            return VIRTIO_TX_GSO_HEADERS
+        return reason
     return transmit_checksum(hdr, p, frame, layer, offloads)
 
 

@@ -1,0 +1,412 @@
+"""Arbitrary frames behind arbitrary headers through every offload kernel: no crash, no byte around them is touched or
+read, always a reason.
+
+Inputs are seeds of tests/corpus, mutated with knowledge of where the headers are. Each lies before a page that cannot
+be touched, or behind one, or in a heap block of just its size (which a sanitizer watches). Run by test_fuzz_offloads.py,
+or by itself: ``python tests/fuzz_offloads.py --seconds 60 --seed 7``. What fails is printed in the corpus' form: save it
+there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import random
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from offloads import Guarded
+
+from virtio import _checksum, offload
+from virtio.constants import NetFeature
+
+CORPUS = Path(__file__).with_name("corpus")
+HEADER = 24
+PAGES = 18  # 64 KiB and something
+NUMBERS = (
+    0,
+    1,
+    2,
+    5,
+    7,
+    8,
+    11,
+    12,
+    19,
+    20,
+    21,
+    39,
+    40,
+    41,
+    63,
+    64,
+    127,
+    128,
+    255,
+    1460,
+    0x7FFF,
+    0x8000,
+    0xFFFE,
+    0xFFFF,
+)
+GSO_TYPES = (0, 1, 3, 4, 5, 0x80, 0x81, 0x84, 0x20, 0x21, 0x24, 0x25, 0x41, 0x44, 0x45, 0x61, 0xA1)
+HOST = (1 << 0, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 56, 1 << 67, 1 << 68)
+ALL = sum(NetFeature) & ~(NetFeature.OUT_NET_HEADER | NetFeature.IPSEC) | 1 << 32
+FEATURES = (0, 1 << 0 | 1 << 1, sum(HOST), ALL, ALL, ALL & ~NetFeature.MRG_RXBUF, ALL & ~NetFeature.MRG_RXBUF)
+SEGMENTS = 80  # at most, of one frame: more teach nothing
+
+
+def load(path: Path) -> bytes:
+    return bytes.fromhex("".join(path.read_text().split()))
+
+
+def dump(data: bytes) -> str:
+    frame = data[HEADER:]
+    return "\n".join([data[:HEADER].hex(), *(frame[i : i + 32].hex() for i in range(0, len(frame), 32))])
+
+
+class Mutator:
+    """From seeds to inputs. Knows where lengths and types are by what parse() finds in the frame."""
+
+    def __init__(self, rng: random.Random, seeds: list[bytes]) -> None:
+        self.rng = rng
+        self.seeds = seeds
+
+    def input(self) -> bytes:
+        rng = self.rng
+        data = rng.choice(self.seeds)
+        header, frame = bytearray(data[:HEADER]), bytearray(data[HEADER:])
+        if rng.random() < 0.1:
+            return bytes(header) + bytes(frame)
+        for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
+            change = rng.choice(
+                (self.flip, self.number, self.lie, self.lie, self.cut, self.grow, self.splice, self.repeat)
+            )
+            frame = change(frame)
+        for _ in range(rng.choice((0, 0, 1, 2, 4))):
+            self.about(header, frame)
+        if rng.random() < 0.03:
+            frame += rng.randbytes(rng.choice((3000, 40000, 65535 - len(frame) % 65535, 66000)))
+        return bytes(header) + bytes(frame[: PAGES * 4096 - HEADER])
+
+    def flip(self, frame: bytearray) -> bytearray:
+        for _ in range(self.rng.choice((1, 1, 2, 8))):
+            if frame:
+                frame[self.rng.randrange(len(frame))] ^= 1 << self.rng.randrange(8)
+        return frame
+
+    def number(self, frame: bytearray) -> bytearray:
+        size = self.rng.choice((1, 2, 2, 4))
+        if len(frame) >= size:
+            at = self.rng.randrange(min(len(frame), 160) - size + 1) if self.rng.random() < 0.8 else len(frame) - size
+            value = self.rng.choice((*NUMBERS, len(frame), len(frame) - 14, len(frame) - 34)) + self.rng.choice(
+                (0, 0, 1, -1)
+            )
+            frame[at : at + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "big")
+        return frame
+
+    def lie(self, frame: bytearray) -> bytearray:
+        """One of the fields that say where the next header or the end is."""
+        rng = self.rng
+        parsed = offload.parse(frame)
+        layer = rng.choice([parsed.outer, parsed.inner or parsed.outer])
+        wide, narrow = [12, layer.l3 - 2], []
+        if layer.l3_kind == 1:
+            wide += [layer.l3 + 2, layer.l3 + 6]
+            narrow += [layer.l3, layer.l3 + 9, layer.l3 + 20, layer.l3 + 21, layer.l3 + 22]
+        elif layer.l3_kind == 2:
+            wide += [layer.l3 + 4]
+            narrow += [layer.l3, layer.l3 + 6, layer.l3 + 40, layer.l3 + 41, layer.l3 + 42, layer.l3 + 43]
+        wide += [layer.l4 + 4, layer.l4 + 2, layer.l4 + 16, layer.l4 + 6]
+        narrow += [layer.l4, layer.l4 + 1, layer.l4 + 12, layer.l4 + 13, layer.payload, layer.payload + 1]
+        if rng.random() < 0.5:
+            at = rng.choice(wide)
+            there = len(frame) - at
+            value = rng.choice(
+                (*NUMBERS, there, there + 2, there + 4, layer.end - layer.l4, 0x0800, 0x86DD, 0x8100, 4789)
+            )
+            value += rng.choice((0, 0, 0, 1, -1, 2, -2, 8))
+            if 0 <= at <= len(frame) - 2:
+                frame[at : at + 2] = (value & 0xFFFF).to_bytes(2, "big")
+        else:
+            at = rng.choice(narrow)
+            value = rng.choice(
+                (0, 1, 4, 6, 17, 43, 44, 50, 51, 59, 60, 132, 135, 0x40, 0x45, 0x4F, 0x60, 0xF0, 0xC2, 0xFF)
+            )
+            if 0 <= at < len(frame):
+                frame[at] = value
+        return frame
+
+    def cut(self, frame: bytearray) -> bytearray:
+        parsed = offload.parse(frame)
+        layer = self.rng.choice([parsed.outer, parsed.inner or parsed.outer])
+        at = self.rng.choice((layer.l3, layer.l4, layer.payload, layer.end, self.rng.randrange(len(frame) + 1)))
+        return frame[: max(0, at + self.rng.choice((0, 0, 1, -1, 2, 7, 8, 19)))]
+
+    def grow(self, frame: bytearray) -> bytearray:
+        return frame + self.rng.randbytes(self.rng.choice((1, 2, 3, 18, 64)))
+
+    def splice(self, frame: bytearray) -> bytearray:
+        other = self.rng.choice(self.seeds)[HEADER:]
+        at, there = self.rng.randrange(len(frame) + 1), self.rng.randrange(len(other) + 1)
+        return frame[:at] + other[there:]
+
+    def repeat(self, frame: bytearray) -> bytearray:
+        """A stretch of it again: tags in tags, extension headers behind each other, tunnels in tunnels."""
+        parsed = offload.parse(frame)
+        marks = sorted({0, 12, 14, parsed.outer.l3, parsed.outer.l4, parsed.outer.payload, parsed.inner_l2, len(frame)})
+        marks = [mark for mark in marks if mark <= len(frame)]
+        first, last = sorted((self.rng.choice(marks), self.rng.choice(marks)))
+        return frame[:last] + frame[first:last] * self.rng.choice((1, 1, 2, 9, 70)) + frame[last:]
+
+    def about(self, header: bytearray, frame: bytearray) -> None:
+        """One field of the virtio_net_hdr."""
+        rng = self.rng
+        which = rng.randrange(12)
+        if which == 0:
+            header[0] = rng.choice((0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 0xFF, rng.randrange(256)))
+        elif which == 1:
+            header[1] = rng.choice((*GSO_TYPES, rng.randrange(256)))
+        else:
+            parsed = offload.parse(frame)
+            layers = [parsed.outer, parsed.inner or parsed.outer]
+            marks = [mark for layer in layers for mark in (layer.l3, layer.l4, layer.payload, layer.end)]
+            value = rng.choice((*marks, *NUMBERS, 6, 16, len(frame), rng.randrange(0x10000))) + rng.choice(
+                (0, 0, 0, 1, -1, -2)
+            )
+            header[2 * which - 2 : 2 * which] = (value & 0xFFFF).to_bytes(2, "little")
+
+
+class Fuzzer:
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.mutator = Mutator(self.rng, [load(path) for path in sorted(CORPUS.glob("*.hex"))])
+        self.guarded = Guarded(PAGES)
+        self.counters = offload.OffloadCounters()
+        self.seen: Counter[str] = Counter()
+        self.recent: list[bytes] = []
+        self.toeplitz = offload.Toeplitz(bytes(range(40)))
+        self.streams = [
+            load(CORPUS / f"{name}.hex")[HEADER:] for name in ("v4-tcp-tso", "v6-tcp-tso", "v4-tcp-options")
+        ]
+
+    def place(self, data: bytes) -> Any:
+        """The bytes as a writable buffer, with something around it that shows."""
+        where = self.rng.randrange(3)
+        if where == 0:
+            return self.guarded.last(data)
+        if where == 1:
+            return self.guarded.first(data)
+        return (ctypes.c_ubyte * len(data)).from_buffer_copy(data)
+
+    def one(self, data: bytes) -> None:
+        """All kernels on one input."""
+        rng = self.rng
+        frame = data[HEADER:]
+        _checksum.use(rng.choice(_checksum.simd_available()))
+        header = offload.NetHeader.from_bytes(self.place(data[:HEADER]), HEADER)
+        features = rng.choice((*FEATURES, rng.getrandbits(69)))
+        self.read_only(frame)
+        self.filling(frame, header)
+        self.sending(frame, features)
+        self.receiving(header, frame, features)
+        self.cutting(header, frame)
+        if rng.random() < 0.1:
+            self.many(features)
+        self.recent = [data, *self.recent[:7]]
+
+    def read_only(self, frame: bytes) -> None:
+        parsed = offload.parse(self.place(frame))
+        for layer in filter(None, (parsed.outer, parsed.inner)):
+            self.seen[f"stop {layer.stop.name}"] += 1
+            assert layer.l3 <= layer.l4 <= layer.payload
+            assert layer.payload <= layer.end <= len(frame) or layer.stop.is_fault
+            assert str(layer.explain())
+        checks = offload.verify(self.place(frame))
+        assert offload.verify_burst([self.place(frame)]) == bytes(checks)
+        offload.checksum(self.place(frame))
+        offload.crc32c(self.place(frame))
+        value, report = self.toeplitz.hash_frame(self.place(frame), self.rng.getrandbits(9), tunnels=0x50)
+        self.seen[f"hash {report.name}"] += 1
+        assert (value == 0) or report.name != "NONE"
+
+    def filling(self, frame: bytes, header: offload.NetHeader) -> None:
+        view = self.place(frame)
+        before = offload.fill_checksums(view)
+        after = offload.verify(view)
+        for one, two in zip(before, after, strict=True):
+            assert one.name != "GOOD" or two.name == "GOOD", (before, after)
+        view = self.place(frame)
+        try:
+            start, offset = offload.fill_partial_checksum(view, inner=self.rng.random() < 0.5)
+            assert start + offset + 2 <= len(frame)
+        except ValueError:
+            assert bytes(view) == frame
+        view = self.place(frame)
+        try:
+            offload.complete_checksum(view, header.csum_start, header.csum_offset)
+            assert header.csum_start + header.csum_offset + 2 <= len(frame)
+        except ValueError:
+            assert bytes(view) == frame
+
+    def sending(self, frame: bytes, features: int) -> None:
+        view = self.place(frame)
+        guest = self.rng.random() < 0.3
+        mss = self.rng.choice((0, 1, 8, 100, 1460, 65535))
+        sent = offload.prepare_transmit(
+            view, features, mss, self.rng.random() < 0.9, to_driver=guest, counters=self.counters
+        )
+        empty = offload.NetHeader(num_buffers=int(guest))
+        if sent.outcome.name == "SENT_AS":
+            fault = sent.header.check(len(frame), features, to_driver=guest)
+            assert fault.name == "OK", (sent, fault)
+        elif sent.outcome.name == "DONE_IN_SOFTWARE":
+            assert sent.header == empty
+            checks = offload.verify(view)
+            assert checks.inner_l4.name == "GOOD" or checks.l4.name == "GOOD", (sent, checks)
+        else:
+            assert bytes(view) == frame and sent.header == empty
+        if sent.outcome.name == "SEGMENT_IN_SOFTWARE" and len(frame) < mss * SEGMENTS:
+            for piece in offload.segment(view, mss).packets():
+                checks = offload.verify(piece)
+                assert "BAD" not in (checks.l4.name, checks.inner_l4.name), (sent, checks)
+
+    def receiving(self, header: offload.NetHeader, frame: bytes, features: int) -> None:
+        guest = self.rng.random() < 0.7
+        view = self.place(frame)
+        got = offload.classify_receive(header, view, features, to_driver=guest, counters=self.counters)
+        assert got.segments >= 1 and bytes(view) == frame
+        assert offload.complete_receive(header, view, features, to_driver=guest) == got
+        if got.verdict.name == "NEEDS_CHECKSUM":
+            assert got.csum_start + got.csum_offset + 2 <= len(frame) and got.levels
+        else:
+            assert bytes(view) == frame
+        size = offload.net_header_size(features)
+        buffer = header.to_bytes(size) + frame
+        buffer = buffer[: self.rng.choice((len(buffer), len(buffer), self.rng.randrange(len(buffer) + 1)))]
+        verdicts, reasons = offload.classify_receive_burst([self.place(buffer)], features, to_driver=guest)
+        offload.ReceiveVerdict(verdicts[0]), offload.ReceiveReason(reasons[0])
+
+    def cutting(self, header: offload.NetHeader, frame: bytes) -> None:
+        rng = self.rng
+        size = (
+            header.gso_size if len(frame) < header.gso_size * SEGMENTS else len(frame) // rng.randrange(1, SEGMENTS) + 1
+        )
+        kind = rng.choice((None, header.gso_type))
+        pieces: Any = self.place(frame)
+        if rng.random() < 0.3 and not isinstance(pieces, ctypes.Array):
+            at = sorted(rng.randrange(len(frame) + 1) for _ in range(rng.randrange(1, 5)))
+            pieces = [pieces[i:j] for i, j in zip([0, *at], [*at, len(frame)], strict=True)]
+        mode = rng.choice(("full", "partial"))
+        try:
+            cut = offload.segment(pieces, size, kind, checksum=mode, fixed_id=rng.random() < 0.5)
+        except offload.SegmentError as error:
+            self.seen["cut: refused"] += 1
+            assert str(error)
+            return
+        packets = cut.packets()
+        self.seen["cut"] += 1
+        assert len(packets) == len(cut) and b"".join(map(bytes, cut[0])) == packets[0]
+        buffers = [(ctypes.c_ubyte * len(packet))() for packet in packets]
+        again = offload.segment_into(self.place(frame), size, buffers, kind, checksum=mode)
+        assert again == [len(packet) for packet in packets]
+
+    def many(self, features: int) -> None:
+        """The last inputs in one call: batches, and the coalescer."""
+        rng = self.rng
+        frames = [data[HEADER:] for data in self.recent]
+        seeds = [rng.choice(self.mutator.seeds)[HEADER:] for _ in range(3)]
+        batch = frames + seeds + frames[:2]
+        rng.shuffle(batch)
+        assert len(offload.parse_burst(batch)) == len(batch)
+        offload.fill_checksums_burst([bytearray(frame) for frame in batch])
+        self.toeplitz.hash_burst(batch)
+        reasons, headers = offload.prepare_transmit_burst(
+            [bytearray(frame) for frame in batch], features, rng.choice((0, 9, 1460))
+        )
+        assert len(headers) == len(batch) * offload.net_header_size(features)
+        for reason in reasons:
+            offload.TransmitReason(reason)
+        stream = offload.segment(rng.choice(self.streams), rng.choice((17, 64, 100))).packets()
+        for _ in range(rng.randrange(4)):
+            at = rng.randrange(len(stream))
+            stream[at] = bytes(self.mutator.flip(bytearray(stream[at])))
+        if rng.random() < 0.3:
+            rng.shuffle(stream)
+        batch = [*batch[:6], *stream, *batch[6:]]
+        coalescer = offload.Coalescer(
+            flows=rng.choice((1, 2, 8)), segments=rng.choice((2, 8)), verify=rng.random() < 0.7,
+            fixed_id=rng.random() < 0.5, rsc_info=rng.random() < 0.5,
+        )  # fmt: skip
+        # Merged holds views of the frames: each gets a block of its own
+        held = [(ctypes.c_ubyte * len(frame)).from_buffer_copy(frame) for frame in batch]
+        merged = list(coalescer.receive(held, trusted=rng.random() < 0.3))
+        merged += coalescer.flush()
+        assert sum(result.segments for result in merged) == len(batch)
+        for result in merged:
+            self.seen[f"coalesced: {result.passed}"] += 1
+            assert len(bytes(result)) == len(result)
+
+
+def plant(what: str) -> None:
+    """An error on purpose: `guard` and `heap` read a byte too many, with `wrong` a kernel returns a header that lies."""
+    if what == "wrong":
+        real = offload.prepare_transmit
+
+        def wrong(*arguments: Any, **options: Any) -> offload.Transmit:
+            sent = real(*arguments, **options)
+            sent.header.csum_start = 0xFFFF if sent.header.flags else 0
+            return sent
+
+        offload.prepare_transmit = wrong  # type: ignore[assignment]
+        return
+    guarded = Guarded()
+    block = (ctypes.c_ubyte * 1000).from_buffer_copy(bytes(1000))
+    inside = guarded.last(bytes(1000)) if what == "guard" else memoryview(block).cast("B")
+    start = ctypes.addressof((ctypes.c_ubyte * 1000).from_buffer(inside))
+    offload.checksum((ctypes.c_ubyte * 1001).from_address(start))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=0, help="0: --inputs")
+    parser.add_argument("--inputs", type=int, default=1500)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--plant", choices=("guard", "heap", "wrong"))
+    parser.add_argument("--last", type=Path, help="where each input is written before it is tried")
+    options = parser.parse_args()
+    print(f"VIRTIO_SEED={options.seed}", flush=True)
+    if options.plant:
+        plant(options.plant)
+    fuzzer = Fuzzer(options.seed)
+    last = os.open(options.last, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) if options.last else None
+    begin = shown = time.monotonic()
+    done = 0
+    seeds = fuzzer.mutator.seeds
+    while time.monotonic() - begin < options.seconds if options.seconds else done < options.inputs:
+        data = seeds[done] if done < len(seeds) else fuzzer.mutator.input()
+        if last is not None:
+            os.pwrite(last, len(data).to_bytes(4, "little") + data, 0)
+        try:
+            fuzzer.one(data)
+        except BaseException:
+            traceback.print_exc()
+            print(f"input {done} of VIRTIO_SEED={options.seed}:\n{dump(data)}", file=sys.stderr)
+            return 1
+        done += 1
+        if time.monotonic() - shown >= 10:
+            shown = time.monotonic()
+            print(f"fuzz: {done} inputs in {shown - begin:.0f} s, nothing found", flush=True)
+    for name in fuzzer.counters:
+        fuzzer.seen[name] += fuzzer.counters[name]
+    print(f"fuzz: {done} inputs, nothing found; {dict(sorted(fuzzer.seen.items()))}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
