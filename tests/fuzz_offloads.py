@@ -2,9 +2,9 @@
 read, always a reason.
 
 Inputs are seeds of tests/corpus, mutated with knowledge of where the headers are. Each lies before a page that cannot
-be touched, or behind one, or in a heap block of just its size (which a sanitizer watches). Run by test_fuzz_offloads.py,
-or by itself: ``python tests/fuzz_offloads.py --seconds 60 --seed 7``. What fails is printed in the corpus' form: save it
-there.
+be touched, or behind one, or in a heap block of just its size (which a sanitizer watches). test_fuzz_offloads.py runs
+it, and so does ``python tests/fuzz_offloads.py --seconds 60 --seed 7``. What fails is printed in the corpus' form: save
+it there.
 """
 
 from __future__ import annotations
@@ -354,7 +354,7 @@ class Fuzzer:
 
 
 def plant(what: str) -> None:
-    """An error on purpose: `guard` and `heap` read a byte too many, with `wrong` a kernel returns a header that lies."""
+    """An error on purpose: `guard` and `heap` read a byte too many, with `wrong` a kernel returns a false header."""
     if what == "wrong":
         real = offload.prepare_transmit
 
