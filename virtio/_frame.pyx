@@ -201,9 +201,10 @@ cdef int find_option(const uint8_t *p, uint32_t at, uint32_t end, int kind, uint
     return 0
 
 
-cdef int parse_routing(const uint8_t *p, uint32_t at, uint32_t size, uint32_t *dst, uint32_t *flags) noexcept nogil:
-    """The final destination of a routing header under way (RFC 8200, 8.1), for the types that tell it."""
+cdef int parse_routing(const uint8_t *p, uint32_t at, uint32_t size, uint32_t *dst) noexcept nogil:
+    """*dst is the final destination of a routing header under way (RFC 8200, 8.1), for the types that tell it, or 0."""
     cdef uint32_t kind = p[at + 2], left = p[at + 3], addresses = (size - 8) / 16, last
+    dst[0] = 0
     if left == 0:
         return 0
     if kind == 0:  # RFC 2460, 4.4
@@ -221,8 +222,6 @@ cdef int parse_routing(const uint8_t *p, uint32_t at, uint32_t size, uint32_t *d
         dst[0] = at + 8
     else:  # nobody but the nodes on the route knows the destination
         return VIRTIO_STOP_PROTOCOL
-    flags[0] &= ~<uint32_t>VIRTIO_LAYER_ROUTING_2
-    flags[0] |= VIRTIO_LAYER_ROUTED | (VIRTIO_LAYER_ROUTING_2 if kind == 2 else 0)
     return 0
 
 
@@ -233,7 +232,7 @@ cdef inline bint is_extension(uint32_t protocol) noexcept nogil:
 
 cdef int parse_extensions(virtio_layer *layer, const uint8_t *p, uint32_t n, bint jumbo) noexcept nogil:
     """The chain of extension headers (RFC 8200, 4), then the transport header. With jumbo the chain has the length."""
-    cdef uint32_t start = layer.l3 + 40, at = start, end = layer.end, size, found, fragment = 0
+    cdef uint32_t start = layer.l3 + 40, at = start, end = layer.end, size, found, fragment = 0, jumbo_length
     cdef uint32_t src = layer.src, dst = layer.dst, protocol = layer.protocol, flags = layer.flags, count = 0
     cdef int stop = 0
     while is_extension(protocol):
@@ -261,11 +260,15 @@ cdef int parse_extensions(virtio_layer *layer, const uint8_t *p, uint32_t n, bin
             if stop:
                 break
             # RFC 2675, 3: only with payload length 0, and only for lengths that need it; a length of 0 needs it
-            if jumbo != (found != 0) or found and (get_be32(p + found) <= 0xffff or get_be32(p + found) > n - start):
+            if jumbo != (found != 0):
                 stop = VIRTIO_STOP_IP_LENGTH
                 break
             if found:
-                end = start + get_be32(p + found)
+                jumbo_length = get_be32(p + found)
+                if jumbo_length <= 0xffff or jumbo_length > n - start:
+                    stop = VIRTIO_STOP_IP_LENGTH
+                    break
+                end = start + jumbo_length
                 if end < n:
                     flags |= VIRTIO_LAYER_PADDED
             jumbo = 0
@@ -277,9 +280,13 @@ cdef int parse_extensions(virtio_layer *layer, const uint8_t *p, uint32_t n, bin
                 src = found
                 flags |= VIRTIO_LAYER_ROUTED | VIRTIO_LAYER_HOME
         elif protocol == ROUTING:
-            stop = parse_routing(p, at, size, &dst, &flags)
+            stop = parse_routing(p, at, size, &found)
             if stop:
                 break
+            if found:
+                dst = found
+                flags &= ~<uint32_t>VIRTIO_LAYER_ROUTING_2
+                flags |= VIRTIO_LAYER_ROUTED | (VIRTIO_LAYER_ROUTING_2 if p[at + 2] == 2 else 0)
         elif protocol == FRAGMENT:
             fragment = get_be16(p + at + 2)
             # offset 0 and no more: an atomic fragment (RFC 6946), which is a whole packet
@@ -403,7 +410,7 @@ cdef int parse_tunnel(virtio_frame *frame, const uint8_t *p) noexcept nogil:
     cdef uint32_t port = get_be16(p + frame.outer.l4 + 2), length = get_be16(p + frame.outer.l4 + 4)
     cdef virtio_layer *inner = &frame.inner
     cdef int stop
-    if length:
+    if length and frame.outer.l4 + length < end:
         end = frame.outer.l4 + length
     if port == PORT_GENEVE:
         if end > at and p[at] >> 6 != 0:  # a version that nobody knows

@@ -230,7 +230,7 @@ cdef Layer layer_of(const virtio_layer *c):
 cdef class Frame:
     """What a parse of an Ethernet frame found. Offsets are in bytes from its first byte.
 
-    It holds numbers, not the frame. Made by parse(); never changes. Names are those of struct virtio_frame in virtio/frame.h.
+    It holds numbers, not the frame. Made by parse(); never changes. Names are those of virtio_frame in virtio/frame.h.
     """
 
     cdef virtio_frame c
