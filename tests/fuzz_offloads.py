@@ -228,7 +228,7 @@ class Fuzzer:
             assert layer.payload <= layer.end <= len(frame) or layer.stop.is_fault
             assert str(layer.explain())
         checks = offload.verify(self.place(frame))
-        assert offload.verify_burst([self.place(frame)]) == bytes(checks)
+        assert list(offload.verify_burst([self.place(frame)])) == [checks]
         offload.checksum(self.place(frame))
         offload.crc32c(self.place(frame))
         value, report = self.toeplitz.hash_frame(self.place(frame), self.rng.getrandbits(9), tunnels=0x50)
@@ -369,6 +369,7 @@ def plant(what: str) -> None:
     block = (ctypes.c_ubyte * 1000).from_buffer_copy(bytes(1000))
     inside = guarded.last(bytes(1000)) if what == "guard" else memoryview(block).cast("B")
     start = ctypes.addressof((ctypes.c_ubyte * 1000).from_buffer(inside))
+    _checksum.use("scalar")  # masked loads of AVX-512 fault at a guard page, but the sanitizer does not see them
     offload.checksum((ctypes.c_ubyte * 1001).from_address(start))
 
 

@@ -126,6 +126,7 @@ FAULTS: list[tuple[str, dict[str, int], int, int, bool]] = [
     ("OK", ONE | SUM | {"flags": NEEDS | VALID}, 60, GUEST, True),
     ("OK", MERGED, 2000, GUEST, True),
     ("OK", MERGED | {"flags": RSC | NEEDS | VALID, "csum_start": 0xFFFF}, 2000, GUEST, True),
+    ("OK", MERGED | {"gso_size": 0, "hdr_len": 0}, 2000, GUEST, True),
     # what the specification says is not to be looked at
     ("OK", {"flags": 0x70}, 60, HOST, False),
     ("OK", {"csum_start": 0xFFFF, "csum_offset": 0xFFFF, "hdr_len": 0xFFFF, "gso_size": 9}, 60, HOST, False),
@@ -201,7 +202,7 @@ def test_any_header(fields: dict[str, int], length: int, bits: int, to_driver: b
     if header.flags & NEEDS and not header.flags & RSC:
         assert header.csum_start + header.csum_offset + 2 <= length
     if header.gso_type:
-        assert header.gso_size and header.hdr_len <= length and header.gso_type & 0x1F in (1, 3, 4, 5)
+        assert (header.gso_size or header.flags & RSC) and header.hdr_len <= length and header.gso_type & 0x1F in (1, 3, 4, 5)
     if header.gso_type & 0x60:
         assert header.outer_th_offset + 8 <= header.inner_nh_offset <= header.csum_start - 20 <= length
 

@@ -91,8 +91,9 @@ cdef inline void net_hdr_load(virtio_net_hdr *hdr, const uint8_t *p, uint32_t si
 
 # What is wrong with a header in front of a frame of `length` bytes, VIRTIO_NET_HDR_BAD_*, or VIRTIO_NET_HDR_OK: then
 # csum_start and csum_offset (if NEEDS_CSUM is set without RSC_INFO) name two bytes of the frame, the type was
-# negotiated and its transport header fits into the frame, and a tunnel's offsets are in order. Whether the frame is
-# what the header says takes a parse: offload_receive. Not looked at, as the specification wants it: flags that are not
+# negotiated and its transport header fits into the frame, gso_size is not 0, and a tunnel's offsets are in order. With
+# RSC_INFO a header may lack NEEDS_CSUM and gso_size, as QEMU's does. Whether the frame is what the header says takes a
+# parse: offload_receive. Not looked at, as the specification wants it: flags that are not
 # known, offsets that no flag or type refers to, num_buffers from the driver. hdr_len is a hint (5.1.9.2): it is bounded
 # and never used.
 cdef int net_hdr_check(const virtio_net_hdr *hdr, uint32_t length, uint32_t offloads) noexcept nogil

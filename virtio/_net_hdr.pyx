@@ -106,14 +106,14 @@ cdef int check_gso(const virtio_net_hdr *hdr, uint32_t kind, uint32_t length, ui
         return VIRTIO_NET_HDR_BAD_GSO_FEATURE
     if hdr.gso_type & VIRTIO_NET_HDR_GSO_ECN and (header != TCP_HEADER or not offloads & VIRTIO_OFFLOAD_ECN):
         return VIRTIO_NET_HDR_BAD_ECN
-    if hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO:
+    if hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO:  # QEMU sets it alone, and no gso_size
         if header != TCP_HEADER:
             return VIRTIO_NET_HDR_BAD_RSC_INFO
-    elif not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:  # QEMU's RSC sets RSC_INFO alone
+    elif not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
         return VIRTIO_NET_HDR_BAD_GSO_CSUM
     elif hdr.csum_offset != field or <uint32_t>hdr.csum_start + header > length:
         return VIRTIO_NET_HDR_BAD_GSO_OFFSET
-    if hdr.gso_size == 0:
+    if hdr.gso_size == 0 and not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO:
         return VIRTIO_NET_HDR_BAD_GSO_SIZE
     if hdr.hdr_len > length:
         return VIRTIO_NET_HDR_BAD_HDR_LEN

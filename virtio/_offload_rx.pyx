@@ -205,6 +205,8 @@ def classify_receive(NetHeader header not None, frame, features, *, bint to_driv
 
     - ``UNKNOWN``: nothing is known; verify it (:func:`verify`).
     - ``VERIFIED``: the peer verified it. Of a tunnel it is the outermost checksum if ``levels`` is 1, both if it is 2.
+      Of a coalesced frame with RSC_INFO alone (as QEMU sends it) it was the segments' checksums; the frame's field is
+      worth nothing, and becomes right when the frame is cut again (:func:`segment`).
     - ``NEEDS_CHECKSUM``: the data can be relied on, but the checksum field, ``csum_offset`` behind ``csum_start``,
       holds the pseudo header's sum: before the frame goes anywhere without a header, :func:`complete_receive` it.
       ``levels`` as above.
