@@ -29,6 +29,7 @@ from virtio.offload import (
     classify_receive,
     classify_receive_burst,
     complete_receive,
+    fill_partial_checksum,
     net_header_size,
     prepare_transmit,
     verify,
@@ -139,6 +140,14 @@ def test_a_udp_checksum_that_comes_out_as_zero() -> None:
     header = prepare_transmit(frame, F.CSUM).header
     complete_receive(header, frame, F.GUEST_CSUM)
     assert frame == wanted
+
+
+def test_a_datagram_shorter_than_its_packet() -> None:
+    """Its checksum ends where it ends; what follows in the packet is not summed."""
+    frame = make(V4 / UDP(dport=0x9000, len=500) / Raw(DATA))
+    start, offset = fill_partial_checksum(frame)
+    got = complete_receive(NetHeader(flags=NEEDS, csum_start=start, csum_offset=offset), frame, GUEST)
+    assert got.verdict is NEEDS_CHECKSUM and verify(frame).l4 is Verdict.GOOD
 
 
 def test_2011_sctp() -> None:
