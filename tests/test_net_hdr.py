@@ -127,6 +127,9 @@ FAULTS: list[tuple[str, dict[str, int], int, int, bool]] = [
     ("OK", MERGED, 2000, GUEST, True),
     ("OK", MERGED | {"flags": RSC | NEEDS | VALID, "csum_start": 0xFFFF}, 2000, GUEST, True),
     ("OK", MERGED | {"gso_size": 0, "hdr_len": 0}, 2000, GUEST, True),
+    ("OK", MERGED | {"gso_type": 5}, 2000, GUEST, True),
+    ("OK", INNER | {"flags": NEEDS | RSC, "csum_start": 3, "csum_offset": 0, "num_buffers": 1}, 2000, GUEST, True),
+    ("TUNNEL_OFFSETS", INNER | {"flags": NEEDS | RSC, "csum_start": 99, "num_buffers": 1}, 83, GUEST, True),
     # what the specification says is not to be looked at
     ("OK", {"flags": 0x70}, 60, HOST, False),
     ("OK", {"csum_start": 0xFFFF, "csum_offset": 0xFFFF, "hdr_len": 0xFFFF, "gso_size": 9}, 60, HOST, False),
@@ -146,7 +149,6 @@ FAULTS: list[tuple[str, dict[str, int], int, int, bool]] = [
     ("FLAGS", TCP | {"flags": NEEDS | RSC}, 60, HOST | F.RSC_EXT, False),
     ("RSC_INFO", MERGED, 2000, GUEST & ~F.RSC_EXT, True),
     ("RSC_INFO", ONE | {"flags": RSC}, 2000, GUEST, True),
-    ("RSC_INFO", MERGED | {"gso_type": 5}, 2000, GUEST, True),
     ("GSO_TYPE", TCP | {"gso_type": 2}, 2000, HOST, False),
     ("GSO_TYPE", TCP | {"gso_type": 0x1F}, 2000, HOST, False),
     ("GSO_TYPE", TCP | {"gso_type": 0x90}, 2000, HOST, False),
@@ -202,9 +204,11 @@ def test_any_header(fields: dict[str, int], length: int, bits: int, to_driver: b
     if header.flags & NEEDS and not header.flags & RSC:
         assert header.csum_start + header.csum_offset + 2 <= length
     if header.gso_type:
-        assert (header.gso_size or header.flags & RSC) and header.hdr_len <= length and header.gso_type & 0x1F in (1, 3, 4, 5)
+        assert header.gso_size or header.flags & RSC
+        assert header.hdr_len <= length and header.gso_type & 0x1F in (1, 3, 4, 5)
     if header.gso_type & 0x60:
-        assert header.outer_th_offset + 8 <= header.inner_nh_offset <= header.csum_start - 20 <= length
+        transport = length if header.flags & RSC else header.csum_start
+        assert header.outer_th_offset + 8 <= header.inner_nh_offset <= transport - 20 <= length
 
 
 def test_features_are_a_number_that_is_not_negative() -> None:

@@ -13,7 +13,7 @@ class NetHeaderFault(IntEnum):
     CSUM_START = 2  # beyond the frame
     CSUM_OFFSET = 3  # the checksum field is not within the frame
     FLAGS = 4  # DATA_VALID or RSC_INFO from the driver
-    RSC_INFO = 5  # without RSC_EXT, or with no TCP type
+    RSC_INFO = 5  # without RSC_EXT, or with no type
     GSO_TYPE = 6  # no such type
     GSO_FEATURE = 7  # not negotiated
     GSO_CSUM = 8  # a type, and no NEEDS_CSUM

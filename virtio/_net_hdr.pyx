@@ -74,9 +74,10 @@ cdef uint32_t offloads_of(object features, bint to_driver) except? 0:
     return offloads
 
 
-cdef int check_tunnel(const virtio_net_hdr *hdr, uint32_t kind, uint32_t offloads) noexcept nogil:
+cdef int check_tunnel(const virtio_net_hdr *hdr, uint32_t kind, uint32_t length, uint32_t offloads) noexcept nogil:
     cdef uint32_t tunnel = hdr.gso_type & NET_HDR_TUNNEL
     cdef uint32_t network = 40 if kind == VIRTIO_NET_HDR_GSO_TCPV6 else 20  # the least; USO may be over either
+    cdef uint32_t transport = length if hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO else hdr.csum_start
     if (tunnel == NET_HDR_TUNNEL or hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID or kind == VIRTIO_NET_HDR_GSO_NONE
             or kind == VIRTIO_NET_HDR_GSO_UDP):
         return VIRTIO_NET_HDR_BAD_TUNNEL_TYPE
@@ -85,7 +86,7 @@ cdef int check_tunnel(const virtio_net_hdr *hdr, uint32_t kind, uint32_t offload
     if hdr.flags & VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM and not offloads & VIRTIO_OFFLOAD_TUNNEL_CSUM:
         return VIRTIO_NET_HDR_BAD_TUNNEL_CSUM
     if (<uint32_t>hdr.outer_th_offset + UDP_HEADER > hdr.inner_nh_offset
-            or <uint32_t>hdr.inner_nh_offset + network > hdr.csum_start):
+            or <uint32_t>hdr.inner_nh_offset + network > transport):
         return VIRTIO_NET_HDR_BAD_TUNNEL_OFFSETS
     return VIRTIO_NET_HDR_OK
 
@@ -106,15 +107,13 @@ cdef int check_gso(const virtio_net_hdr *hdr, uint32_t kind, uint32_t length, ui
         return VIRTIO_NET_HDR_BAD_GSO_FEATURE
     if hdr.gso_type & VIRTIO_NET_HDR_GSO_ECN and (header != TCP_HEADER or not offloads & VIRTIO_OFFLOAD_ECN):
         return VIRTIO_NET_HDR_BAD_ECN
-    if hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO:  # QEMU sets it alone, and no gso_size
-        if header != TCP_HEADER:
-            return VIRTIO_NET_HDR_BAD_RSC_INFO
-    elif not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
-        return VIRTIO_NET_HDR_BAD_GSO_CSUM
-    elif hdr.csum_offset != field or <uint32_t>hdr.csum_start + header > length:
-        return VIRTIO_NET_HDR_BAD_GSO_OFFSET
-    if hdr.gso_size == 0 and not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO:
-        return VIRTIO_NET_HDR_BAD_GSO_SIZE
+    if not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO:  # QEMU sets it alone, and no gso_size
+        if not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+            return VIRTIO_NET_HDR_BAD_GSO_CSUM
+        if hdr.csum_offset != field or <uint32_t>hdr.csum_start + header > length:
+            return VIRTIO_NET_HDR_BAD_GSO_OFFSET
+        if hdr.gso_size == 0:
+            return VIRTIO_NET_HDR_BAD_GSO_SIZE
     if hdr.hdr_len > length:
         return VIRTIO_NET_HDR_BAD_HDR_LEN
     return VIRTIO_NET_HDR_OK
@@ -140,7 +139,7 @@ cdef int net_hdr_check(const virtio_net_hdr *hdr, uint32_t length, uint32_t offl
         if <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > length:
             return VIRTIO_NET_HDR_BAD_CSUM_OFFSET
     if hdr.gso_type & NET_HDR_TUNNEL:
-        fault = check_tunnel(hdr, kind, offloads)
+        fault = check_tunnel(hdr, kind, length, offloads)
         if fault:
             return fault
     elif hdr.flags & VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM:

@@ -67,7 +67,7 @@ class ReceiveReason(IntEnum):
     HDR_SHORT = 13  # fewer bytes than a virtio_net_hdr
     HDR_CSUM_FEATURE = 15  # NEEDS_CSUM or DATA_VALID, and no CSUM feature
     HDR_FLAGS = 18  # DATA_VALID or RSC_INFO from the driver
-    HDR_RSC_INFO = 19  # RSC_INFO without RSC_EXT, or with no TCP type
+    HDR_RSC_INFO = 19  # RSC_INFO without RSC_EXT, or with no type
     HDR_GSO_TYPE = 20  # no such type
     HDR_GSO_FEATURE = 21  # a type that was not negotiated
     HDR_GSO_CSUM = 22  # a type, and no NEEDS_CSUM

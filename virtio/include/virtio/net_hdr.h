@@ -60,7 +60,7 @@ typedef enum virtio_net_hdr_fault {
     VIRTIO_NET_HDR_BAD_CSUM_START,      /* csum_start beyond the frame */
     VIRTIO_NET_HDR_BAD_CSUM_OFFSET,     /* the checksum field is not within the frame */
     VIRTIO_NET_HDR_BAD_FLAGS,           /* DATA_VALID or RSC_INFO from the driver */
-    VIRTIO_NET_HDR_BAD_RSC_INFO,        /* RSC_INFO without RSC_EXT, or with no TCP type */
+    VIRTIO_NET_HDR_BAD_RSC_INFO,        /* RSC_INFO without RSC_EXT, or with no type */
     VIRTIO_NET_HDR_BAD_GSO_TYPE,        /* no such type */
     VIRTIO_NET_HDR_BAD_GSO_FEATURE,     /* a type that was not negotiated */
     VIRTIO_NET_HDR_BAD_GSO_CSUM,        /* a type, and no NEEDS_CSUM */
