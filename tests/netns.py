@@ -120,7 +120,7 @@ class Namespace:
 
 
 class Tap:
-    """A TAP with virtio_net_hdr in a namespace: what its kernel sends is read here, what is written here it receives."""
+    """A TAP with virtio_net_hdr in a namespace: read what its kernel sends, write what it receives."""
 
     def __init__(self, namespace: Namespace, name: str, *, mtu: int = 1500, mac: str, header: int = 12,
                  offloads: int = 0) -> None:  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import itertools
 import mmap
 import sys
 from typing import Any
@@ -14,7 +15,7 @@ from virtio import offload
 
 DATA = bytes(range(256)) * 4
 BOUNDS = [0, 3, 3, 64, 1000, 1024]
-PIECES = [DATA[a:b] for a, b in zip(BOUNDS, BOUNDS[1:], strict=False)]
+PIECES = [DATA[a:b] for a, b in itertools.pairwise(BOUNDS)]
 WANTED = [offload.checksum(piece) for piece in PIECES]
 
 

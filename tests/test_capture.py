@@ -1,4 +1,4 @@
-"""A capture of real traffic, made here by tcpdump of iperf3, ping and Python's HTTP server, goes through all kernels."""
+"""Real traffic, captured here by tcpdump of iperf3, ping and Python's HTTP server, goes through all kernels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def capture(folder: Path, offloads: int) -> list[bytes]:
         a, b = link.namespaces
         path = folder / "capture.pcap"
         servers = [
-            subprocess.Popen(a.command(programs["tcpdump"], "-i", "tap0", "-w", str(path), "-U", "-s", "0", "-Z", "root"),
+            subprocess.Popen(a.command(programs["tcpdump"], "-i", "tap0", "-w", str(path), "-U", "-Z", "root"),
                              stderr=subprocess.PIPE),
             subprocess.Popen(b.command(programs["iperf3"], "-s"), stdout=subprocess.DEVNULL),
             subprocess.Popen(b.command(sys.executable, "-m", "http.server", "8000", "-d", str(folder), "-b", "::"),
@@ -79,7 +78,9 @@ def capture(folder: Path, offloads: int) -> list[bytes]:
                 ["curl", "-s", "-o", "/dev/null", "http://[fd77::2]:8000/file"],
                 ["curl", "-s", "-o", "/dev/null", "http://10.77.0.2:8000/file"],
             ):
-                subprocess.run(a.command(programs[words[0]], *words[1:]), check=True, timeout=60, stdout=subprocess.DEVNULL)
+                subprocess.run(
+                    a.command(programs[words[0]], *words[1:]), check=True, timeout=60, stdout=subprocess.DEVNULL
+                )
             time.sleep(0.3)
         finally:
             for server in servers:

@@ -12,7 +12,6 @@ import hashlib
 import operator
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
