@@ -15,8 +15,8 @@ cdef class Batch:
     """Frames handed in as a sequence of buffers, or as one buffer with offsets.
 
     With ``offsets``, n + 1 rising numbers, frame i is ``frames[offsets[i]:offsets[i + 1]]`` of the one buffer
-    ``frames``; an array of 32- or 64-bit integers (array.array, numpy) is read without making Python numbers. The memory
-    stays held, so that it cannot be resized, until the Batch is gone.
+    ``frames``; an array of 32- or 64-bit integers (array.array, numpy) is read without making Python numbers. The
+    memory stays held, so that it cannot be resized, until the Batch is gone.
 
     Raises TypeError for what is no buffer, BufferError for a buffer that is read-only and must not be, ValueError for
     lengths and offsets out of range.

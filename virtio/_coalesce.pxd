@@ -20,8 +20,8 @@
 # A merged frame's header has the IP length and IPv4 checksum of the whole, the first segment's id and sequence number,
 # and in TCP's checksum field the folded sum of the pseudo header of the whole, as VIRTIO_NET_HDR_F_NEEDS_CSUM wants it
 # (VIRTIO 1.4, 5.1.9.2). Its virtio_net_hdr has NEEDS_CSUM, csum_start and csum_offset; with rsc_info
-# (VIRTIO_NET_F_RSC_EXT, 5.1.9.4) it has RSC_INFO, and DATA_VALID if all were verified, and there the number of segments
-# and of duplicate ACKs, which is 0: those pass. GSO_ECN is set if the first segment has CWR.
+# (VIRTIO_NET_F_RSC_EXT, 5.1.9.4) also RSC_INFO, and in place of those two the number of segments and of duplicate ACKs,
+# which is 0: those pass. GSO_ECN is set if the first segment has CWR.
 #
 # Input frames must stay as they are until their cookie came out. Memory is allocated by coalescer_open, none later.
 # One owner at a time.

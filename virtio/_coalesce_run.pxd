@@ -67,11 +67,10 @@ cdef inline void put_run(virtio_coalescer *c, const virtio_flow *f, uint32_t fir
     cdef virtio_merged *m = c.out
     cdef uint8_t *h = m.header
     cdef uint32_t count = end - first
-    cdef uint32_t payload = 0, valid = 1, i, l4_length
+    cdef uint32_t payload = 0, i, l4_length
     c.out += 1
     for i in range(count):
         payload += pieces[i].length
-        valid &= pieces[i].valid
     l4_length = f.header_length - f.l4 + payload
     memcpy(h, f.header, f.header_length)
     if f.ipv6:
@@ -92,11 +91,11 @@ cdef inline void put_run(virtio_coalescer *c, const virtio_flow *f, uint32_t fir
         m.net.gso_type |= VIRTIO_NET_HDR_GSO_ECN
     m.net.hdr_len = f.header_length
     m.net.gso_size = <uint16_t>pieces[0].length
+    m.net.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
     if c.rsc_info:
-        m.net.flags = VIRTIO_NET_HDR_F_RSC_INFO | (VIRTIO_NET_HDR_F_DATA_VALID if valid else 0)
+        m.net.flags |= VIRTIO_NET_HDR_F_RSC_INFO
         m.net.csum_start = <uint16_t>count  # segments
     else:
-        m.net.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
         m.net.csum_start = f.l4
         m.net.csum_offset = AT_CHECKSUM
     m.pieces = pieces

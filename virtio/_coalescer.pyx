@@ -180,9 +180,9 @@ cdef class Merged:
     def net_header(self):
         """What struct virtio_net_hdr says of the frame, a :class:`~virtio.offload.NetHeader` of its own each time.
 
-        ``num_buffers`` is 1. A merged frame has NEEDS_CSUM, with ``csum_start`` and ``csum_offset``; with rsc_info it
-        has RSC_INFO, with the number of segments and 0 duplicate ACKs there. DATA_VALID if TCP's checksum is known to
-        be right, for a frame without NEEDS_CSUM. ``gso_type`` has ECN if the first segment has CWR.
+        ``num_buffers`` is 1. A merged frame has NEEDS_CSUM, with ``csum_start`` and ``csum_offset``; with rsc_info
+        RSC_INFO, too, and the number of segments and 0 duplicate ACKs there. An untouched frame has DATA_VALID if TCP's
+        checksum is known to be right. ``gso_type`` has ECN if the first segment has CWR.
         """
         cdef NetHeader header = NetHeader.__new__(NetHeader)
         header.load(&self.m.net)

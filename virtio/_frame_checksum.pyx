@@ -211,7 +211,7 @@ cdef object checks_of(const frame_checks *checks):
 
 
 cdef class Verdicts(Records):
-    """What verify_burst() or fill_checksums_burst() found: a sequence of Checks, and a read-only buffer of 4 bytes each.
+    """What verify_burst() or fill_checksums_burst() found: a sequence of Checks, and a read-only buffer, 4 bytes each.
 
     numpy.asarray(verdicts)["l4"] are all verdicts on the transport checksum, and so on. Any thread may read it.
     """

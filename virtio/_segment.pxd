@@ -16,8 +16,8 @@
 #   checksum makes what it covers sum to a constant, so the payload is not needed for it;
 # - IPv4 fragments have the UDP checksum of the whole datagram, also with SEGMENT_PARTIAL: no one behind us can complete
 #   it. They are multiples of 8 bytes: gso_size, which counts the UDP header, is rounded down. Don't-fragment is
-#   cleared. Options without the copied flag (RFC 791, 3.1) are in the first alone, and no-operations in the others, which
-#   Linux does not do here, but in ip_options_fragment;
+#   cleared. Options without the copied flag (RFC 791, 3.1) are in the first alone, and no-operations in the others,
+#   which Linux does not do here, but in ip_options_fragment;
 # - a payload that fits into gso_size gives one segment, with the frame's flags and fragment field.
 # Padding behind the IP packet, and behind an inner one, is not cut but left out.
 from libc.stddef cimport size_t
