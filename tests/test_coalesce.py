@@ -1,79 +1,47 @@
-"""Coalescing: each rule by itself, the flushes, the result's fields, the life of buffers."""
+"""Coalescing: which segments merge, each rule by itself, and what the result says."""
 
 from __future__ import annotations
 
-import gc
-import random
 import struct
-import threading
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import numpy as np
 import pytest
 from offloads import Guarded
 from scapy.layers.inet import IP, TCP, UDP, fragment
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether
 from scapy.packet import Raw
-from tcpstream import ACK, CWR, DF, ECE, FIN, PSH, RST, SYN, TIMESTAMP, URG, Segment, flat, folded, segment, stream
+from tcpstream import (
+    ACK,
+    BOTH,
+    CWR,
+    DATA_VALID,
+    DF,
+    ECE,
+    ECN,
+    FIN,
+    NEEDS_CSUM,
+    PSH,
+    RSC_INFO,
+    RST,
+    SYN,
+    TCPV4,
+    TCPV6,
+    TIMESTAMP,
+    URG,
+    Segment,
+    again,
+    folded,
+    groups,
+    run,
+    stream,
+)
 
 from virtio import offload
 from virtio.constants import NetFeature
-from virtio.offload import Coalescer, Merged, NetHeader, NetHeaderFault
+from virtio.offload import Coalescer, NetHeader, NetHeaderFault
 
-BOTH = pytest.mark.parametrize("ipv6", [False, True], ids=["ipv4", "ipv6"])
-NEEDS_CSUM, DATA_VALID, RSC_INFO = 1, 2, 4
-TCPV4, TCPV6, ECN = 1, 4, 0x80
 GUEST = NetFeature.GUEST_CSUM | NetFeature.GUEST_TSO4 | NetFeature.GUEST_TSO6 | NetFeature.GUEST_ECN
-
-
-def again(merged: Merged) -> list[bytes]:
-    """The input frames that a result is of, by the oracle's segmentation and by our own."""
-    if merged.passed is not None:
-        assert (merged.header, merged.segments, len(merged.pieces)) == (b"", 1, 1)
-        return [bytes(merged)]
-    payload = b"".join(merged.pieces)
-    assert bytes(merged) == merged.header + payload
-    l4 = 14 + 4 * vlans(merged.header) + (40 if merged.gso_type & 7 == TCPV6 else 20)
-    frames = segment(merged.header, payload, merged.gso_size, l4=l4, fixed_id=merged.fixed_id)
-    assert len(frames) == merged.segments
-    ours = offload.segment(bytes(merged), merged.gso_size, merged.gso_type, fixed_id=merged.fixed_id)
-    assert ours.packets() == frames
-    return frames
-
-
-def vlans(header: bytes) -> int:
-    n = 0
-    while header[12 + 4 * n : 14 + 4 * n] in (b"\x81\x00", b"\x88\xa8", b"\x91\x00"):
-        n += 1
-    return n
-
-
-def run(
-    segments: Sequence[Segment | bytes], coalescer: Coalescer | None = None, **options: object
-) -> tuple[list[list[int]], list[Merged], dict[str, dict[str, int]]]:
-    """Take all in at once and flush; return which inputs each result is of, the results, and what was counted.
-
-    Checks that nothing is lost, whatever it is.
-    """
-    frames = [bytes(one) for one in segments]
-    coalescer = coalescer or Coalescer(**options)  # type: ignore[arg-type]
-    results = coalescer.receive(frames) + coalescer.flush()
-    out = [again(merged) for merged in results]
-    assert sorted(flat(out)) == sorted(frames)
-    numbers = {}
-    for number, frame in enumerate(frames):
-        numbers.setdefault(frame, []).append(number)
-    counted = coalescer.statistics()
-    assert counted["held"] == counted["held_flows"] == 0
-    assert counted["frames"] == counted["segments"] + sum(counted["passed"].values())
-    nonzero = {kind: {k: v for k, v in counted[kind].items() if v} for kind in ("passed", "flushed")}
-    return [[numbers[frame].pop(0) for frame in group] for group in out], results, nonzero
-
-
-def groups(segments: Sequence[Segment | bytes], **options: object) -> list[list[int]]:
-    return run(segments, **options)[0]
 
 
 # ---- what merges ----
@@ -471,253 +439,3 @@ def test_far_sequence_numbers() -> None:
         got, _, counted = run([a, a.but(seq=(a.seq + far) % (1 << 32))])
         assert (got, counted["flushed"]) == ([[0], [1]], {"far": 1, "asked": 1})
     assert groups([a.but(seq=a.seq + (1 << 30) - 1), a]) == [[1], [0]]
-
-
-# ---- flushes ----
-
-
-def test_flush_by_count() -> None:
-    segments = [bytes(one) for one in stream(10)]
-    coalescer = Coalescer(segments=4)
-    results = coalescer.receive(segments)
-    assert [merged.segments for merged in results] == [4, 4]
-    assert coalescer.statistics()["held"] == 2
-    assert [merged.segments for merged in coalescer.flush()] == [2]
-    assert [merged.segments for merged in Coalescer(segments=4).receive([segments[i] for i in (0, 2, 4, 6)])] == [1] * 4
-
-
-@BOTH
-def test_flush_by_bytes(ipv6: bool) -> None:
-    """As soon as no segment like the others fits; a merged packet never exceeds the limit."""
-    head = 60 if ipv6 else 40
-    coalescer = Coalescer(max_bytes=head + 350)
-    results = coalescer.receive([bytes(one) for one in stream(4, ipv6=ipv6)])
-    assert [merged.segments for merged in results] == [3]
-    assert [merged.segments for merged in Coalescer(max_bytes=head + 300).receive(map_bytes(stream(3, ipv6=ipv6)))] == [
-        3
-    ]
-    got, _, counted = run(stream(3, ipv6=ipv6), max_bytes=head + 199)
-    assert (got, counted["passed"]) == ([[0], [1], [2]], {"too_large": 3})
-    a, b, c, d = stream(4, ipv6=ipv6)
-    got, _, counted = run([a, c, d, b], max_bytes=head + 350)
-    assert (got, counted["flushed"]) == ([[0], [1, 2], [3]], {"bytes": 1, "asked": 1})
-
-
-def map_bytes(segments: Sequence[Segment]) -> list[bytes]:
-    return [bytes(one) for one in segments]
-
-
-@BOTH
-def test_largest_packet(ipv6: bool) -> None:
-    """The IP packet of 65535 bytes is full: no length field overflows."""
-    payload = (65535 - (60 if ipv6 else 40)) // 3
-    segments = stream(4, Segment(payload=b"p" * payload, ipv6=ipv6))
-    got, results, counted = run(segments)
-    assert (got, counted["flushed"]) == ([[0, 1, 2], [3]], {"bytes": 1, "asked": 1})
-    assert len(results[0]) == (74 if ipv6 else 54) + 3 * payload
-
-
-def test_flush_by_age() -> None:
-    coalescer = Coalescer(max_age_ns=100)
-    first, other = stream(3), stream(3, host=2)
-    assert coalescer.receive(bytes(first[0]), now=1000) == []
-    assert coalescer.receive(bytes(other[0]), now=1050) == []
-    assert coalescer.receive(bytes(first[1]), now=1099) == []
-    (merged,) = coalescer.receive(bytes(first[2]), now=1100)  # takes part, then leaves
-    assert merged.segments == 3
-    assert coalescer.receive([], now=1149) == []
-    (merged,) = coalescer.receive([], now=1150)
-    assert merged.passed == "alone"
-    assert coalescer.statistics()["flushed"]["age"] == 2
-    assert coalescer.receive(bytes(first[0]), now=2000) == coalescer.receive([], now=5) == []  # time goes back
-
-
-def test_age_of_zero_holds_nothing_over_a_call() -> None:
-    coalescer = Coalescer(max_age_ns=0)
-    assert [merged.segments for merged in coalescer.receive(map_bytes(stream(5)))] == [5]
-    assert coalescer.statistics()["held"] == 0
-
-
-def test_many_flows_are_due_at_once() -> None:
-    """More results than there is room for in one call of the kernel."""
-    coalescer = Coalescer(flows=1000, segments=8, max_age_ns=10)
-    frames = [bytes(one) for host in range(250) for port in (1, 2, 3, 4) for one in stream(2, host=host, sport=port)]
-    assert coalescer.receive(frames, now=0) == []
-    results = coalescer.receive([], now=10)
-    assert [merged.segments for merged in results] == [2] * 1000
-    assert [again(merged)[0] for merged in results] == frames[::2]  # oldest first
-
-
-def test_flush_when_the_table_is_full() -> None:
-    """The flow that began first makes place, though others were quiet for longer."""
-    flows = [stream(3, host=host) for host in range(4)]
-    got, _, counted = run([*(f[0] for f in flows[:3]), flows[0][1], flows[3][0], flows[0][2]], flows=3)
-    assert got == [[0, 3], [1], [2], [4], [5]]
-    assert counted["flushed"] == {"table": 2, "asked": 3}
-
-
-def test_flush_of_one_flow() -> None:
-    coalescer = Coalescer()
-    coalescer.receive(map_bytes([*stream(3), *stream(2, host=2)]))
-    assert coalescer.flush(bytes(Segment(host=3))) == coalescer.flush(b"") == []
-    (merged,) = coalescer.flush(bytes(Segment(payload=b"", ack=5)))  # whatever the rest of the frame is
-    assert merged.segments == 3
-    assert [merged.segments for merged in coalescer.flush()] == [2]
-
-
-def test_table_of_many_flows() -> None:
-    """Every flow is found among thousands, while others come and go."""
-    rng = random.Random(5)
-    coalescer = Coalescer(flows=3000, segments=16)
-    flows = [stream(5, host=host, sport=port, payload=b"abc") for host in range(256) for port in range(12)][:3000]
-    frames = []
-    for step in range(5):
-        rng.shuffle(flows)
-        frames += [bytes(flow[step]) for flow in flows]
-        for flow in flows[: 300 if step == 2 else 0]:
-            frames.append(bytes(flow[0].but(payload=b"", ack=5)))
-    results = coalescer.receive(frames) + coalescer.flush()
-    assert sorted(flat(map(again, results))) == sorted(frames)
-    assert sorted(merged.segments for merged in results) == [1] * 300 + [2] * 300 + [3] * 300 + [5] * 2700
-
-
-# ---- Python ----
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"flows": 0}, r"flows 0 out of range \(1 to 65000\)"),
-        ({"flows": 65001}, "flows 65001"),
-        ({"segments": 1}, r"segments 1 out of range \(2 to 1024\)"),
-        ({"segments": 1025}, "segments 1025"),
-        ({"max_bytes": 65536}, r"max_bytes 65536 out of range \(1 to 65535\)"),
-        ({"max_age_ns": -1}, "max_age_ns -1"),
-    ],
-)
-def test_parameters_out_of_range(options: dict[str, int], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        Coalescer(**options)  # type: ignore[arg-type]
-
-
-def test_wrong_arguments() -> None:
-    coalescer = Coalescer()
-    with pytest.raises(TypeError):
-        coalescer.receive(5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
-        coalescer.receive([b"", "x"])  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="offsets 0 to 5 out of range"):
-        coalescer.receive(b"abc", offsets=[0, 5])
-    with pytest.raises(TypeError):
-        Merged()
-    assert coalescer.statistics()["frames"] == 0
-
-
-@pytest.mark.parametrize("kind", [bytearray, memoryview, lambda f: np.frombuffer(f, np.uint8), "packed", "array"])
-def test_kinds_of_buffers(kind: Callable[[bytes], bytes] | str) -> None:
-    frames = map_bytes(stream(6))
-    coalescer = Coalescer()
-    if isinstance(kind, str):
-        offsets = [sum(map(len, frames[:i])) for i in range(7)]
-        many = np.array(offsets, np.int64) if kind == "array" else offsets
-        results = coalescer.receive(b"".join(frames), offsets=many)
-    else:
-        results = coalescer.receive([kind(frame) for frame in frames])
-    (merged,) = results + coalescer.flush()
-    assert again(merged) == frames
-
-
-def test_wider_items() -> None:
-    """A buffer of 16-bit numbers is as good as one of bytes."""
-    frames = [np.frombuffer(frame, np.uint16) for frame in map_bytes(stream(2))]
-    coalescer = Coalescer()
-    (merged,) = coalescer.receive(frames) + coalescer.flush()
-    assert [bytes(piece) for piece in merged.pieces] == [one.payload for one in stream(2)]
-
-
-def test_pieces_are_views() -> None:
-    frames = [bytearray(bytes(one)) for one in stream(2)]
-    coalescer = Coalescer()
-    (merged,) = coalescer.receive(frames) + coalescer.flush()
-    assert [piece.obj for piece in merged.pieces] == frames
-    assert [piece.obj is frame for piece, frame in zip(merged.pieces, frames, strict=True)] == [True, True]
-    merged.pieces[1][0] = 7
-    assert frames[1][54] == 7
-
-
-class Owned(bytearray):
-    """A buffer that can be watched."""
-
-
-def test_buffers_are_held_and_released() -> None:
-    frames = [Owned(bytes(one)) for one in [*stream(3), Segment(flags=ACK | SYN, host=9)]]
-    watched = [weakref.ref(frame) for frame in frames]
-    coalescer = Coalescer()
-    (passed,) = coalescer.receive(frames)
-    with pytest.raises(BufferError):
-        frames[0].extend(b"x")
-    del frames, passed
-    gc.collect()
-    assert all(ref() is not None for ref in watched)  # held
-    (merged,) = coalescer.flush()
-    assert again(merged) == map_bytes(stream(3))
-    assert all(ref() is not None for ref in watched)
-    views = merged.pieces
-    del merged
-    gc.collect()
-    assert watched[3]() is None
-    assert [ref() is not None for ref in watched] == [True, True, True, False]
-    del views
-    gc.collect()
-    assert all(ref() is None for ref in watched)
-
-
-def test_what_is_held_goes_with_the_coalescer() -> None:
-    frames = [Owned(bytes(one)) for host in range(5) for one in stream(3, host=host)]
-    watched = [weakref.ref(frame) for frame in frames]
-    coalescer = Coalescer(segments=8)
-    assert coalescer.receive(frames) == []
-    del frames, coalescer
-    gc.collect()
-    assert all(ref() is None for ref in watched)
-
-
-def test_results_outlive_the_next_calls() -> None:
-    """What a call gave stays as it is, though the coalescer uses its memory again."""
-    coalescer = Coalescer(flows=2, segments=4)
-    kept = []
-    want = []
-    for i in range(50):
-        frames = map_bytes(stream(4, seq=1000 * i, sport=i + 1))
-        kept += coalescer.receive(frames)
-        want += frames
-    assert flat(map(again, kept)) == want
-
-
-def test_repr_and_order_of_results() -> None:
-    coalescer = Coalescer()
-    (merged,) = coalescer.receive(map_bytes(stream(3))) + coalescer.flush()
-    assert repr(merged) == "<Merged: 354 bytes, 3 segments of 100>"
-    (passed,) = coalescer.receive(b"abc")
-    assert repr(passed) == "<Merged: 3 bytes, untouched (malformed)>"
-
-
-@pytest.mark.threads
-def test_threads_share_one() -> None:
-    """Calls take turns; nothing is lost, though a flow's frames may now come from several threads."""
-    coalescer = Coalescer(flows=16, segments=8)
-    outs: list[list[bytes]] = [[] for _ in range(4)]
-    streams = [map_bytes(stream(600, host=host, payload=b"x" * 20)) for host in range(4)]
-
-    def work(i: int) -> None:
-        for start in range(0, 600, 30):
-            for merged in coalescer.receive(streams[i][start : start + 30]):
-                outs[i] += again(merged)
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    rest = flat(map(again, coalescer.flush()))
-    assert sorted(flat(outs) + rest) == sorted(flat(streams))

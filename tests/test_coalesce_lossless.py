@@ -9,8 +9,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from offloads import each_simd
-from tcpstream import ACK, CWR, DF, ECE, FIN, PSH, RST, SYN, TIMESTAMP, URG, Segment, flat
-from test_coalesce import NEEDS_CSUM, TCPV4, TCPV6, again
+from tcpstream import (
+    ACK,
+    CWR,
+    DF,
+    ECE,
+    FIN,
+    NEEDS_CSUM,
+    PSH,
+    RST,
+    SYN,
+    TCPV4,
+    TCPV6,
+    TIMESTAMP,
+    URG,
+    Segment,
+    again,
+    flat,
+)
 
 from virtio.offload import Coalescer, Merged
 
