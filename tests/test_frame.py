@@ -341,6 +341,46 @@ def test_sound_but_no_more_is_known(guard: Guard, name: str) -> None:
     assert frame.tunnel is Tunnel.NONE
 
 
+@pytest.mark.parametrize("reserved", [0, 2, 4, 6])
+def test_atomic_fragments(reserved: int) -> None:
+    """RFC 6946: whole packets, whatever is in the reserved bits (RFC 8200, 4.5), which a receiver ignores."""
+    layer = parse(ipv6(bytes([6, 0xFF, 0, reserved, 1, 2, 3, 4]) + tcp(), next=44)).outer
+    assert layer.stop is Stop.OK and layer.fragment == 0
+    assert not layer.flags & LayerFlag.FRAGMENT
+    layer = parse(ipv6(bytes([6, 0xFF, 0, reserved | 1, 1, 2, 3, 4]) + tcp(), next=44)).outer
+    assert layer.stop is Stop.OK and layer.flags & LayerFlag.FRAGMENT
+
+
+NESTS = 0x400  # VIRTIO_LAYER_TUNNEL
+
+
+@pytest.mark.parametrize(
+    ("port", "header", "nests"),
+    [
+        (4789, b"\x08" + bytes(30), True),
+        (8472, b"\x08" + bytes(30), True),
+        (6081, bytes(31), True),
+        (4789, b"", True),
+        (4789, b"\xf7" + bytes(30), False),
+        (6081, b"\x40" + bytes(30), False),
+        (4790, b"\x08" + bytes(30), False),
+    ],
+)
+@pytest.mark.parametrize("outer", [4789, 6081])
+def test_a_tunnel_within_a_tunnel(outer: int, port: int, header: bytes, nests: bool) -> None:
+    """It is marked, and not looked into."""
+    tunnel = bytes([8, 0, 0, 0]) if outer == 4789 else b"\0\0\x65\x58"
+    inner = ipv4(udp(header, port=port), proto=17)
+    frame = parse(ipv4(udp(tunnel + bytes(4) + inner, port=outer), proto=17))
+    assert frame.inner is not None and frame.stop is Stop.OK
+    assert bool(int(frame.inner.flags) & NESTS) is nests
+    assert not int(frame.outer.flags) & NESTS
+    first = parse(
+        ipv4(udp(tunnel + bytes(4) + ipv4(udp(header, port=port), proto=17, frag=0x2000), port=outer), proto=17)
+    )
+    assert first.inner is not None and not int(first.inner.flags) & NESTS
+
+
 def test_geneve_of_something_else() -> None:
     frame = parse(ipv4(udp(b"\0\0\x88\x47" + bytes(20), port=6081), proto=17))
     assert frame.tunnel is Tunnel.GENEVE
@@ -440,7 +480,7 @@ def test_numbers_are_those_of_the_header() -> None:
     assert list(members("virtio_l3_kind", "VIRTIO_L3")) == [kind.name for kind in L3Kind]
     assert list(members("virtio_tunnel", "VIRTIO_TUNNEL")) == [tunnel.name for tunnel in Tunnel]
     flags = {name: int(value, 16) for name, value in re.findall(r"VIRTIO_LAYER_(\w+) (0x\w+)u", text)}
-    assert flags == {flag.name: flag.value for flag in LayerFlag}
+    assert flags == {flag.name: flag.value for flag in LayerFlag} | {"TUNNEL": NESTS}
 
 
 def test_frames_are_a_record_array() -> None:

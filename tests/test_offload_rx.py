@@ -63,7 +63,7 @@ def test_what_our_device_sends_is_completed(made: Made, have: int, mss: int) -> 
             mend(wanted, layer)
     frame = bytearray(wanted)
     target = made.inner or made.outer
-    sent = prepare_transmit(frame, have, mss, to_driver=True)
+    sent = prepare_transmit(frame, have, mss, layer="inner", to_driver=True)
     if sent.outcome >= 2:
         assert frame == wanted
         return
@@ -351,6 +351,18 @@ def test_both_checksums_of_a_tunnel_are_completed() -> None:
     assert sent.header.flags == NEEDS | TUNNEL_CSUM and word(frame, 40) != word(wanted, 40)
     assert complete_receive(sent.header, frame, have).verdict is NEEDS_CHECKSUM
     assert frame == wanted
+
+
+def test_the_outer_checksum_ends_where_the_datagram_does() -> None:
+    """Not where the inner packet ends: what lies between is summed."""
+    inner = Raw(bytes(ETHER / TCP4 / Raw(DATA)) + b"behind the inner packet")
+    frame = make(V4 / UDP(dport=4789) / VXLAN(vni=5, flags=8) / inner)
+    wanted = bytes(frame)
+    header = NetHeader(**INNER | {"flags": NEEDS | TUNNEL_CSUM})
+    fill_partial_checksum(frame, inner=True)
+    fill_partial_checksum(frame)
+    assert complete_receive(header, frame, GUEST).verdict is NEEDS_CHECKSUM
+    assert frame == wanted and verify(frame).l4 is Verdict.GOOD
 
 
 def test_arguments() -> None:

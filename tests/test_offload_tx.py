@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from frames import Made, frames
@@ -97,7 +97,7 @@ def test_what_leaves_is_right(made: Made, have: int, mss: int, zero: bool) -> No
     target = made.inner or made.outer
     size = target.end - target.payload
     counters = OffloadCounters()
-    outcome, reason, header = prepare_transmit(frame, have, mss, counters=counters)
+    outcome, reason, header = prepare_transmit(frame, have, mss, layer="inner", counters=counters)
     event(reason.counter)
     assert dict(counters) == {name: int(name == reason.counter) for name in counters}
     cut = 0 < mss < size
@@ -139,7 +139,7 @@ def test_with_all_features_the_device_does_it(made: Made, mss: int, zero: bool) 
     mixed = made.inner is not None and made.inner.l3_kind != made.outer.l3_kind
     target = made.inner or made.outer
     cut = 0 < mss < target.end - target.payload
-    outcome, reason, _ = prepare_transmit(scrambled(made, zero), HOST, mss)
+    outcome, reason, _ = prepare_transmit(scrambled(made, zero), HOST, mss, layer="inner")
     if cut and mixed:
         assert reason is TransmitReason.TUNNEL_FAMILY
     else:
@@ -225,6 +225,8 @@ TSO = V4 / TCP(dport=0x9000) / Raw(DATA)
 LYING_TUNNEL = bytearray(bytes(ETHER / vxlan(TSO / Raw(b"behind"))))
 put(LYING_TUNNEL, 38, word(LYING_TUNNEL, 38) - 6)  # the UDP length, and what lies behind it in the packet
 put(LYING_TUNNEL, 66, word(LYING_TUNNEL, 66) - 6)
+LOOKALIKE = V4 / UDP(dport=4789) / Raw(b"\x08" + bytes(2000))
+FRAGMENT = IP(flags="MF") / TCP() / Raw(DATA)
 LONG = IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(200))] * 5)
 REASONS: list[tuple[str, Packet | bytearray, int, int, str]] = [
     ("csum", TSO, HOST, 0, "csum_offloaded"),
@@ -254,7 +256,8 @@ REASONS: list[tuple[str, Packet | bytearray, int, int, str]] = [
     ("gre", IP(src="10.0.0.1", dst="10.0.0.2", proto=47) / Raw(DATA), HOST, 0, "csum_unknown_ipproto"),
     ("first fragment", IP(src="10.0.0.1", dst="10.0.0.2", flags="MF") / UDP() / Raw(DATA), HOST, 0, "csum_fragment"),
     ("later fragment", V6 / IPv6ExtHdrFragment(offset=9, nh=17) / Raw(DATA), HOST, 0, "csum_fragment"),
-    ("fragment in a tunnel", vxlan(IP(flags="MF") / TCP() / Raw(DATA)), HOST, 0, "csum_fragment"),
+    ("fragment in a tunnel", vxlan(FRAGMENT), HOST, 3000, "csum_fragment"),
+    ("fragment in a tunnel, forwarded", vxlan(FRAGMENT), HOST, 0, "csum_offloaded"),
     ("cut off", SHORT, HOST, 0, "csum_bad_frame"),
     ("ah", V6 / AH(nh=6, payloadlen=1) / TCP() / Raw(DATA), HOST, 1000, "tso_extension"),
     ("atomic fragment", V6 / IPv6ExtHdrFragment() / TCP() / Raw(DATA), HOST, 1000, "tso_extension"),
@@ -265,8 +268,12 @@ REASONS: list[tuple[str, Packet | bytearray, int, int, str]] = [
     ("long headers, no tso", V6 / LONG / TCP() / Raw(DATA), F.CSUM, 1000, "gso_headers"),
     ("legacy gso", TSO, F.CSUM | F.GSO, 1460, "tso_offloaded"),
     ("legacy gso of a modern device", TSO, F.CSUM | F.GSO | 1 << 32, 1460, "tso_software"),
-    ("arp in a tunnel", vxlan(ARP(psrc="10.0.0.1", pdst="10.0.0.2")), HOST, 0, "csum_offloaded"),
-    ("what looks like a tunnel, cut", V4 / UDP(dport=4789) / Raw(b"\x08" + bytes(2000)), HOST, 1000, "tso_not_tcp"),
+    ("arp in a tunnel, forwarded", vxlan(ARP(psrc="10.0.0.1", pdst="10.0.0.2")), HOST, 0, "csum_offloaded"),
+    ("arp in a tunnel", vxlan(ARP(psrc="10.0.0.1", pdst="10.0.0.2")), HOST, 3000, "csum_unknown_ethtype"),
+    ("what looks like a tunnel, cut", LOOKALIKE, HOST, 1000, "csum_unknown_ethtype"),
+    ("tunnel in a tunnel, cut", vxlan(vxlan(TSO)), HOST, 1000, "tso_not_tcp"),
+    ("tunnel in a tunnel, cut by us", vxlan(vxlan(TSO)), F.CSUM, 1000, "tso_not_tcp"),
+    ("tunnel in a tunnel", vxlan(vxlan(TSO)), HOST, 4000, "csum_offloaded"),
 ]
 
 
@@ -320,11 +327,97 @@ def test_tunnel_header(network: Packet, checksum: int) -> None:
 def test_outer_checksum_comes_without_the_payload() -> None:
     """Beside an inner NEEDS_CSUM the outer checksum is complete, and becomes true when the device is done."""
     frame = bytearray(bytes(ETHER / vxlan(V4 / UDP(dport=0x9000) / Raw(DATA), 1)))
-    result = prepare_transmit(frame, F.CSUM)
+    result = prepare_transmit(frame, F.CSUM, layer="inner")
     assert result.reason is TransmitReason.CSUM_OFFLOADED and word(frame, 40) != 1
     (leaving,) = transmit(result.header, frame)
     checks = verify(leaving)
     assert (checks.l4.name, checks.inner_l4.name) == ("GOOD", "GOOD")
+
+
+@pytest.mark.parametrize("have", [HOST, F(0)], ids=["all", "none"])
+@given(made=frames(fragments=True), zero=st.booleans(), damage=st.integers(0, 1 << 16))
+def test_what_is_forwarded_is_payload(have: int, made: Made, zero: bool, damage: int) -> None:
+    """Only the outermost checksum is filled in, if it was 0, too; what is within a tunnel may be wrong or anything."""
+    if made.inner is None or made.outer.fragmented:
+        return
+    frame = scrambled(made, zero)
+    at = made.outer.payload + damage % (made.outer.end - made.outer.payload)
+    if at >= made.outer.payload + 8:  # the tunnel header makes it a tunnel
+        frame[at] ^= 0x55
+    wanted = bytearray(frame)
+    mend(wanted, made.outer)
+    outcome, reason, header = prepare_transmit(frame, have)
+    event(reason.counter)
+    assert outcome in (SENT_AS, DONE)
+    assert transmit(header, frame) == [bytes(wanted)]
+
+
+TCP4 = bytes(TCP(dport=0x9000) / Raw(DATA[:100]))
+UNPARSED: dict[str, tuple[Packet, TransmitReason]] = {
+    "routing header of an unknown type": (
+        IPv6(src="::1", dst="::2", nh=43) / Raw(b"\x06\x02\x03\x01" + bytes(20) + TCP4),
+        TransmitReason.CSUM_UNKNOWN_IPPROTO,
+    ),
+    "data offset": (
+        IP(src="10.0.0.1", dst="10.0.0.2", proto=6) / Raw(TCP4[:12] + b"\x40" + TCP4[13:]),
+        TransmitReason.CSUM_BAD_FRAME,
+    ),
+    "cut off": (IP(src="10.0.0.1", dst="10.0.0.2", proto=6, len=999) / Raw(TCP4), TransmitReason.CSUM_BAD_FRAME),
+    "esp": (IP(src="10.0.0.1", dst="10.0.0.2", proto=50) / Raw(TCP4), TransmitReason.CSUM_UNKNOWN_IPPROTO),
+    "arp": (ARP(psrc="10.0.0.1", pdst="10.0.0.2"), TransmitReason.CSUM_UNKNOWN_ETHTYPE),
+    "later fragment": (IP(src="10.0.0.1", dst="10.0.0.2", frag=9) / Raw(TCP4), TransmitReason.CSUM_FRAGMENT),
+}
+
+
+@pytest.mark.parametrize(("packet", "reason"), UNPARSED.values(), ids=UNPARSED)
+def test_an_inner_packet_that_is_not_parsed(packet: Packet, reason: TransmitReason) -> None:
+    """Refused as it is without a tunnel, if the stack built it; sound payload, if it is forwarded."""
+    plain, tunnel = bytearray(bytes(ETHER / packet)), bytearray(bytes(ETHER / vxlan(packet, 1)))
+    before = bytes(tunnel)
+    for mss in (0, 10, 9000):
+        assert prepare_transmit(plain, HOST, mss).reason is reason
+        assert prepare_transmit(tunnel, HOST, mss, layer="inner") == (REFUSED, reason, NetHeader())
+    assert tunnel == before
+    result = prepare_transmit(tunnel, HOST)
+    assert result.reason is TransmitReason.CSUM_OFFLOADED and result.header.csum_start == 34
+    (leaving,) = transmit(result.header, tunnel)
+    assert verify(leaving).l4.name == "GOOD" and leaving[42:] == before[42:]
+
+
+def test_which_layer() -> None:
+    """Without mss the outermost, with mss the inner one, and what was said before all."""
+    frame = bytes(ETHER / vxlan(TSO, 1))
+    cases: list[tuple[int, Literal["inner", "outer"] | None, int]] = [
+        (0, None, 34), (0, "outer", 34), (0, "inner", 84), (3000, None, 84), (4000, "outer", 34), (3000, "inner", 84),
+    ]  # fmt: skip
+    for mss, layer, start in cases:
+        one, many = bytearray(frame), bytearray(frame)
+        header = prepare_transmit(one, F.CSUM, mss, layer=layer).header
+        assert header.csum_start == start and (one[42:] == frame[42:]) == (start == 34)
+        assert prepare_transmit_burst([many], F.CSUM, [mss], layer=layer)[1] == header.to_bytes(10)
+        assert many == one
+    refused = prepare_transmit(bytearray(frame), HOST, 1000, layer="outer")
+    assert refused.reason is TransmitReason.TSO_NOT_TCP
+    for call in (prepare_transmit, prepare_transmit_burst):
+        with pytest.raises(ValueError, match="layer 'both' is neither 'inner' nor 'outer'"):
+            call(bytearray(frame), HOST, layer="both")  # type: ignore[operator]
+    plain = bytearray(bytes(ETHER / TSO))
+    for _, layer, _ in cases:
+        assert prepare_transmit(plain, HOST, layer=layer).header.csum_start == 34
+
+
+def test_outer_checksum_that_comes_out_as_zero() -> None:
+    """RFC 768: 0xffff in its place; one of all source ports makes it so. Complete beside an inner partial one, too."""
+    frame = bytearray(bytes(ETHER / vxlan(V4 / TCP(dport=0x9000) / Raw(DATA[:101]), 1)))
+    for have, layer in ((F.CSUM, "inner"), (F(0), "inner"), (F(0), "outer")):
+        zeros = 0
+        for port in range(0x10000):
+            put(frame, 34, port)
+            put(frame, 40, 1)
+            prepare_transmit(frame, have, layer=layer)
+            assert word(frame, 40) != 0
+            zeros += word(frame, 40) == 0xFFFF
+        assert zeros
 
 
 def test_to_the_driver() -> None:
@@ -380,7 +473,7 @@ def test_every_path(made: Made, mss: int) -> None:
 
 def test_arguments() -> None:
     frame = bytearray(bytes(ETHER / TSO))
-    for mss in (-1, 65536):
+    for mss in (-1, 65536, 1 << 70, -(1 << 70)):
         with pytest.raises(ValueError, match=rf"mss {mss} out of range \(0 to 65535\)"):
             prepare_transmit(frame, HOST, mss)
         with pytest.raises(ValueError, match=f"mss {mss} out of range"):
@@ -391,8 +484,9 @@ def test_arguments() -> None:
         prepare_transmit(bytes(frame), HOST)
     with pytest.raises(BufferError):
         prepare_transmit_burst([bytes(frame)], HOST)
-    with pytest.raises(ValueError, match="features -1 are negative"):
-        prepare_transmit(frame, -1)
+    for negative in (-1, -(1 << 70)):
+        with pytest.raises(ValueError, match=f"features {negative} are negative"):
+            prepare_transmit(frame, negative)
     assert frame == bytes(ETHER / TSO)
 
 

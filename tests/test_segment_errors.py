@@ -46,6 +46,7 @@ UDP4 = ether(IP(**V4), UDP(sport=1, dport=2), DATA)
 UDP6 = ether(IPv6(**V6), UDP(sport=1, dport=2), DATA)
 VXLAN4 = ether(IP(**V4), UDP(dport=4789), VXLAN(), Ether(**MACS), IP(**V4), TCP(), DATA)
 VXLAN_UDP = ether(IP(**V4), UDP(dport=4789), VXLAN(), Ether(**MACS), IP(**V4), UDP(dport=9), DATA)
+NESTED = ether(IP(**V4), UDP(dport=4789), VXLAN(), Ether(bytes(VXLAN4)))
 LONG = [IPv6ExtHdrDestOpt(options=[PadN(optdata=b"x" * 250)]) for _ in range(4)]
 
 
@@ -92,6 +93,11 @@ def jumbogram() -> bytes:
         (TCP4, 10, TCPV4 | TUNNEL4, "tunnel", 0, None),
         (VXLAN4, 10, TCPV4 | TUNNEL6, "tunnel", 1, None),
         (VXLAN_UDP, 16, UFO | TUNNEL4, "ufo-tunnel", 0x23, None),
+        (UDP4, 50, USO | ECN, "type", 0x85, None),
+        (UDP4, 50, UFO | ECN, "type", 0x83, None),
+        (VXLAN_UDP, 50, USO | TUNNEL4 | ECN, "type", 0xA5, None),
+        (NESTED, 50, None, "tunnel", 1, None),
+        (NESTED, 50, USO | TUNNEL4, "tunnel", 1, None),
         (ether(IPv6(**V6, nh=51), AH(nh=6, icv=b"i" * 12, payloadlen=4), TCP(), DATA), 10, None, "extension", 51, None),
         (ether(IPv6(**V6), IPv6ExtHdrFragment(), TCP(), DATA), 10, None, "extension", 44, None),
         (jumbogram(), 1460, None, "jumbo", 70028, 0xFFFF),

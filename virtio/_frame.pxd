@@ -19,6 +19,7 @@ cdef extern from "virtio/frame.h" nogil:
         VIRTIO_LAYER_ROUTED
         VIRTIO_LAYER_HOME
         VIRTIO_LAYER_ROUTING_2
+        VIRTIO_LAYER_TUNNEL
         VIRTIO_STOP_OK
         VIRTIO_STOP_NOT_IP
         VIRTIO_STOP_PROTOCOL

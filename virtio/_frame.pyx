@@ -404,6 +404,25 @@ cdef inline bint is_tunnel(uint32_t port) noexcept nogil:
     return port == PORT_VXLAN or port == PORT_GENEVE or port == PORT_VXLAN_LINUX
 
 
+cdef inline bint is_tunnel_header(const uint8_t *p, uint32_t at, uint32_t end, uint32_t port) noexcept nogil:
+    """Whether what follows UDP may be a tunnel's header; a missing one may."""
+    if at >= end:
+        return True
+    if port == PORT_GENEVE:
+        return p[at] >> 6 == 0  # another version, nobody knows
+    return p[at] & 8 != 0  # RFC 7348, 5: without the I flag it is none; other bits are not looked at
+
+
+cdef inline int mark_tunnel(virtio_layer *inner, const uint8_t *p, int stop) noexcept nogil:
+    """Note in an inner layer, parsed, that it is a tunnel again."""
+    cdef uint32_t port
+    if stop == VIRTIO_STOP_OK and inner.protocol == UDP and not inner.flags & VIRTIO_LAYER_FRAGMENT:
+        port = get_be16(p + inner.l4 + 2)
+        if is_tunnel(port) and is_tunnel_header(p, inner.payload, inner.end, port):
+            inner.flags |= VIRTIO_LAYER_TUNNEL
+    return stop
+
+
 cdef int parse_tunnel(virtio_frame *frame, const uint8_t *p) noexcept nogil:
     """Look behind a UDP header whose port is a tunnel's; the outer stop stays if it is none after all."""
     cdef uint32_t at = frame.outer.payload, end = frame.outer.end, size
@@ -412,14 +431,9 @@ cdef int parse_tunnel(virtio_frame *frame, const uint8_t *p) noexcept nogil:
     cdef int stop
     if length and frame.outer.l4 + length < end:
         end = frame.outer.l4 + length
-    if port == PORT_GENEVE:
-        if end > at and p[at] >> 6 != 0:  # a version that nobody knows
-            return frame.outer.stop
-        frame.tunnel = VIRTIO_TUNNEL_GENEVE
-    else:
-        if end > at and not p[at] & 8:  # RFC 7348, 5: without the I flag it is none; other bits are not looked at
-            return frame.outer.stop
-        frame.tunnel = VIRTIO_TUNNEL_VXLAN
+    if not is_tunnel_header(p, at, end, port):
+        return frame.outer.stop
+    frame.tunnel = VIRTIO_TUNNEL_GENEVE if port == PORT_GENEVE else VIRTIO_TUNNEL_VXLAN
     inner.end = end
     inner.l3 = <uint16_t>at
     stop = past(8, at, end, VIRTIO_STOP_SHORT_TUNNEL)
@@ -432,8 +446,8 @@ cdef int parse_tunnel(virtio_frame *frame, const uint8_t *p) noexcept nogil:
         return stop_at(inner, at, 0, stop)
     frame.inner_l2 = <uint16_t>(at + size)
     if port == PORT_GENEVE and get_be16(p + at + 2) != ETHERTYPE_TEB:
-        return parse_network(inner, p, end, at + size, get_be16(p + at + 2))
-    return parse_ethernet(inner, p, end, at + size)
+        return mark_tunnel(inner, p, parse_network(inner, p, end, at + size, get_be16(p + at + 2)))
+    return mark_tunnel(inner, p, parse_ethernet(inner, p, end, at + size))
 
 
 cdef int parse_any(virtio_frame *frame, const uint8_t *p, uint32_t n) noexcept nogil:

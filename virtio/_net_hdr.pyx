@@ -4,9 +4,14 @@ from enum import IntEnum
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from virtio.constants import Feature, NetFeature
+
+
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
+    unsigned long long PyLong_AsUnsignedLongLongMask(object value) except? 0xffffffffffffffff
 
 
 cdef enum:
@@ -15,60 +20,110 @@ cdef enum:
     UDP_HEADER = 8
     UDP_FIELD = 6
 
-_VERSION_1 = int(Feature.VERSION_1)
-_TOO_LONG = int(NetFeature.OUT_NET_HEADER | NetFeature.IPSEC)
-_TUNNEL = int(NetFeature.HOST_UDP_TUNNEL_GSO | NetFeature.GUEST_UDP_TUNNEL_GSO)
-_HASH = int(NetFeature.HASH_REPORT)
-_MERGEABLE = int(NetFeature.MRG_RXBUF) | _VERSION_1
-_GSO = int(NetFeature.GSO)
-_FROM_DRIVER = (
-    (int(NetFeature.CSUM), VIRTIO_OFFLOAD_CSUM),
-    (int(NetFeature.HOST_TSO4), VIRTIO_OFFLOAD_TSO4),
-    (int(NetFeature.HOST_TSO6), VIRTIO_OFFLOAD_TSO6),
-    (int(NetFeature.HOST_ECN), VIRTIO_OFFLOAD_ECN),
-    (int(NetFeature.HOST_UFO), VIRTIO_OFFLOAD_UFO),
-    (int(NetFeature.HOST_USO), VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6),
-    (int(NetFeature.HOST_UDP_TUNNEL_GSO), VIRTIO_OFFLOAD_TUNNEL),
-    (int(NetFeature.HOST_UDP_TUNNEL_GSO_CSUM), VIRTIO_OFFLOAD_TUNNEL_CSUM),
-)
-_TO_DRIVER = (
-    (int(NetFeature.GUEST_CSUM), VIRTIO_OFFLOAD_CSUM),
-    (int(NetFeature.GUEST_TSO4), VIRTIO_OFFLOAD_TSO4),
-    (int(NetFeature.GUEST_TSO6), VIRTIO_OFFLOAD_TSO6),
-    (int(NetFeature.GUEST_ECN), VIRTIO_OFFLOAD_ECN),
-    (int(NetFeature.GUEST_UFO), VIRTIO_OFFLOAD_UFO),
-    (int(NetFeature.GUEST_USO4), VIRTIO_OFFLOAD_USO4),
-    (int(NetFeature.GUEST_USO6), VIRTIO_OFFLOAD_USO6),
-    (int(NetFeature.GUEST_UDP_TUNNEL_GSO), VIRTIO_OFFLOAD_TUNNEL),
-    (int(NetFeature.GUEST_UDP_TUNNEL_GSO_CSUM), VIRTIO_OFFLOAD_TUNNEL_CSUM),
-    (int(NetFeature.RSC_EXT), VIRTIO_OFFLOAD_RSC),
-    (int(NetFeature.MRG_RXBUF), VIRTIO_OFFLOAD_MRG),
-)
+    FEATURES_MAX = 16
+
+cdef struct feature:     # a bit, and the offloads that it allows
+    uint32_t bit
+    uint32_t offloads
+
+
+cdef struct feature_set:
+    uint64_t low         # bits 0 to 63
+    uint64_t high        # bits 64 to 127
+
+
+cdef int set_of(feature_set *features, object wide) except -1:
+    """The first 128 bits of an int of any width."""
+    cdef int overflow = 0
+    cdef long long small
+    if not isinstance(wide, int):
+        wide = int(wide)
+    small = PyLong_AsLongLongAndOverflow(wide, &overflow)
+    if overflow < 0 or (overflow == 0 and small < 0):
+        raise ValueError(f"features {int(wide)} are negative")
+    features.low = <uint64_t>small
+    features.high = 0
+    if overflow:
+        features.low = PyLong_AsUnsignedLongLongMask(wide)
+        features.high = PyLong_AsUnsignedLongLongMask(wide >> 64)
+    return 0
+
+
+cdef inline bint has_any(const feature_set *features, const feature_set *wanted) noexcept nogil:
+    return features.low & wanted.low or features.high & wanted.high
+
+
+cdef inline bint has_bit(const feature_set *features, uint32_t bit) noexcept nogil:
+    return (features.high >> (bit - 64) if bit > 63 else features.low >> bit) & 1
+
+
+cdef void allow(feature *table, object offloads) except *:
+    """Make a table of NetFeature -> VIRTIO_OFFLOAD_*; it ends with one that allows nothing."""
+    cdef uint32_t i = 0
+    for bit, mask in offloads.items():
+        table[i].bit = int(bit).bit_length() - 1
+        table[i].offloads = mask
+        i += 1
+    table[i].offloads = 0
+
+
+cdef feature_set TOO_LONG, TUNNEL, HASH, MERGEABLE, GSO, VERSION_1
+set_of(&TOO_LONG, NetFeature.OUT_NET_HEADER | NetFeature.IPSEC)
+set_of(&TUNNEL, NetFeature.HOST_UDP_TUNNEL_GSO | NetFeature.GUEST_UDP_TUNNEL_GSO)
+set_of(&HASH, NetFeature.HASH_REPORT)
+set_of(&MERGEABLE, int(NetFeature.MRG_RXBUF) | int(Feature.VERSION_1))
+set_of(&GSO, NetFeature.GSO)
+set_of(&VERSION_1, Feature.VERSION_1)
+
+cdef feature FROM_DRIVER[FEATURES_MAX]
+cdef feature TO_DRIVER[FEATURES_MAX]
+allow(FROM_DRIVER, {
+    NetFeature.CSUM: VIRTIO_OFFLOAD_CSUM,
+    NetFeature.HOST_TSO4: VIRTIO_OFFLOAD_TSO4,
+    NetFeature.HOST_TSO6: VIRTIO_OFFLOAD_TSO6,
+    NetFeature.HOST_ECN: VIRTIO_OFFLOAD_ECN,
+    NetFeature.HOST_UFO: VIRTIO_OFFLOAD_UFO,
+    NetFeature.HOST_USO: VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6,
+    NetFeature.HOST_UDP_TUNNEL_GSO: VIRTIO_OFFLOAD_TUNNEL,
+    NetFeature.HOST_UDP_TUNNEL_GSO_CSUM: VIRTIO_OFFLOAD_TUNNEL_CSUM,
+})
+allow(TO_DRIVER, {
+    NetFeature.GUEST_CSUM: VIRTIO_OFFLOAD_CSUM,
+    NetFeature.GUEST_TSO4: VIRTIO_OFFLOAD_TSO4,
+    NetFeature.GUEST_TSO6: VIRTIO_OFFLOAD_TSO6,
+    NetFeature.GUEST_ECN: VIRTIO_OFFLOAD_ECN,
+    NetFeature.GUEST_UFO: VIRTIO_OFFLOAD_UFO,
+    NetFeature.GUEST_USO4: VIRTIO_OFFLOAD_USO4,
+    NetFeature.GUEST_USO6: VIRTIO_OFFLOAD_USO6,
+    NetFeature.GUEST_UDP_TUNNEL_GSO: VIRTIO_OFFLOAD_TUNNEL,
+    NetFeature.GUEST_UDP_TUNNEL_GSO_CSUM: VIRTIO_OFFLOAD_TUNNEL_CSUM,
+    NetFeature.RSC_EXT: VIRTIO_OFFLOAD_RSC,
+    NetFeature.MRG_RXBUF: VIRTIO_OFFLOAD_MRG,
+})
 
 
 cdef int header_size_of(object features) except -1:
-    wide = int(features)
-    if wide < 0:
-        raise ValueError(f"features {wide} are negative")
-    if wide & _TOO_LONG:
-        raise ValueError(f"features {wide:#x} have a 32-byte header (OUT_NET_HEADER, IPSEC): limit 24")
-    if wide & _TUNNEL:
+    cdef feature_set have
+    set_of(&have, features)
+    if has_any(&have, &TOO_LONG):
+        raise ValueError(f"features {int(features):#x} have a 32-byte header (OUT_NET_HEADER, IPSEC): limit 24")
+    if has_any(&have, &TUNNEL):
         return 24
-    if wide & _HASH:
+    if has_any(&have, &HASH):
         return 20
-    return 12 if wide & _MERGEABLE else 10
+    return 12 if has_any(&have, &MERGEABLE) else 10
 
 
 cdef uint32_t offloads_of(object features, bint to_driver) except? 0:
     cdef uint32_t offloads = VIRTIO_OFFLOAD_TO_DRIVER if to_driver else 0
-    cdef uint32_t offload
-    wide = int(features)
-    if wide < 0:
-        raise ValueError(f"features {wide} are negative")
-    for bit, offload in _TO_DRIVER if to_driver else _FROM_DRIVER:
-        if wide & bit:
-            offloads |= offload
-    if not to_driver and wide & _GSO and not wide & _VERSION_1:
+    cdef const feature *known = &TO_DRIVER[0] if to_driver else &FROM_DRIVER[0]
+    cdef feature_set have
+    set_of(&have, features)
+    while known.offloads:
+        if has_bit(&have, known.bit):
+            offloads |= known.offloads
+        known += 1
+    if not to_driver and has_any(&have, &GSO) and not has_any(&have, &VERSION_1):
         # the legacy bit for all of what there was then (5.1.3.2)
         offloads |= VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
     return offloads

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from typing_extensions import Buffer
 
@@ -21,6 +21,7 @@ def prepare_transmit(
     mss: int = 0,
     checksum: bool = True,
     *,
+    layer: Literal["inner", "outer"] | None = None,
     to_driver: bool = False,
     counters: OffloadCounters | None = None,
 ) -> Transmit: ...
@@ -30,6 +31,7 @@ def prepare_transmit_burst(
     mss: int | Iterable[int] = 0,
     checksum: bool = True,
     *,
+    layer: Literal["inner", "outer"] | None = None,
     to_driver: bool = False,
     offsets: Iterable[int] | None = None,
     counters: OffloadCounters | None = None,

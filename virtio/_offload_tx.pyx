@@ -16,6 +16,10 @@ from virtio._offload_counters import TransmitReason
 from virtio._segment cimport VIRTIO_SEGMENT_HEADERS_MAX
 
 
+cdef extern from "Python.h":
+    long long PyLong_AsLongLongAndOverflow(object value, int *overflow) except? -1
+
+
 cdef enum:
     HOP_BY_HOP = 0
     ICMP = 1
@@ -28,6 +32,8 @@ cdef enum:
 
     UDP_FIELD = 6
     CWR = 0x80
+
+    BY_MSS = 0x100  # beside VIRTIO_TX_WANT_*
 
 
 cdef inline bint has_checksum(const virtio_layer *layer) noexcept nogil:
@@ -196,26 +202,26 @@ cdef int transmit_segments(virtio_net_hdr *hdr, uint8_t *p, const virtio_frame *
     return VIRTIO_TX_USO_OFFLOADED
 
 
-cdef int offload_transmit(virtio_net_hdr *hdr, uint8_t *p, const virtio_frame *frame, bint checksum, uint32_t mss,
+cdef inline bint is_tunnel(const virtio_frame *frame, const virtio_layer *layer) noexcept nogil:
+    return frame.tunnel if layer == &frame.outer else layer.flags & VIRTIO_LAYER_TUNNEL
+
+
+cdef int offload_transmit(virtio_net_hdr *hdr, uint8_t *p, const virtio_frame *frame, uint32_t want, uint32_t mss,
                           uint32_t offloads) noexcept nogil:
     cdef const virtio_layer *layer = &frame.outer
-    cdef bint opaque = False
     cdef int reason
     memset(hdr, 0, sizeof(virtio_net_hdr))
     if offloads & VIRTIO_OFFLOAD_TO_DRIVER:
         hdr.num_buffers = 1
-    if not checksum:
+    if not want & VIRTIO_TX_WANT_CSUM:
         return VIRTIO_TX_TSO_WITHOUT_CSUM if mss else VIRTIO_TX_NO_OFFLOAD
-    if frame.tunnel:
-        # a fragment within is not opaque: part of a packet whose checksum was asked for
-        opaque = not (has_checksum(&frame.inner) or frame.inner.flags & VIRTIO_LAYER_FRAGMENT)
-        if not opaque:
-            layer = &frame.inner
+    if frame.tunnel and want & VIRTIO_TX_WANT_INNER:
+        layer = &frame.inner
     reason = why_none(layer)
     if reason:
         return reason
     if mss and layer.end - layer.payload > mss:
-        if opaque or (layer.protocol != TCP and layer.protocol != UDP):
+        if (layer.protocol != TCP and layer.protocol != UDP) or is_tunnel(frame, layer):
             return VIRTIO_TX_TSO_NOT_TCP
         reason = transmit_segments(hdr, p, frame, layer, mss, offloads)
         if tx_outcome(reason) == VIRTIO_TX_SEGMENT_IN_SOFTWARE and layer.payload > VIRTIO_SEGMENT_HEADERS_MAX:
@@ -230,13 +236,31 @@ Transmit = namedtuple("Transmit", ["outcome", "reason", "header"])
 _REASONS = tuple(TransmitReason)
 
 
-cdef uint32_t checked_mss(long long mss) except? 0xffffffff:
-    if not 0 <= mss <= 0xffff:
+cdef uint32_t checked_mss(object mss) except? 0xffffffff:
+    cdef int overflow = 0
+    cdef long long size = PyLong_AsLongLongAndOverflow(mss, &overflow)
+    if overflow or not 0 <= size <= 0xffff:
         raise ValueError(f"mss {mss} out of range (0 to 65535)")
-    return <uint32_t>mss
+    return <uint32_t>size
 
 
-def prepare_transmit(frame, features, long long mss=0, bint checksum=True, *, bint to_driver=False,
+cdef uint32_t wanted(bint checksum, object layer) except? 0xffffffff:
+    """VIRTIO_TX_WANT_*; with BY_MSS it depends on the mss whether the inner layer is meant."""
+    cdef uint32_t want = VIRTIO_TX_WANT_CSUM if checksum else 0
+    if layer is None:
+        return want | BY_MSS
+    if layer == "inner":
+        return want | VIRTIO_TX_WANT_INNER
+    if layer != "outer":
+        raise ValueError(f"layer {layer!r} is neither 'inner' nor 'outer'")
+    return want
+
+
+cdef inline uint32_t want_of(uint32_t want, uint32_t mss) noexcept nogil:
+    return want | VIRTIO_TX_WANT_INNER if want & BY_MSS and mss else want
+
+
+def prepare_transmit(frame, features, mss=0, bint checksum=True, *, layer=None, bint to_driver=False,
                      OffloadCounters counters=None):
     """Make a writable Ethernet frame ready to be sent with these features; return :class:`Transmit`.
 
@@ -250,23 +274,33 @@ def prepare_transmit(frame, features, long long mss=0, bint checksum=True, *, bi
     - ``REFUSED``: do not send the untouched frame: nobody can compute this checksum, or cut this frame.
 
     ``reason`` says why, and is what ``counters`` count. ``features`` are the negotiated ones, an int of any width.
-    ``to_driver`` is for a device: the frame goes to the driver, by the GUEST features. A tunnel's inner packet is what
-    is meant; its outer UDP checksum is computed unless it is 0. Sources: VIRTIO 1.4, 5.1.9.2; if_vtnet(4).
+    ``to_driver`` is for a device: the frame goes to the driver, by the GUEST features.
 
-    Raises BufferError if the frame is read-only, ValueError for an ``mss`` out of range or a frame of 2**32 bytes.
+    ``layer`` says which packet of a tunnel (VXLAN, GENEVE) all this is about; without a tunnel there is but one:
+
+    - ``"outer"``, the default without ``mss``: the outermost. What is within is payload, as of a frame that is
+      forwarded: it may be damaged, a fragment or anything else, and stays as it is. With ``mss`` it is refused.
+    - ``"inner"``, the default with ``mss``: the packet within, which the stack has built as well. The outer UDP
+      checksum is computed, too, unless it is 0. A tunnel in that packet is payload again, and not cut.
+
+    Sources: VIRTIO 1.4, 5.1.9.2; if_vtnet(4).
+
+    Raises BufferError if the frame is read-only, ValueError for an ``mss`` out of range, an unknown ``layer`` or a
+    frame of 2**32 bytes.
     """
     cdef Py_buffer view
     cdef virtio_frame parsed
     cdef virtio_net_hdr hdr
     cdef int reason
     cdef uint32_t size = checked_mss(mss), offloads = offloads_of(features, to_driver)
+    cdef uint32_t want = want_of(wanted(checksum, layer), size)
     cdef NetHeader header = NetHeader()
     PyObject_GetBuffer(frame, &view, PyBUF_WRITABLE)
     try:
         if view.len > 0xffffffff:
             raise ValueError(f"frame has {view.len} bytes (limit {0xffffffff})")
         frame_parse(&parsed, <const uint8_t *>view.buf, <uint32_t>view.len)
-        reason = offload_transmit(&hdr, <uint8_t *>view.buf, &parsed, checksum, size, offloads)
+        reason = offload_transmit(&hdr, <uint8_t *>view.buf, &parsed, want, size, offloads)
     finally:
         PyBuffer_Release(&view)
     header.load(&hdr)
@@ -276,14 +310,14 @@ def prepare_transmit(frame, features, long long mss=0, bint checksum=True, *, bi
     return Transmit(why.outcome, why, header)
 
 
-def prepare_transmit_burst(frames, features, mss=0, bint checksum=True, *, bint to_driver=False, offsets=None,
-                           OffloadCounters counters=None):
+def prepare_transmit_burst(frames, features, mss=0, bint checksum=True, *, layer=None, bint to_driver=False,
+                           offsets=None, OffloadCounters counters=None):
     """:func:`prepare_transmit` for many frames; return their reasons and their headers, both as bytes.
 
     The first has a byte for each frame, a :class:`TransmitReason`; the second net_header_size(features) bytes each.
-    ``mss`` is one for all, or a sequence of one for each. ``frames`` is a sequence of writable buffers; or, with
-    ``offsets`` (n + 1 rising numbers), one buffer in which frame i is ``frames[offsets[i]:offsets[i + 1]]``. Works
-    without the GIL.
+    ``mss`` is one for all, or a sequence of one for each; ``layer`` is one for all, and unless it is given the default
+    by each frame's ``mss``. ``frames`` is a sequence of writable buffers; or, with ``offsets`` (n + 1 rising numbers),
+    one buffer in which frame i is ``frames[offsets[i]:offsets[i + 1]]``. Works without the GIL.
 
     Raises what :func:`prepare_transmit` raises, and ValueError if there are not as many ``mss`` as frames; then no
     frame was touched.
@@ -293,6 +327,7 @@ def prepare_transmit_burst(frames, features, mss=0, bint checksum=True, *, bint 
     cdef virtio_net_hdr hdr
     cdef uint64_t counts[VIRTIO_TX_REASONS]
     cdef uint32_t i, size = header_size_of(features), offloads = offloads_of(features, to_driver), one = 0
+    cdef uint32_t want = wanted(checksum, layer), segment_size
     cdef uint16_t *each = NULL
     cdef uint8_t *reasons
     cdef uint8_t *headers
@@ -315,9 +350,10 @@ def prepare_transmit_burst(frames, features, mss=0, bint checksum=True, *, bint 
     memset(counts, 0, sizeof(counts))
     with nogil:
         for i in range(batch.count):
+            segment_size = each[i] if each is not NULL else one
             frame_parse(&parsed, batch.data[i], batch.lengths[i])
-            reasons[i] = <uint8_t>offload_transmit(&hdr, batch.data[i], &parsed, checksum,
-                                                   each[i] if each is not NULL else one, offloads)
+            reasons[i] = <uint8_t>offload_transmit(&hdr, batch.data[i], &parsed, want_of(want, segment_size),
+                                                   segment_size, offloads)
             memcpy(headers + <size_t>i * size, &hdr, size)
             counts[reasons[i]] += 1
     if counters is not None:

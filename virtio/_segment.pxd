@@ -19,7 +19,7 @@
 #   cleared. Options without the copied flag (RFC 791, 3.1) are in the first alone, and no-operations in the others,
 #   which Linux does not do here, but in ip_options_fragment;
 # - a payload that fits into gso_size gives one segment, with the frame's flags and fragment field.
-# Padding behind the IP packet, and behind an inner one, is not cut but left out.
+# Padding behind the IP packet, and behind an inner one, is not cut but left out. A tunnel within a tunnel is not cut.
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 

@@ -67,7 +67,7 @@ cdef int check_frame(virtio_segmenter *s, const virtio_frame *f, uint32_t gso_ty
         protocol = TCP
     elif kind != VIRTIO_NET_HDR_GSO_UDP and kind != VIRTIO_NET_HDR_GSO_UDP_L4 or gso_type > 0xff:
         return refuse(s, VIRTIO_SEGMENT_TYPE, gso_type, 0)
-    if tunnel == TUNNELS:
+    if tunnel == TUNNELS or (gso_type & VIRTIO_NET_HDR_GSO_ECN and protocol != TCP):
         return refuse(s, VIRTIO_SEGMENT_TYPE, gso_type, 0)
     if tunnel and kind == VIRTIO_NET_HDR_GSO_UDP:
         return refuse(s, VIRTIO_SEGMENT_UFO_TUNNEL, gso_type, 0)
@@ -90,6 +90,8 @@ cdef int check_frame(virtio_segmenter *s, const virtio_frame *f, uint32_t gso_ty
         return refuse(s, VIRTIO_SEGMENT_FRAGMENT, layer.fragment, 0)
     if layer.protocol != protocol or not layer.flags & VIRTIO_LAYER_L4:
         return refuse(s, VIRTIO_SEGMENT_PROTOCOL, layer.protocol, protocol)
+    if layer.flags & VIRTIO_LAYER_TUNNEL:  # its datagrams are whole packets of a tunnel
+        return refuse(s, VIRTIO_SEGMENT_TUNNEL, layer.l3_kind, 0)
     cut[0] = layer
     return VIRTIO_SEGMENT_OK
 
@@ -284,7 +286,7 @@ cdef int plan(virtio_segmenter *s, const virtio_frame *f, const uint8_t *headers
     s.header = layer.payload
     s.extra = 0
     s.kind = VIRTIO_SEGMENT_TCP if layer.protocol == TCP else VIRTIO_SEGMENT_UDP
-    if gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN == VIRTIO_NET_HDR_GSO_UDP:
+    if gso_type == VIRTIO_NET_HDR_GSO_UDP:
         s.kind = VIRTIO_SEGMENT_IPV4_FRAGMENT
         s.header = layer.l4
         s.extra = 8

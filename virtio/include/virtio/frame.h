@@ -28,6 +28,8 @@ typedef enum virtio_l3_kind {
 #define VIRTIO_LAYER_ROUTED 0x80u     /* src or dst is not the address in the IP header */
 #define VIRTIO_LAYER_HOME 0x100u      /* src is in a home address option (RFC 6275, 6.3) */
 #define VIRTIO_LAYER_ROUTING_2 0x200u /* dst is in a routing header of type 2 (RFC 6275, 6.4) */
+#define VIRTIO_LAYER_TUNNEL 0x400u    /* the inner layer is itself a tunnel, whose inside is its payload and not parsed: */
+                                      /* its checksums are nobody's here, and it is not cut */
 
 /* why a parse stopped. Up to VIRTIO_STOP_FAULTS the frame is sound, and simply no more of it is known; from there on it
  * contradicts itself or is cut off. */

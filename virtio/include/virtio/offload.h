@@ -45,13 +45,17 @@ typedef enum virtio_tx_reason {
     VIRTIO_TX_CSUM_FRAGMENT,          /* the checksum covers more than this frame has */
     VIRTIO_TX_CSUM_BAD_FRAME,         /* the frame contradicts itself or is cut off */
     VIRTIO_TX_TSO_WITHOUT_CSUM,       /* segments without checksums were asked for */
-    VIRTIO_TX_TSO_NOT_TCP,            /* neither TCP nor UDP is to be cut */
+    VIRTIO_TX_TSO_NOT_TCP,            /* neither TCP nor UDP is to be cut, or UDP that is a tunnel itself */
     VIRTIO_TX_TSO_EXTENSION,          /* an IPv6 extension header that speaks of one packet: AH, Fragment, Mobility */
     VIRTIO_TX_TSO_JUMBOGRAM,          /* IPv6 jumbogram (RFC 2675) */
     VIRTIO_TX_GSO_BAD_LENGTH,         /* a UDP length is not the packet's */
     VIRTIO_TX_GSO_HEADERS,            /* the device cannot, and its headers are longer than what virtio._segment repeats */
     VIRTIO_TX_REASONS
 } virtio_tx_reason;
+
+/* What a network stack wants of a frame that it sends */
+#define VIRTIO_TX_WANT_CSUM 1u  /* the transport checksum */
+#define VIRTIO_TX_WANT_INNER 2u /* of the packet within a tunnel, if there is one; without it the outermost is meant */
 
 /* Linux refuses a frame of more UDP segments than it would send itself: 64, since version 6.9 128 */
 #define VIRTIO_USO_SEGMENTS_MAX 64

@@ -12,14 +12,15 @@
 /* why a frame is not cut; of most reasons virtio_segmenter has a value and a limit */
 typedef enum virtio_segment_code {
     VIRTIO_SEGMENT_OK = 0,
-    VIRTIO_SEGMENT_TYPE,       /* gso_type (value) says nothing to do, or nothing that is known */
+    VIRTIO_SEGMENT_TYPE,       /* gso_type (value) says nothing to do, or nothing that is known: ECN of UDP, too */
     VIRTIO_SEGMENT_SIZE,       /* gso_size (value) is under limit */
     VIRTIO_SEGMENT_LENGTH,     /* pieces of more than limit bytes in all */
     VIRTIO_SEGMENT_FRAME,      /* the frame contradicts itself or is cut off: a virtio_stop (value) */
     VIRTIO_SEGMENT_NETWORK,    /* a virtio_l3_kind (value) that is not the one of the gso_type (limit; IPv4: or IPv6) */
     VIRTIO_SEGMENT_PROTOCOL,   /* a transport protocol (value) that is not the one of the gso_type (limit) */
     VIRTIO_SEGMENT_FRAGMENT,   /* a fragment already, at byte offset value */
-    VIRTIO_SEGMENT_TUNNEL,     /* a tunnel, or the IP version around it (value), that is not the one of the gso_type */
+    VIRTIO_SEGMENT_TUNNEL,     /* a tunnel, or the IP version around it (value), that is not the one of the gso_type; */
+                               /* or a tunnel within a tunnel */
     VIRTIO_SEGMENT_UFO_TUNNEL, /* fragments inside of a tunnel */
     VIRTIO_SEGMENT_EXTENSION,  /* an IPv6 extension header (value) that cannot be repeated in each segment */
     VIRTIO_SEGMENT_JUMBO,      /* IPv6 jumbogram */
