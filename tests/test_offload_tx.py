@@ -400,7 +400,7 @@ def test_which_layer() -> None:
     assert refused.reason is TransmitReason.TSO_NOT_TCP
     for call in (prepare_transmit, prepare_transmit_burst):
         with pytest.raises(ValueError, match="layer 'both' is neither 'inner' nor 'outer'"):
-            call(bytearray(frame), HOST, layer="both")  # type: ignore[operator]
+            call(bytearray(frame), HOST, layer="both")  # type: ignore[arg-type]
     plain = bytearray(bytes(ETHER / TSO))
     for _, layer, _ in cases:
         assert prepare_transmit(plain, HOST, layer=layer).header.csum_start == 34
@@ -409,7 +409,8 @@ def test_which_layer() -> None:
 def test_outer_checksum_that_comes_out_as_zero() -> None:
     """RFC 768: 0xffff in its place; one of all source ports makes it so. Complete beside an inner partial one, too."""
     frame = bytearray(bytes(ETHER / vxlan(V4 / TCP(dport=0x9000) / Raw(DATA[:101]), 1)))
-    for have, layer in ((F.CSUM, "inner"), (F(0), "inner"), (F(0), "outer")):
+    cases: list[tuple[int, Literal["inner", "outer"]]] = [(F.CSUM, "inner"), (F(0), "inner"), (F(0), "outer")]
+    for have, layer in cases:
         zeros = 0
         for port in range(0x10000):
             put(frame, 34, port)
