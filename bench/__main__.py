@@ -72,7 +72,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> str:
             axes.plot([row["bar"], row["bar"]], [i - 0.4, i + 0.4], color="#b03030", linewidth=2)
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlim(0, max([1.5, *(row["ratio"] for row in rows)]) * 1.35)
-    axes.set_xlabel("time a chain, as a multiple of the peer's (less is better; red: the project's bar)")
+    axes.set_xlabel("time a unit of each row's work, as a multiple of the peer's (less is better; red: the bar)")
     axes.tick_params(axis="y", labelsize=7)
     figure.tight_layout()
     figure.savefig(path)

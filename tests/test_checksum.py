@@ -21,7 +21,7 @@ from scapy.layers.inet import IP, TCP, UDP, in4_pseudoheader
 from scapy.layers.inet6 import IPv6, in6_pseudoheader
 from scapy.packet import Raw
 
-from virtio import _checksum
+from virtio import _checksum, offload
 from virtio._offloadbench import gather_sum, update_field
 from virtio.offload import (
     checksum,
@@ -248,8 +248,8 @@ def test_completed_zero_is_stored_as_ones(simd: str, offset: int) -> None:
         (64, 34, 2**63 - 1, "csum_offset 9223372036854775807 + 2"),
         (64, 2**63 - 1, 2**63 - 1, "csum_start 9223372036854775807"),
         (0, 0, 0, "beyond the frame (0 bytes)"),
-        (64, -1, 0, "negative"),
-        (64, 0, -2, "negative"),
+        (64, -1, 0, "csum_start -1 out of range"),
+        (64, 0, -2, "csum_offset -2 out of range"),
     ],
 )
 def test_completion_outside_of_the_frame(size: int, start: int, offset: int, text: str) -> None:
@@ -368,3 +368,29 @@ def test_use() -> None:
     for name in {"scalar", "avx2", "avx512"} - set(_checksum.simd_available()):
         with pytest.raises(ValueError, match="not supported by this CPU"):
             _checksum.use(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("number", [-1, 2**63, 2**70, -(2**70)])
+def test_numbers_of_any_size_are_value_errors(number: int) -> None:
+    for call in (
+        lambda: offload.checksum(b"a", number),
+        lambda: offload.partial_sum(b"a", number),
+        lambda: offload.update_checksum(number, b"", b""),
+        lambda: offload.crc32c(b"a", number),
+        lambda: offload.pseudo_header_sum(bytes(4), bytes(4), number, 0),
+        lambda: offload.pseudo_header_sum(bytes(16), bytes(16), 6, number),
+        lambda: offload.complete_checksum(bytearray(64), number, 0),
+        lambda: offload.segment(bytes(64), number),
+        lambda: offload.segment(bytes(64), 10, number),
+        lambda: offload.segment(bytes(64), 10, max_segments=number),
+        lambda: offload.Toeplitz(bytes(40)).hash_frame(bytes(64), types=number),
+        lambda: offload.Toeplitz(bytes(40)).hash_burst([bytes(64)], tunnels=number),
+    ):
+        with pytest.raises(ValueError, match=str(number)):
+            call()
+
+
+def test_pseudo_header_of_any_buffers() -> None:
+    src, dst = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
+    want = offload.pseudo_header_sum(src, dst, 6, 20)
+    assert offload.pseudo_header_sum(bytearray(src), memoryview(dst), 6, 20) == want

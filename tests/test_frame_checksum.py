@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import struct
+from collections.abc import Mapping, Sequence
 
 import numpy
 import pytest
@@ -29,6 +31,7 @@ from scapy.layers.sctp import SCTP, SCTPChunkData
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
+from virtio import offload
 from virtio.offload import (
     Checks,
     Verdict,
@@ -335,3 +338,24 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match=r"protocol 1$"):
         fill_partial_checksum(bytearray(bytes(ETHER / PACKETS["v4 icmp"])))
     assert fragment == before
+
+
+def test_results_are_sequences_and_pickle() -> None:
+    frames = [bytes(14), b"short", bytes(60)]
+    single = verify(frames[1])
+    assert pickle.loads(pickle.dumps(single)) == single
+    batches: list[Sequence[object]] = [verify_burst(frames), offload.parse_burst(frames)]
+    for batch in [*batches, offload.Toeplitz(bytes(40)).hash_burst(frames)]:
+        assert isinstance(batch, Sequence)
+        assert len([*batch]) == len(batch) == len([*reversed(batch)])
+    verdicts = verify_burst(frames)
+    assert single in verdicts and verdicts.index(single) == [*verdicts].index(single)
+    assert verdicts.count(single) == [*verdicts].count(single)
+
+
+def test_counters_are_a_mapping() -> None:
+    counters = offload.OffloadCounters()
+    assert isinstance(counters, Mapping)
+    assert dict(counters.items()) == dict(counters) == counters
+    assert sum(counters.values()) == 0
+    assert counters.get("no such") is None and "no such" not in counters

@@ -26,14 +26,16 @@ import virtio
 include = [virtio.get_include()]
 setup(name="clients", ext_modules=cythonize([
     Extension("cython_client", ["cython_client.pyx"], include_dirs=include),
+    Extension("offload_client", ["offload_client.pyx"], include_dirs=include),
     Extension("c_client", ["c_client.c"], include_dirs=include, extra_compile_args=["-Wall", "-Wextra", "-Werror"]),
 ]))
 """
 
-USE = """
+USE = r"""
 import sys
-import cython_client, c_client
+import cython_client, c_client, offload_client
 from virtio import *
+from virtio import offload
 for packed in (False, True):
     memory = GuestMemory.allocate(1 << 20, 0x100000)
     layout = QueueLayout.packed(100, 0x100000) if packed else QueueLayout.legacy(128, 0x100000)
@@ -51,6 +53,16 @@ for packed in (False, True):
         assert "DriverQueue" in str(error)
     else:
         sys.exit("a device end was taken for a driver end")
+head = bytes(12) + b"\x08\0\x45\0\x03\xe8" + bytes(4) + b"\x40\x06" + bytes(2) + bytes(range(8))
+frame = bytearray(head + bytes(12) + b"\x50\x10" + bytes(6 + 960))
+assert offload.fill_checksums(frame)[:2] == (offload.Verdict.GOOD,) * 2
+key = bytes(range(40))
+found = offload_client.through(bytes(frame), key, 500)
+assert found == {
+    "checksum": offload.checksum(frame), "verdicts": (1, 1), "fault": 0,
+    "segments": offload.segment(frame, 500).packets(), "merged": (2, len(frame)),
+    "hash": offload.Toeplitz(key).hash_frame(frame)[0],
+}, found
 print("clients ran")
 """
 
@@ -120,12 +132,20 @@ def test_the_command_is_installed(installed: Path, tmp_path: Path) -> None:
 
 
 def test_cython_and_c_clients(installed: Path, tmp_path: Path) -> None:
-    for name in ("cython_client.pyx", "c_client.c"):
+    for name in ("cython_client.pyx", "offload_client.pyx", "c_client.c"):
         shutil.copy(CLIENTS / name, tmp_path)
     (tmp_path / "setup.py").write_text(SETUP)
     tools = str(installed.parent.parent.parent / "tools")
     run([str(installed), "setup.py", "-q", "build_ext", "--inplace"], tmp_path, PYTHONPATH=tools)
     assert run([str(installed), "-c", USE], tmp_path) == "clients ran\n"
+
+
+def test_typed_client(tmp_path: Path) -> None:
+    pytest.importorskip("mypy", reason="pip install mypy")
+    client = str(CLIENTS / "typed.py")
+    checked = ["-m", "mypy", "--strict", "--no-error-summary", f"--cache-dir={tmp_path}", client]
+    assert run([sys.executable, *checked], ROOT) == ""
+    assert run([sys.executable, client], ROOT, PYTHONPATH=str(ROOT)).strip() in ("scalar", "avx2", "avx512")
 
 
 def test_unbuilt_tree_says_what_to_run(tmp_path: Path) -> None:

@@ -89,19 +89,11 @@ cdef inline uint64_t sum_pseudo6(const uint8_t *src, const uint8_t *dst, uint8_t
 
 # The checksum after some of what it covers changed, from partial sums of the old and the new bytes (RFC 1624,
 # equation 3). The bytes start at an even offset of what is summed. It is what summing anew gives, but for data that
-# become all zero: 0 here, 0xffff there. A UDP checksum of 0 stands for none, is not to be updated, and as a result
+# become all zero: 0 here, 0xffff there. A field of 16 or 32 bits, as the native number that a load gives, is a partial
+# sum. A UDP checksum of 0 stands for none, is not to be updated, and as a result
 # must become 0xffff.
 cdef inline uint16_t checksum_update(uint16_t checksum, uint64_t old, uint64_t new) noexcept nogil:
     return <uint16_t>~sum_fold(<uint64_t><uint16_t>~checksum + <uint16_t>~sum_fold(old) + sum_fold(new))
-
-
-# The same for one field of 16 or 32 bits, as native numbers loaded from the packet.
-cdef inline uint16_t checksum_update16(uint16_t checksum, uint16_t old, uint16_t new) noexcept nogil:
-    return checksum_update(checksum, old, new)
-
-
-cdef inline uint16_t checksum_update32(uint16_t checksum, uint32_t old, uint32_t new) noexcept nogil:
-    return checksum_update(checksum, old, new)
 
 
 cdef enum:

@@ -5,9 +5,11 @@ import os
 from cpython.array cimport array, clone
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 
 from virtio._batch cimport Batch
+from virtio._limits cimport number_within
 
 
 cdef extern from "virtio/simd.h" nogil:
@@ -113,7 +115,7 @@ cdef int checksum_complete(uint8_t *frame, size_t length, size_t csum_start, siz
 cdef array NUMBERS = array("H")
 
 
-cdef uint64_t sum_of(object data, long long initial) except? 0:
+cdef uint64_t sum_of(object data, object initial) except? 0:
     """The partial sum of a buffer, or of a list or tuple of them as one after the other."""
     cdef Py_buffer view
     cdef iovec piece
@@ -121,9 +123,7 @@ cdef uint64_t sum_of(object data, long long initial) except? 0:
     cdef uint64_t total
     cdef size_t done = 0
     cdef uint32_t i
-    if not 0 <= initial <= 0xffff:
-        raise ValueError(f"initial sum {initial} out of range (0 to 65535)")
-    total = sum_be16(<uint16_t>initial)
+    total = sum_be16(<uint16_t>number_within(initial, 0, 0xffff, "initial sum"))
     if PyBytes_CheckExact(data):
         piece.iov_base = PyBytes_AS_STRING(data)
         piece.iov_len = PyBytes_GET_SIZE(data)
@@ -166,7 +166,8 @@ def checksum_burst(frames, offsets=None):
     """Return the checksum of each of many buffers, as an ``array.array("H")`` of numbers.
 
     ``frames`` is a sequence of buffers; or, with ``offsets`` (n + 1 rising numbers), one buffer in which frame i is
-    ``frames[offsets[i]:offsets[i + 1]]``. Works without the GIL.
+    ``frames[offsets[i]:offsets[i + 1]]``. Raises TypeError for what is no buffer, ValueError for a frame of 4 GiB and
+    more, or offsets out of order or outside the buffer. Any thread may call; works without the GIL.
     """
     cdef Batch batch = Batch()
     cdef array result
@@ -210,7 +211,7 @@ def copy_checksum(destination, source):
     return sum_be16(<uint16_t>~sum_fold(total))
 
 
-def update_checksum(long long checksum, old, new):
+def update_checksum(checksum, old, new):
     """Return the checksum after the bytes ``old`` of what it covers became ``new`` (RFC 1624, equation 3).
 
     The bytes start at an even offset of what is summed; what follows them keeps its place, or moves by an even number.
@@ -218,34 +219,33 @@ def update_checksum(long long checksum, old, new):
     of 0xffff). A UDP checksum of 0 stands for none and must not be updated; a result of 0 must be sent as 0xffff there.
     Raises ValueError if ``checksum`` is not in 0 to 65535.
     """
-    if not 0 <= checksum <= 0xffff:
-        raise ValueError(f"checksum {checksum} out of range (0 to 65535)")
-    return sum_be16(checksum_update(sum_be16(<uint16_t>checksum), sum_of(old, 0), sum_of(new, 0)))
+    cdef uint16_t number = <uint16_t>number_within(checksum, 0, 0xffff, "checksum")
+    return sum_be16(checksum_update(sum_be16(number), sum_of(old, 0), sum_of(new, 0)))
 
 
-def pseudo_header_sum(bytes src not None, bytes dst not None, long long protocol, long long length):
+def pseudo_header_sum(src, dst, protocol, length):
     """Return the sum of a pseudo header, to begin a checksum with: of IPv4 or IPv6 by the addresses' 4 or 16 bytes.
 
     ``length`` is that of the transport header and what follows it. The destination is the final one, where a routing
     header names it (RFC 8200, section 8.1). Raises ValueError for addresses of another or not the same size, a protocol
     beyond 255, or a length beyond 65535 (IPv4) or 2**32 - 1 (IPv6).
     """
-    cdef const uint8_t *s = <const uint8_t *>PyBytes_AS_STRING(src)
-    cdef const uint8_t *d = <const uint8_t *>PyBytes_AS_STRING(dst)
-    cdef Py_ssize_t size = len(src)
-    cdef long long limit = 0xffff if size == 4 else 0xffffffff
-    if size != len(dst) or size not in (4, 16):
-        raise ValueError(f"addresses of {size} and {len(dst)} bytes (both 4, or both 16)")
-    if not 0 <= protocol <= 255:
-        raise ValueError(f"protocol {protocol} out of range (0 to 255)")
-    if not 0 <= length <= limit:
-        raise ValueError(f"length {length} out of range (0 to {limit})")
+    cdef Batch batch = Batch()
+    cdef uint8_t number
+    cdef uint32_t size
+    batch.load((src, dst), None, False)
+    size = batch.lengths[0]
+    if size != batch.lengths[1] or size not in (4, 16):
+        raise ValueError(f"addresses of {size} and {batch.lengths[1]} bytes (both 4, or both 16)")
+    number = <uint8_t>number_within(protocol, 0, 0xff, "protocol")
     if size == 4:
-        return sum_be16(sum_fold(sum_pseudo4(s, d, <uint8_t>protocol, <uint32_t>length)))
-    return sum_be16(sum_fold(sum_pseudo6(s, d, <uint8_t>protocol, <uint32_t>length)))
+        return sum_be16(sum_fold(sum_pseudo4(batch.data[0], batch.data[1], number,
+                                             <uint32_t>number_within(length, 0, 0xffff, "length"))))
+    return sum_be16(sum_fold(sum_pseudo6(batch.data[0], batch.data[1], number,
+                                         <uint32_t>number_within(length, 0, 0xffffffff, "length"))))
 
 
-def complete_checksum(frame, long long start, long long offset):
+def complete_checksum(frame, start, offset):
     """Complete a partial checksum in place, as VIRTIO_NET_HDR_F_NEEDS_CSUM asks for; return it.
 
     ``frame`` is writable; the 2 bytes at ``start + offset`` (the header's csum_start and csum_offset) hold the sum of
@@ -253,16 +253,16 @@ def complete_checksum(frame, long long start, long long offset):
     as Linux does. Raises ValueError if the field is not within the frame, which then is as it was.
     """
     cdef Py_buffer view
+    cdef size_t at = number_within(start, 0, PY_SSIZE_T_MAX, "csum_start")
+    cdef size_t field = number_within(offset, 0, PY_SSIZE_T_MAX, "csum_offset")
     cdef int code
-    if start < 0 or offset < 0:
-        raise ValueError(f"csum_start {start}, csum_offset {offset}: negative")
     PyObject_GetBuffer(frame, &view, PyBUF_WRITABLE)
     try:
-        code = checksum_complete(<uint8_t *>view.buf, view.len, start, offset)
+        code = checksum_complete(<uint8_t *>view.buf, view.len, at, field)
         if code == COMPLETE_START:
             raise ValueError(f"csum_start {start} is beyond the frame ({view.len} bytes)")
         if code == COMPLETE_FIELD:
             raise ValueError(f"csum_start {start} + csum_offset {offset} + 2 is beyond the frame ({view.len} bytes)")
-        return sum_be16(load_sum16(<uint8_t *>view.buf + start + offset))
+        return sum_be16(load_sum16(<uint8_t *>view.buf + at + field))
     finally:
         PyBuffer_Release(&view)

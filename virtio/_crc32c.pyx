@@ -4,6 +4,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t
 
 from virtio._checksum cimport SIMD_SCALAR, simd_level
+from virtio._limits cimport number_within
 
 
 cdef extern from "virtio/crc32c.h" nogil:
@@ -29,17 +30,15 @@ cdef uint32_t crc32c_update(uint32_t crc, const uint8_t *p, size_t n) noexcept n
     return ~virtio_crc32c_sse42(&tables, ~crc, p, n)
 
 
-def crc32c(data, long long initial=0):
+def crc32c(data, initial=0):
     """Return the CRC32c of a buffer, 0 to 2**32 - 1; of more than one with ``initial``, the CRC32c of those before.
 
     Used like zlib.crc32(): ``crc32c(b, crc32c(a)) == crc32c(a + b)``. SCTP stores it little-endian (RFC 9260, appendix
     A). Raises ValueError if ``initial`` is not in 0 to 2**32 - 1.
     """
     cdef Py_buffer view
-    cdef uint32_t crc
-    if not 0 <= initial <= 0xffffffff:
-        raise ValueError(f"initial CRC {initial} out of range (0 to 4294967295)")
+    cdef uint32_t crc = <uint32_t>number_within(initial, 0, 0xffffffff, "initial CRC")
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-    crc = crc32c_update(<uint32_t>initial, <const uint8_t *>view.buf, view.len)
+    crc = crc32c_update(crc, <const uint8_t *>view.buf, view.len)
     PyBuffer_Release(&view)
     return crc

@@ -27,16 +27,12 @@ ctypedef struct frame_checks:
 cdef int layer_verify_l3(const uint8_t *p, const virtio_frame *frame, const virtio_layer *layer) noexcept nogil
 cdef int layer_verify_l4(const uint8_t *p, const virtio_frame *frame, const virtio_layer *layer) noexcept nogil
 cdef void frame_verify(frame_checks *checks, const uint8_t *p, const virtio_frame *frame) noexcept nogil
-cdef void frame_verify_burst(frame_checks *checks, const uint8_t *const *p, const virtio_frame *frames,
-                             uint32_t count) noexcept nogil
 
 # Compute and store. A UDP checksum that comes out as 0 becomes 0xffff. A frame is filled from the inside out, because
 # the outer UDP checksum covers the inner ones. Nothing is stored unless the result is GOOD; never BAD.
 cdef int layer_fill_l3(uint8_t *p, const virtio_frame *frame, const virtio_layer *layer) noexcept nogil
 cdef int layer_fill_l4(uint8_t *p, const virtio_frame *frame, const virtio_layer *layer) noexcept nogil
 cdef void frame_fill(frame_checks *checks, uint8_t *p, const virtio_frame *frame) noexcept nogil
-cdef void frame_fill_burst(frame_checks *checks, uint8_t *const *p, const virtio_frame *frames,
-                           uint32_t count) noexcept nogil
 
 # Store the pseudo header's sum in the TCP or UDP checksum field of a layer, as VIRTIO_NET_HDR_F_NEEDS_CSUM wants it
 # (VIRTIO 1.4, 5.1.9.2). Returns csum_offset, csum_start being layer.l4; -1, and nothing stored, where the layer has

@@ -123,13 +123,6 @@ cdef void frame_verify(frame_checks *checks, const uint8_t *p, const virtio_fram
         checks.inner_l4 = <uint8_t>layer_verify_l4(p, frame, &frame.inner)
 
 
-cdef void frame_verify_burst(frame_checks *checks, const uint8_t *const *p, const virtio_frame *frames,
-                             uint32_t count) noexcept nogil:
-    cdef uint32_t i
-    for i in range(count):
-        frame_verify(&checks[i], p[i], &frames[i])
-
-
 cdef int layer_fill_l3(uint8_t *p, const virtio_frame *frame, const virtio_layer *layer) noexcept nogil:
     cdef uint32_t size
     if layer.l3_kind != VIRTIO_L3_IPV4:
@@ -173,13 +166,6 @@ cdef void frame_fill(frame_checks *checks, uint8_t *p, const virtio_frame *frame
     checks.l4 = <uint8_t>layer_fill_l4(p, frame, &frame.outer)
 
 
-cdef void frame_fill_burst(frame_checks *checks, uint8_t *const *p, const virtio_frame *frames,
-                           uint32_t count) noexcept nogil:
-    cdef uint32_t i
-    for i in range(count):
-        frame_fill(&checks[i], p[i], &frames[i])
-
-
 cdef int layer_fill_partial(uint8_t *p, const virtio_frame *frame, const virtio_layer *layer) noexcept nogil:
     cdef transport it
     if not layer.flags & VIRTIO_LAYER_L4 or (layer.protocol != TCP and layer.protocol != UDP):
@@ -193,7 +179,12 @@ cdef int layer_fill_partial(uint8_t *p, const virtio_frame *frame, const virtio_
 # ---- the Python face ----
 
 class Verdict(IntEnum):
-    """What a checksum is worth."""
+    """What a checksum is worth.
+
+    ``NONE``: there is nothing to check, for want of such a header or of a checksum in it (UDP's 0, where it is
+    allowed). ``GOOD``: it is right; of the functions that fill, it was stored. ``BAD``: it is wrong. ``UNKNOWN``: it
+    cannot be told, of a fragment, an unknown protocol, or a frame that is cut off.
+    """
 
     NONE = VERDICT_NONE
     GOOD = VERDICT_GOOD
@@ -202,7 +193,15 @@ class Verdict(IntEnum):
 
 
 cdef const char *CHECKS_FORMAT = b"T{B:l3:B:l4:B:inner_l3:B:inner_l4:}"
-Checks = namedtuple("Checks", ["l3", "l4", "inner_l3", "inner_l4"])
+Checks = namedtuple("Checks", ["l3", "l4", "inner_l3", "inner_l4"], module=__name__)
+Checks.__doc__ = """The verdicts on a frame's checksums: a tuple of four :class:`Verdict`.
+
+``inner_l3`` and ``inner_l4`` are ``NONE`` without a tunnel.
+"""
+Checks.l3.__doc__ = "Of the IPv4 header's checksum; NONE for IPv6."
+Checks.l4.__doc__ = "Of the transport checksum: TCP, UDP, ICMP, ICMPv6 or SCTP."
+Checks.inner_l3.__doc__ = "Of the IPv4 header within the tunnel."
+Checks.inner_l4.__doc__ = "Of the transport checksum within the tunnel."
 _VERDICTS = tuple(Verdict)
 
 
@@ -236,6 +235,8 @@ def verify(data):
     headers, and the same within VXLAN and GENEVE. Padding behind the packet is not looked at. A UDP checksum of 0 is
     ``NONE`` on IPv4; on IPv6 it is ``BAD``, except for a tunnel's outer header (RFC 6935). Fragments, unknown protocols
     and frames that are cut off are ``UNKNOWN``: :func:`parse` says why.
+
+    Raises TypeError for what is no buffer, ValueError for 4 GiB and more. Any thread may call; the GIL is held.
     """
     cdef Py_buffer view
     cdef virtio_frame frame
@@ -251,7 +252,8 @@ def verify_burst(frames, offsets=None):
     """Verify many frames; return :class:`Verdicts`, a sequence of :class:`Checks`.
 
     ``frames`` is a sequence of buffers; or, with ``offsets`` (n + 1 rising numbers), one buffer in which frame i is
-    ``frames[offsets[i]:offsets[i + 1]]``. Works without the GIL.
+    ``frames[offsets[i]:offsets[i + 1]]``. Raises TypeError for what is no buffer, ValueError for a frame of 4 GiB and
+    more, or offsets out of order or outside the buffer. Any thread may call; works without the GIL.
     """
     cdef Batch batch = Batch()
     cdef Verdicts result = Verdicts.__new__(Verdicts)
@@ -274,6 +276,9 @@ def fill_checksums(data):
     Knows what :func:`verify` knows, and leaves what is not ``GOOD`` as it was. The inner headers of a tunnel come
     first, because the outer UDP checksum, which is stored as well, covers them. A UDP checksum of 0 is stored as
     0xffff.
+
+    Raises BufferError or TypeError for what is no writable buffer, ValueError for 4 GiB and more. Any thread may call,
+    with a frame that no other thread uses; the GIL is held.
     """
     cdef Py_buffer view
     cdef virtio_frame frame
@@ -286,7 +291,11 @@ def fill_checksums(data):
 
 
 def fill_checksums_burst(frames, offsets=None):
-    """:func:`fill_checksums` for many frames, handed in and returned as with :func:`verify_burst`."""
+    """:func:`fill_checksums` for many frames, handed in and returned as with :func:`verify_burst`.
+
+    Every buffer must be writable: BufferError or TypeError if one is not, and then nothing is stored in any. Other
+    errors are those of :func:`verify_burst`. Works without the GIL: no other thread may use the frames meanwhile.
+    """
     cdef Batch batch = Batch()
     cdef Verdicts result = Verdicts.__new__(Verdicts)
     cdef virtio_frame frame

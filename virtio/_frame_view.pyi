@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 
 from typing_extensions import Buffer
@@ -110,4 +110,4 @@ class Frame:
 class Frames(Records[Frame]): ...
 
 def parse(frame: Buffer) -> Frame: ...
-def parse_burst(frames: Sequence[Buffer] | Buffer, offsets: Iterable[int] | None = None) -> Frames: ...
+def parse_burst(frames: Iterable[Buffer] | Buffer, offsets: Iterable[int] | None = None) -> Frames: ...

@@ -11,7 +11,17 @@ from enum import IntEnum, IntFlag
 
 
 class Stop(IntEnum):
-    """Why a parse stopped. Up to NO_NEXT the frame is sound; the others are faults: see is_fault."""
+    """Why a parse stopped. Up to NO_NEXT the frame is sound; the others are faults: see is_fault.
+
+    Sound: OK, all was found. NOT_IP, neither IP nor ARP. PROTOCOL, one behind IP that is not parsed. FRAGMENT, a later
+    one, without a transport header. ENCRYPTED, by ESP. NO_NEXT, IPv6's "no next header".
+
+    Faults: SHORT_ETHERNET, SHORT_VLAN, SHORT_L3, SHORT_EXTENSION, SHORT_L4, SHORT_TUNNEL, it ends within that header.
+    IP_VERSION, not the EtherType's. IPV4_IHL, a header under 20 bytes. IP_LENGTH, beyond the frame or below its own
+    header. EXTENSIONS, too many. TCP_OFFSET, UDP_LENGTH, under the header's size or beyond the packet. OFFSETS, headers
+    beyond 65535 bytes. LLC_LENGTH, an 802.3 length beyond the frame. OPTION, an IP option beyond its header. ROUTING,
+    a routing header whose next address is not in it. Frame.explain() says it of one frame.
+    """
 
     OK = VIRTIO_STOP_OK
     NOT_IP = VIRTIO_STOP_NOT_IP
@@ -43,7 +53,7 @@ class Stop(IntEnum):
 
 
 class L3Kind(IntEnum):
-    """The network protocol of a layer."""
+    """The network protocol of a layer: NONE where the frame ends before it; OTHER is neither IP nor ARP."""
 
     NONE = VIRTIO_L3_NONE
     IPV4 = VIRTIO_L3_IPV4
@@ -53,7 +63,12 @@ class L3Kind(IntEnum):
 
 
 class LayerFlag(IntFlag):
-    """What else a layer has; the numbers are those of VIRTIO_LAYER_* in virtio/frame.h."""
+    """What else a layer has; the numbers are those of VIRTIO_LAYER_* in virtio/frame.h.
+
+    L4: a whole transport header. FRAGMENT: of a packet; LATER: not its first. OPTIONS: IPv4's; EXTENSIONS: IPv6's;
+    L4_OPTIONS: TCP's. PADDED: bytes lie behind the packet. ROUTED: src or dst is not the address in the IP header.
+    HOME: src is in a home address option. ROUTING_2: dst is in a routing header of type 2.
+    """
 
     L4 = VIRTIO_LAYER_L4
     FRAGMENT = VIRTIO_LAYER_FRAGMENT

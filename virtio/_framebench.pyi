@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from typing_extensions import Buffer
 
 from virtio._toeplitz import Toeplitz
 
 def parse_frames(
-    frames: Sequence[Buffer] | Buffer, offsets: Iterable[int] | None = None, *, rounds: int = 1000
+    frames: Iterable[Buffer] | Buffer, offsets: Iterable[int] | None = None, *, rounds: int = 1000
 ) -> float: ...
 def hash_frames(
-    toeplitz: Toeplitz, frames: Sequence[Buffer] | Buffer, offsets: Iterable[int] | None = None, *, rounds: int = 1000
+    toeplitz: Toeplitz, frames: Iterable[Buffer] | Buffer, offsets: Iterable[int] | None = None, *, rounds: int = 1000
 ) -> float: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import IntEnum
 
 class TransmitOutcome(IntEnum):
@@ -83,9 +83,8 @@ class ReceiveReason(IntEnum):
     @property
     def counter(self) -> str: ...
 
-class OffloadCounters:
+class OffloadCounters(Mapping[str, int]):
     def __init__(self) -> None: ...
-    def keys(self) -> list[str]: ...
     def __iter__(self) -> Iterator[str]: ...
     def __len__(self) -> int: ...
     def __getitem__(self, name: str) -> int: ...

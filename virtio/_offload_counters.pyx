@@ -1,5 +1,6 @@
 """Why frames were sent and received as they were, and how often."""
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 from libc.string cimport memset
@@ -8,7 +9,11 @@ from virtio._net_hdr cimport *
 
 
 class TransmitOutcome(IntEnum):
-    """What becomes of a frame to send."""
+    """What becomes of a frame to send.
+
+    SENT_AS: as the header says. DONE_IN_SOFTWARE: its checksum is complete, and the header asks for nothing.
+    SEGMENT_IN_SOFTWARE: it is untouched, and the caller is to cut it. REFUSED: it is untouched, and not to be sent.
+    """
 
     SENT_AS = VIRTIO_TX_SENT_AS
     DONE_IN_SOFTWARE = VIRTIO_TX_DONE_IN_SOFTWARE
@@ -52,15 +57,21 @@ class TransmitReason(IntEnum):
 
     @property
     def outcome(self):
+        """What it leads to: TransmitOutcome."""
         return _OUTCOMES[(self >= VIRTIO_TX_SOFTWARE) + (self >= VIRTIO_TX_SEGMENT) + (self >= VIRTIO_TX_REFUSE)]
 
     @property
     def counter(self):
+        """The name under which OffloadCounters has it."""
         return f"tx_{self.name.lower()}"
 
 
 class ReceiveVerdict(IntEnum):
-    """What the transport checksum of a received frame is worth."""
+    """What the transport checksum of a received frame is worth.
+
+    UNKNOWN: nothing is said, so verify it. VERIFIED: the peer did. NEEDS_CHECKSUM: the data are vouched for, but the
+    field has the sum of the pseudo header only. BAD: the header cannot be true of this frame.
+    """
 
     UNKNOWN = VIRTIO_RX_UNKNOWN
     VERIFIED = VIRTIO_RX_VERIFIED
@@ -103,6 +114,7 @@ class ReceiveReason(IntEnum):
 
     @property
     def counter(self):
+        """The name under which OffloadCounters has it."""
         return f"rx_{self.name.lower()}"
 
 
@@ -131,12 +143,8 @@ cdef class OffloadCounters:
         for i in range(VIRTIO_RX_REASONS):
             self.c.rx[i] += counts[i]
 
-    def keys(self):
-        """Return the names."""
-        return [*_TX, *_RX]
-
     def __iter__(self):
-        return iter(self.keys())
+        return iter([*_TX, *_RX])
 
     def __len__(self):
         return len(_TX) + len(_RX)
@@ -146,6 +154,16 @@ cdef class OffloadCounters:
             return self.c.tx[<int>_TX[name]]
         return self.c.rx[<int>_RX[name]]
 
+    def __eq__(self, other):
+        return Mapping.__eq__(self, other)
+
+    __hash__ = None
+    __contains__ = Mapping.__contains__
+    keys = Mapping.keys
+    items = Mapping.items
+    values = Mapping.values
+    get = Mapping.get
+
     def reset(self):
         """Set all to 0."""
         memset(&self.c, 0, sizeof(self.c))
@@ -153,3 +171,6 @@ cdef class OffloadCounters:
     def __repr__(self):
         counts = ", ".join(f"{name}={self[name]}" for name in self if self[name])
         return f"OffloadCounters({counts})"
+
+
+Mapping.register(OffloadCounters)

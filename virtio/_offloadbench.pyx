@@ -8,9 +8,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio._batch cimport Batch
-from virtio._checksum cimport (
-    checksum_update16, checksum_update32, sum_be16, sum_bytes, sum_copy, sum_fold, sum_gather,
-)
+from virtio._checksum cimport checksum_update, sum_be16, sum_bytes, sum_copy, sum_fold, sum_gather
 from virtio._crc32c cimport crc32c_update
 from virtio._memory cimport iovec
 
@@ -113,8 +111,8 @@ def gather_sum(pieces, size_t skip, size_t length):
 
 
 def update_field(uint16_t checksum, uint32_t old, uint32_t new, *, int bits):
-    """Return checksum_update16() or checksum_update32(); all numbers as they stand in the packet."""
+    """Return checksum_update() of a field of 16 or 32 bits; all numbers as they stand in the packet."""
     checksum = sum_be16(checksum)
     if bits == 16:
-        return sum_be16(checksum_update16(checksum, sum_be16(<uint16_t>old), sum_be16(<uint16_t>new)))
-    return sum_be16(checksum_update32(checksum, htonl(old), htonl(new)))
+        return sum_be16(checksum_update(checksum, sum_be16(<uint16_t>old), sum_be16(<uint16_t>new)))
+    return sum_be16(checksum_update(checksum, htonl(old), htonl(new)))

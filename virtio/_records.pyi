@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar, overload
+from collections.abc import Sequence
+from typing import TypeVar, overload
 
 T = TypeVar("T")
 
-class Records(Generic[T]):
+class Records(Sequence[T]):
     def __len__(self) -> int: ...
     @overload
     def __getitem__(self, index: int) -> T: ...

@@ -1,5 +1,7 @@
 """Arrays of C structs as sequences and buffers."""
 
+from collections.abc import Sequence
+
 from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_STRIDES, PyBUF_WRITABLE
 from libc.stdlib cimport free
 
@@ -18,7 +20,7 @@ cdef class Records:
         # a record of 64 bytes is then a cache line
         if posix_memalign(&self.items, 64, (count + 1) * itemsize) != 0:
             raise MemoryError()
-        self.count = self.shape[0] = count
+        self.shape[0] = count
         self.itemsize = itemsize
         self.format = format
         return 0
@@ -27,24 +29,39 @@ cdef class Records:
         raise NotImplementedError
 
     def __len__(self):
-        return self.count
+        return self.shape[0]
 
     def __getitem__(self, index):
         cdef Py_ssize_t i
         if isinstance(index, slice):
-            return [self.record(i) for i in range(*index.indices(self.count))]
+            return [self.record(i) for i in range(*index.indices(self.shape[0]))]
         i = index
         if i < 0:
-            i += self.count
-        if not 0 <= i < self.count:
-            raise IndexError(f"index {index} out of range ({self.count} frames)")
+            i += self.shape[0]
+        if not 0 <= i < self.shape[0]:
+            raise IndexError(f"index {index} out of range ({self.shape[0]} frames)")
         return self.record(i)
+
+    def __iter__(self):
+        cdef Py_ssize_t i
+        for i in range(self.shape[0]):
+            yield self.record(i)
+
+    def __reversed__(self):
+        cdef Py_ssize_t i
+        for i in range(self.shape[0] - 1, -1, -1):
+            yield self.record(i)
+
+    # comparing is Python's, so these are Sequence's own
+    __contains__ = Sequence.__contains__
+    index = Sequence.index
+    count = Sequence.count
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         if flags & PyBUF_WRITABLE:
             raise BufferError(f"{type(self).__name__} is read-only")
         view.buf = self.items
-        view.len = self.count * self.itemsize
+        view.len = self.shape[0] * self.itemsize
         view.readonly = 1
         view.itemsize = self.itemsize
         view.format = <char *>self.format if flags & PyBUF_FORMAT else <char *>NULL
@@ -54,3 +71,6 @@ cdef class Records:
         view.suboffsets = NULL
         view.internal = NULL
         view.obj = self
+
+
+Sequence.register(Records)

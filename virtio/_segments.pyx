@@ -1,12 +1,16 @@
 """Cutting frames into segments, for Python."""
 
+from collections.abc import Sequence
+
 cimport cython
+from cpython.buffer cimport Py_buffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from virtio._batch cimport Batch
 from virtio._frame cimport *
+from virtio._limits cimport number_within
 from virtio._memory cimport iovec
 from virtio._segment cimport *
 from virtio._segment_write cimport segment_copy, segment_headers
@@ -64,34 +68,27 @@ cdef object error_of(const virtio_segmenter *s, int code):
     return SegmentError(text.format(s.value, s.limit, word), reason, s.value, s.limit if s.limit else None)
 
 
-cdef int open_frame(virtio_segmenter *s, Batch batch, iovec **pieces, object frame, long long gso_size,
+cdef int open_frame(virtio_segmenter *s, Batch batch, iovec **pieces, object frame, object gso_size,
                     object gso_type, str checksum, bint fixed_id, bint fixed_outer_id,
-                    long long max_segments) except -1:
+                    object max_segments) except -1:
     """Plan it. The batch and *pieces, to be freed, hold what the plan refers to."""
-    cdef uint32_t options = 0, kind = SEGMENT_AUTO, i
-    cdef long long wanted
+    cdef uint32_t options = 0, kind = SEGMENT_AUTO, i, size, limit
     cdef int code
     if checksum == "partial":
         options = SEGMENT_PARTIAL
     elif checksum != "full":
         raise ValueError(f"checksum {checksum!r} is neither 'full' nor 'partial'")
-    if not 0 <= gso_size <= UINT32_MAX:
-        raise ValueError(f"gso_size {gso_size} out of range (0 to {UINT32_MAX})")
-    if not 1 <= max_segments <= UINT32_MAX:
-        raise ValueError(f"max_segments {max_segments} out of range (1 to {UINT32_MAX})")
+    size = <uint32_t>number_within(gso_size, 0, UINT32_MAX, "gso_size")
+    limit = <uint32_t>number_within(max_segments, 1, UINT32_MAX, "max_segments")
     if gso_type is not None:
-        wanted = gso_type
-        if not 0 <= wanted <= 0xff:
-            raise ValueError(f"gso_type {wanted} out of range (0 to 255)")
-        kind = <uint32_t>wanted
+        kind = <uint32_t>number_within(gso_type, 0, 0xff, "gso_type")
     if fixed_id:
         options |= SEGMENT_FIXED_ID
     if fixed_outer_id:
         options |= SEGMENT_FIXED_OUTER_ID
     batch.load(frame if isinstance(frame, (list, tuple)) else (frame,), None, False)
     if batch.count == 1:
-        code = segment_plan(s, batch.data[0], batch.lengths[0], kind, <uint32_t>gso_size, options,
-                            <uint32_t>max_segments)
+        code = segment_plan(s, batch.data[0], batch.lengths[0], kind, size, options, limit)
     else:
         pieces[0] = <iovec *>malloc((batch.count + 1) * sizeof(iovec))
         if pieces[0] is NULL:
@@ -99,11 +96,25 @@ cdef int open_frame(virtio_segmenter *s, Batch batch, iovec **pieces, object fra
         for i in range(batch.count):
             pieces[0][i].iov_base = batch.data[i]
             pieces[0][i].iov_len = batch.lengths[i]
-        code = segment_plan_pieces(s, pieces[0], batch.count, kind, <uint32_t>gso_size, options,
-                                   <uint32_t>max_segments)
+        code = segment_plan_pieces(s, pieces[0], batch.count, kind, size, options, limit)
     if code:
         raise error_of(s, code)
     return 0
+
+
+cdef extern from "Python.h":
+    Py_buffer *PyMemoryView_GET_BUFFER(object view)
+
+
+cdef object bytes_view(object piece):
+    """A memoryview of the piece's bytes in a row."""
+    cdef object view = memoryview(piece)
+    cdef Py_buffer *buffer = PyMemoryView_GET_BUFFER(view)
+    if buffer.len == 0:
+        return memoryview(b"")  # cast() takes no shape with a 0 in it
+    if buffer.ndim == 1 and buffer.format[0] == c"B":
+        return view
+    return view.cast("B")
 
 
 @cython.final
@@ -144,7 +155,28 @@ cdef class Segments:
     def __len__(self):
         return self.s.count
 
-    def __getitem__(self, Py_ssize_t i):
+    def __getitem__(self, index):
+        cdef Py_ssize_t i
+        if isinstance(index, slice):
+            return [self.views_of(i) for i in range(*index.indices(self.s.count))]
+        return self.views_of(index)
+
+    def __iter__(self):
+        cdef Py_ssize_t i
+        for i in range(self.s.count):
+            yield self.views_of(i)
+
+    def __reversed__(self):
+        cdef Py_ssize_t i
+        for i in range(<Py_ssize_t>self.s.count - 1, -1, -1):
+            yield self.views_of(i)
+
+    # comparing is Python's, so these are Sequence's own
+    __contains__ = Sequence.__contains__
+    index = Sequence.index
+    count = Sequence.count
+
+    cdef tuple views_of(self, Py_ssize_t i):
         cdef uint32_t k, at, size, part
         cdef Py_ssize_t start
         cdef list views
@@ -211,9 +243,34 @@ def segment(frame, gso_size, gso_type=None, *, checksum="full", fixed_id=False, 
     self.batch = Batch()
     open_frame(&self.s, self.batch, &self.pieces, frame, gso_size, gso_type, checksum, fixed_id, fixed_outer_id,
                max_segments)
-    self.source = tuple([memoryview(piece).cast("B") for piece in self.batch.source])
+    self.source = tuple([bytes_view(piece) for piece in self.batch.source])
     self.write_headers()
     return self
+
+
+Sequence.register(Segments)
+
+
+cdef int write_all(virtio_segmenter *s, const iovec *to, const uint32_t *counts, uint64_t *room) noexcept nogil:
+    """Write every segment to its counts[i] pieces, or to one each; -1 if all fit.
+
+    Else the number of the first that does not, room being what its pieces hold, and nothing is written.
+    """
+    cdef uint32_t i, k, n, first = 0
+    for i in range(s.count):
+        n = counts[i] if counts is not NULL else 1
+        room[0] = 0
+        for k in range(first, first + n):
+            room[0] += to[k].iov_len
+        if room[0] < segment_header_size(s, i) + segment_payload_size(s, i):
+            return <int>i
+        first += n
+    first = 0
+    for i in range(s.count):
+        n = counts[i] if counts is not NULL else 1
+        segment_copy(s, i, to + first, n, 0)
+        first += n
+    return -1
 
 
 def segment_into(frame, gso_size, buffers, gso_type=None, *, checksum="full", fixed_id=False, fixed_outer_id=False,
@@ -224,49 +281,60 @@ def segment_into(frame, gso_size, buffers, gso_type=None, *, checksum="full", fi
     than the segments and more than there are, but must not overlap the frame. Copy and checksum are one pass.
 
     Raises SegmentError as :func:`segment` does, and for buffers that are too few (reason ``"buffers"``) or too small
-    (``"room"``); nothing is written then. BufferError if a buffer is read-only.
+    (``"room"``); nothing is written then. BufferError if a buffer is read-only. Works without the GIL: no other thread
+    may use the frame or the buffers meanwhile.
     """
     cdef Batch batch = Batch(), targets = Batch()
     cdef virtio_segmenter s
     cdef iovec *pieces = NULL
     cdef iovec *to = NULL
-    cdef list flat = [], counts = [], lengths = []
-    cdef uint32_t i, k, first, need
-    cdef uint64_t room
+    cdef uint32_t *counts = NULL
+    cdef tuple given = tuple(buffers)
+    cdef list flat, lengths
+    cdef bint whole = True
+    cdef uint32_t i
+    cdef uint64_t room = 0
+    cdef int short
     try:
         open_frame(&s, batch, &pieces, frame, gso_size, gso_type, checksum, fixed_id, fixed_outer_id, max_segments)
-        for buffer in buffers:
+        if <uint64_t>len(given) < s.count:
+            raise SegmentError(f"{s.count} segments do not fit into {len(given)} buffers", "buffers", s.count,
+                               len(given))
+        for buffer in given:
             if isinstance(buffer, (list, tuple)):
-                flat.extend(buffer)
-                counts.append(len(buffer))
-            else:
-                flat.append(buffer)
-                counts.append(1)
-        if len(counts) < s.count:
-            raise SegmentError(f"{s.count} segments do not fit into {len(counts)} buffers", "buffers", s.count,
-                               len(counts))
-        targets.load(flat, None, True)
+                whole = False
+                break
+        if whole:
+            targets.load(given, None, True)
+        else:
+            counts = <uint32_t *>malloc(len(given) * sizeof(uint32_t))
+            if counts is NULL:
+                raise MemoryError()
+            flat = []
+            i = 0
+            for buffer in given:
+                parts = tuple(buffer) if isinstance(buffer, (list, tuple)) else (buffer,)
+                counts[i] = <uint32_t>len(parts)
+                flat += parts
+                i += 1
+            targets.load(flat, None, True)
         to = <iovec *>malloc((targets.count + 1) * sizeof(iovec))
         if to is NULL:
             raise MemoryError()
         for i in range(targets.count):
             to[i].iov_base = targets.data[i]
             to[i].iov_len = targets.lengths[i]
-        first = 0
-        for i in range(s.count):
+        with nogil:
+            short = write_all(&s, to, counts, &room)
+        if short >= 0:
+            i = <uint32_t>short
             need = segment_header_size(&s, i) + segment_payload_size(&s, i)
-            room = 0
-            for k in range(first, first + <uint32_t>counts[i]):
-                room += targets.lengths[k]
-            if room < need:
-                raise SegmentError(f"segment {i} of {need} bytes does not fit into its buffer of {room}", "room", need,
-                                   room)
-            first += <uint32_t>counts[i]
-        first = 0
-        for i in range(s.count):
-            lengths.append(segment_copy(&s, i, to + first, <uint32_t>counts[i], 0))
-            first += <uint32_t>counts[i]
+            raise SegmentError(f"segment {i} of {need} bytes does not fit into its buffer of {room}", "room", need,
+                               room)
+        lengths = [s.header + s.unit] * s.count  # but for the last; the extra headers of the first are in its unit
+        lengths[s.count - 1] = s.header + s.last
         return lengths
     finally:
         free(pieces)
         free(to)
+        free(counts)

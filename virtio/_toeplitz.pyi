@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 
 from typing_extensions import Buffer
@@ -47,7 +47,7 @@ class Toeplitz:
     def hash_frame(self, frame: Buffer, types: int = 0x1FF, *, tunnels: int = 0) -> tuple[int, HashReport]: ...
     def hash_burst(
         self,
-        frames: Sequence[Buffer] | Buffer,
+        frames: Iterable[Buffer] | Buffer,
         offsets: Iterable[int] | None = None,
         *,
         types: int = 0x1FF,

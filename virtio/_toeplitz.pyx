@@ -1,11 +1,12 @@
 """Toeplitz hash: receive-side scaling and hash reports."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 
 from virtio._batch cimport Batch
 from virtio._frame cimport *
+from virtio._limits cimport number_within
 from virtio._records cimport Records
 
 from enum import IntEnum, IntFlag
@@ -134,12 +135,11 @@ cdef void frame_hash(virtio_hash *out, const uint32_t *table, uint32_t types, ui
     layer_hash(out, table, types, layer, p)
 
 
-cdef int check_types(uint32_t types, uint32_t tunnels) except -1:
-    if types & ~<uint32_t>0x1ff:
-        raise ValueError(f"hash types {types:#x} out of range (HashType.ALL is 0x1ff)")
+cdef uint32_t check_tunnels(object given) except? 0:
+    cdef uint32_t tunnels = <uint32_t>number_within(given, 0, UINT32_MAX, "tunnel types")
     if tunnels & ~<uint32_t>(VIRTIO_NET_HASH_TUNNEL_TYPE_VXLAN | VIRTIO_NET_HASH_TUNNEL_TYPE_GENEVE):
         raise ValueError(f"tunnel types {tunnels:#x}: only VXLAN (0x10) and GENEVE (0x40) are parsed")
-    return 0
+    return tunnels
 
 
 cdef class Hashes(Records):
@@ -192,7 +192,7 @@ cdef class Toeplitz:
             PyBuffer_Release(&view)
         return value
 
-    def hash_frame(self, frame, uint32_t types=0x1ff, *, uint32_t tunnels=0):
+    def hash_frame(self, frame, types=0x1ff, *, tunnels=0):
         """Return (hash, HashReport) of an Ethernet frame; (0, HashReport.NONE) when no enabled type fits it.
 
         ``types`` are the enabled HashType bits, all unless given. With ``tunnels``, HashTunnel bits, a frame in such a
@@ -201,18 +201,20 @@ cdef class Toeplitz:
         cdef Py_buffer view
         cdef virtio_frame parsed
         cdef virtio_hash out
-        check_types(types, tunnels)
+        cdef uint32_t enabled, within
+        enabled = <uint32_t>number_within(types, 0, 0x1ff, "hash types")
+        within = check_tunnels(tunnels)
         PyObject_GetBuffer(frame, &view, PyBUF_SIMPLE)
         try:
             if view.len > 0xffffffff:
                 raise ValueError(f"frame of {view.len} bytes (limit {0xffffffff})")
             frame_parse(&parsed, <const uint8_t *>view.buf, <uint32_t>view.len)
-            frame_hash(&out, self.table, types, tunnels, &parsed, <const uint8_t *>view.buf)
+            frame_hash(&out, self.table, enabled, within, &parsed, <const uint8_t *>view.buf)
         finally:
             PyBuffer_Release(&view)
         return out.value, _REPORTS[out.report]
 
-    def hash_burst(self, frames, offsets=None, *, uint32_t types=0x1ff, uint32_t tunnels=0):
+    def hash_burst(self, frames, offsets=None, *, types=0x1ff, tunnels=0):
         """Hash many frames, a sequence of buffers or one buffer and offsets; return Hashes.
 
         The GIL is released meanwhile. ``types`` and ``tunnels`` are as for hash_frame(); errors as for parse_burst().
@@ -221,13 +223,14 @@ cdef class Toeplitz:
         cdef Hashes hashes = Hashes()
         cdef virtio_frame parsed
         cdef virtio_hash *items
-        cdef uint32_t i
-        check_types(types, tunnels)
+        cdef uint32_t i, enabled, within
+        enabled = <uint32_t>number_within(types, 0, 0x1ff, "hash types")
+        within = check_tunnels(tunnels)
         batch.load(frames, offsets, False)
         hashes.reserve(batch.count, sizeof(virtio_hash), HASH_FORMAT)
         items = <virtio_hash *>hashes.items
         with nogil:
             for i in range(batch.count):
                 frame_parse(&parsed, batch.data[i], batch.lengths[i])
-                frame_hash(&items[i], self.table, types, tunnels, &parsed, batch.data[i])
+                frame_hash(&items[i], self.table, enabled, within, &parsed, batch.data[i])
         return hashes

@@ -67,6 +67,28 @@ class NetFeature(IntFlag):
     IPSEC = 1 << 70
 
 
+class GsoType(IntFlag):
+    """gso_type of struct virtio_net_hdr (VIRTIO 1.4, 5.1.9): one type, and bits that are or'ed to it."""
+
+    NONE = 0
+    TCPV4 = 1
+    UDP = 3  # IPv4 fragments (UFO)
+    TCPV6 = 4
+    UDP_L4 = 5  # datagrams (USO)
+    UDP_TUNNEL_IPV4 = 0x20  # the packet within a UDP tunnel, which is of IPv4
+    UDP_TUNNEL_IPV6 = 0x40
+    ECN = 0x80  # the first segment has CWR set
+
+
+class NetHeaderFlag(IntFlag):
+    """flags of struct virtio_net_hdr (VIRTIO 1.4, 5.1.9)."""
+
+    NEEDS_CSUM = 1  # the checksum at csum_start + csum_offset is the pseudo header's, and to be completed
+    DATA_VALID = 2  # to the driver: the checksum was verified
+    RSC_INFO = 4  # to the driver: csum_start and csum_offset count merged segments and duplicate ACKs
+    UDP_TUNNEL_CSUM = 8  # the tunnel's outer UDP checksum is to be computed, or was verified
+
+
 class Postpone(IntEnum):
     """How long ``DriverQueue.postpone_intr`` waits, as a share of the chains outstanding (FreeBSD's vq_postpone_t)."""
 

@@ -12,6 +12,7 @@ from virtio._checksum import (
     copy_checksum,
     partial_sum,
     pseudo_header_sum,
+    simd,
     update_checksum,
 )
 from virtio._coalescer import Coalescer, Merged
@@ -39,6 +40,7 @@ from virtio._offload_rx import Receive, classify_receive, classify_receive_burst
 from virtio._offload_tx import Transmit, prepare_transmit, prepare_transmit_burst
 from virtio._segments import Segments, segment, segment_into
 from virtio._toeplitz import Hashes, HashReport, HashTunnel, HashType, Toeplitz
+from virtio.constants import GsoType, NetHeaderFlag
 from virtio.errors import SegmentError
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "Coalescer",
     "Frame",
     "Frames",
+    "GsoType",
     "HashReport",
     "HashTunnel",
     "HashType",
@@ -56,6 +59,7 @@ __all__ = [
     "Merged",
     "NetHeader",
     "NetHeaderFault",
+    "NetHeaderFlag",
     "OffloadCounters",
     "Receive",
     "ReceiveReason",
@@ -90,6 +94,7 @@ __all__ = [
     "pseudo_header_sum",
     "segment",
     "segment_into",
+    "simd",
     "update_checksum",
     "verify",
     "verify_burst",

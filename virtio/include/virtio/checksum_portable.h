@@ -24,7 +24,7 @@ static inline uint64_t virtio_sum_reduce_pair(virtio_sum_pair s, virtio_sum_pair
     return virtio_sum_narrow(virtio_sum_add(v[0], v[1]));
 }
 
-static uint64_t virtio_sum_portable(const uint8_t *p, size_t n)
+static inline uint64_t virtio_sum_portable(const uint8_t *p, size_t n)
 {
     virtio_sum_pair s0 = {0}, s1 = {0}, h0 = {0}, h1 = {0};
     for (; n >= 32; p += 32, n -= 32) {
@@ -37,7 +37,7 @@ static uint64_t virtio_sum_portable(const uint8_t *p, size_t n)
     return virtio_sum_narrow(virtio_sum_reduce_pair(s0 + s1, h0 + h1) + virtio_sum_short(p, n));
 }
 
-static uint64_t virtio_sum_copy_portable(uint8_t *to, const uint8_t *p, size_t n)
+static inline uint64_t virtio_sum_copy_portable(uint8_t *to, const uint8_t *p, size_t n)
 {
     virtio_sum_pair s0 = {0}, s1 = {0}, h0 = {0}, h1 = {0};
     for (; n >= 32; to += 32, p += 32, n -= 32) {

@@ -68,7 +68,7 @@ VIRTIO_AVX2_INLINE __m256i virtio_sum256_tail(__m256i x, size_t k)
     return k & 1 ? virtio_swap256(x) : x;
 }
 
-VIRTIO_AVX2 static uint64_t virtio_sum_avx2(const uint8_t *p, size_t n)
+VIRTIO_AVX2 static inline uint64_t virtio_sum_avx2(const uint8_t *p, size_t n)
 {
     const uint8_t *end = p + n;
     size_t head = 32 - ((uintptr_t)p & 31);
@@ -88,7 +88,7 @@ VIRTIO_AVX2 static uint64_t virtio_sum_avx2(const uint8_t *p, size_t n)
 }
 
 /* stores are aligned here, loads are as they come; the last store overlaps the one before it */
-VIRTIO_AVX2 static uint64_t virtio_sum_copy_avx2(uint8_t *to, const uint8_t *p, size_t n)
+VIRTIO_AVX2 static inline uint64_t virtio_sum_copy_avx2(uint8_t *to, const uint8_t *p, size_t n)
 {
     const uint8_t *end = p + n;
     size_t head = 32 - ((uintptr_t)to & 31);
@@ -135,7 +135,7 @@ VIRTIO_AVX512_INLINE uint64_t virtio_sum512_reduce(virtio_sum512 a, virtio_sum51
 }
 
 /* A masked load touches no byte that its mask leaves out; the head's goes back to the line's start, in the same page */
-VIRTIO_AVX512 static uint64_t virtio_sum_avx512(const uint8_t *p, size_t n)
+VIRTIO_AVX512 static inline uint64_t virtio_sum_avx512(const uint8_t *p, size_t n)
 {
     const uint8_t *end = p + n;
     size_t skip = (uintptr_t)p & 63;
@@ -157,7 +157,7 @@ VIRTIO_AVX512 static uint64_t virtio_sum_avx512(const uint8_t *p, size_t n)
 }
 
 /* stores are aligned here, loads are as they come */
-VIRTIO_AVX512 static uint64_t virtio_sum_copy_avx512(uint8_t *to, const uint8_t *p, size_t n)
+VIRTIO_AVX512 static inline uint64_t virtio_sum_copy_avx512(uint8_t *to, const uint8_t *p, size_t n)
 {
     const uint8_t *end = p + n;
     size_t head = 64 - ((uintptr_t)to & 63);

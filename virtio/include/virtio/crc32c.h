@@ -26,7 +26,7 @@ static inline uint64_t virtio_crc32c_load(const uint8_t *p)
 }
 
 /* slicing by eight; little-endian hosts */
-static uint32_t virtio_crc32c_portable(const virtio_crc32c_tables *t, uint32_t crc, const uint8_t *p, size_t n)
+static inline uint32_t virtio_crc32c_portable(const virtio_crc32c_tables *t, uint32_t crc, const uint8_t *p, size_t n)
 {
     for (; n >= 8; p += 8, n -= 8) {
         uint64_t v = virtio_crc32c_load(p) ^ crc;
@@ -38,7 +38,7 @@ static uint32_t virtio_crc32c_portable(const virtio_crc32c_tables *t, uint32_t c
     return crc;
 }
 
-static void virtio_crc32c_fill(virtio_crc32c_tables *t)
+static inline void virtio_crc32c_fill(virtio_crc32c_tables *t)
 {
     static const uint8_t zeros[8];
     for (uint32_t b = 0; b < 256; b++) {
@@ -70,7 +70,7 @@ VIRTIO_SSE42 static inline uint32_t virtio_crc32c_shift(const virtio_crc32c_tabl
 }
 
 /* The instruction takes a word a cycle, but gives its result after three: so three lanes at a time. */
-VIRTIO_SSE42 static uint32_t virtio_crc32c_sse42(const virtio_crc32c_tables *t, uint32_t crc, const uint8_t *p, size_t n)
+VIRTIO_SSE42 static inline uint32_t virtio_crc32c_sse42(const virtio_crc32c_tables *t, uint32_t crc, const uint8_t *p, size_t n)
 {
     uint64_t a = crc;
     while (n >= 3 * 8 * 8) {
