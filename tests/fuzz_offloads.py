@@ -22,7 +22,7 @@ from typing import Any
 
 from offloads import Guarded
 
-from virtio import _checksum, offload
+from virtio import _checksum, _segments, offload
 from virtio.constants import NetFeature
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -54,10 +54,26 @@ NUMBERS = (
     0xFFFE,
     0xFFFF,
 )
-GSO_TYPES = (0, 1, 3, 4, 5, 0x80, 0x81, 0x84, 0x20, 0x21, 0x24, 0x25, 0x41, 0x44, 0x45, 0x61, 0xA1)
+GSO_TYPES = (0, 1, 3, 4, 5, 0x80, 0x81, 0x84, 0x20, 0x21, 0x24, 0x25, 0x41, 0x44, 0x45, 0x61, 0xA1, 0x23, 0x43)
 HOST = (1 << 0, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 56, 1 << 67, 1 << 68)
 ALL = sum(NetFeature) & ~(NetFeature.OUT_NET_HEADER | NetFeature.IPSEC) | 1 << 32
-FEATURES = (0, 1 << 0 | 1 << 1, sum(HOST), ALL, ALL, ALL & ~NetFeature.MRG_RXBUF, ALL & ~NetFeature.MRG_RXBUF)
+CSUM_TSO = 1 << 0 | 1 << 11 | 1 << 12  # no ECN, no tunnels
+TUNNELS = sum(HOST) & ~(1 << 68)  # but no checksum around them
+FEATURES = (
+    CSUM_TSO,
+    TUNNELS,
+    1 << 1 | 1 << 54,  # USO of one IP version only
+    1 << 1 | 1 << 55,
+    0,
+    1 << 0 | 1 << 1,
+    sum(HOST),
+    ALL,
+    ALL,
+    ALL & ~NetFeature.MRG_RXBUF,
+    ALL & ~NetFeature.MRG_RXBUF,
+)
+# of segment(), but "length", for which a frame of 4 GiB is needed
+REFUSALS = {reason for reason, _ in vars(_segments)["REASONS"].values()} - {"length"}
 SEGMENTS = 80  # at most, of one frame: more teach nothing
 
 
@@ -85,7 +101,17 @@ class Mutator:
             return bytes(header) + bytes(frame)
         for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
             change = rng.choice(
-                (self.flip, self.number, self.lie, self.lie, self.cut, self.grow, self.splice, self.repeat)
+                (
+                    self.flip,
+                    self.number,
+                    self.lie,
+                    self.lie,
+                    self.cut,
+                    self.grow,
+                    self.splice,
+                    self.repeat,
+                    self.stretch,
+                )
             )
             frame = change(frame)
         for _ in range(rng.choice((0, 0, 1, 2, 4))):
@@ -164,6 +190,32 @@ class Mutator:
         first, last = sorted((self.rng.choice(marks), self.rng.choice(marks)))
         return frame[:last] + frame[first:last] * self.rng.choice((1, 1, 2, 9, 70)) + frame[last:]
 
+    def stretch(self, frame: bytearray) -> bytearray:
+        """More IPv6 extension headers: many, long ones, so long that offsets end, or the one that makes a jumbogram."""
+        layer = offload.parse(frame).outer
+        if layer.l3_kind != 2 or len(frame) < layer.l3 + 40:
+            return frame
+        at = layer.l3 + 40
+        units = self.rng.choice(((1, 3), (1, 64), (1, 65), (100, 1), (256, 1), (256, 31), ()))
+        if not units:  # RFC 2675
+            size = 0x10000 + self.rng.randrange(1000)
+            first = bytes([frame[layer.l3 + 6], 0, 0xC2, 4]) + size.to_bytes(4, "big")
+            frame[layer.l3 + 4 : layer.l3 + 7] = bytes(3)
+            return frame[:at] + first + frame[at:] + bytes(max(0, size - 8 - (len(frame) - at)))
+        lengths = [units[0]] * units[1] + ([247] if units[1] == 31 else [])
+        chain = bytearray()
+        for i, length in enumerate(lengths):
+            chain += bytes([60 if i + 1 < len(lengths) else frame[layer.l3 + 6], length - 1])
+            room = 8 * length - 2
+            while room:  # PadN
+                pad = room if room <= 200 else 100
+                chain += bytes([1, pad - 2]) + bytes(pad - 2)
+                room -= pad
+        rest = frame[at:] if len(chain) < 60000 else frame[at : at + 20 + self.rng.randrange(15)]
+        frame[layer.l3 + 6] = 60
+        frame[layer.l3 + 4 : layer.l3 + 6] = min(0xFFFF, len(chain) + len(rest)).to_bytes(2, "big")
+        return frame[:at] + chain + rest
+
     def about(self, header: bytearray, frame: bytearray) -> None:
         """One field of the virtio_net_hdr."""
         rng = self.rng
@@ -210,6 +262,9 @@ class Fuzzer:
         frame = data[HEADER:]
         _checksum.use(rng.choice(_checksum.simd_available()))
         header = offload.NetHeader.from_bytes(self.place(data[:HEADER]), HEADER)
+        size = rng.choice((10, 12, 20, 24))
+        short = offload.NetHeader.from_bytes(self.place(data[:size]), size)
+        assert offload.NetHeader.from_bytes(self.place(short.to_bytes(size)), size) == short
         features = rng.choice((*FEATURES, rng.getrandbits(69)))
         self.read_only(frame)
         self.filling(frame, header)
@@ -229,11 +284,25 @@ class Fuzzer:
             assert str(layer.explain())
         checks = offload.verify(self.place(frame))
         assert list(offload.verify_burst([self.place(frame)])) == [checks]
-        offload.checksum(self.place(frame))
+        self.summing(frame)
         offload.crc32c(self.place(frame))
         value, report = self.toeplitz.hash_frame(self.place(frame), self.rng.getrandbits(9), tunnels=0x50)
         self.seen[f"hash {report.name}"] += 1
         assert (value == 0) or report.name != "NONE"
+
+    def summing(self, frame: bytes) -> None:
+        whole = offload.checksum(self.place(frame))
+        at, to = sorted(self.rng.randrange(len(frame) + 1) for _ in range(2))
+        parts = [bytearray(frame[:at]), bytearray(frame[at:to]), self.place(frame[to:])]
+        assert offload.checksum(parts) == whole == offload.partial_sum(parts) ^ 0xFFFF
+        at &= ~1
+        assert offload.checksum(frame[at:], offload.partial_sum(self.place(frame[:at]))) == whole
+        copy = self.place(bytes(len(frame)))
+        assert offload.copy_checksum(copy, bytes(frame)) == whole and bytes(copy) == frame
+        new = self.rng.randbytes(to - at)
+        updated = offload.update_checksum(whole, self.place(frame[at:to]), new)
+        if to - at & 1 == 0 or to == len(frame):
+            assert updated % 0xFFFF == offload.checksum(frame[:at] + new + frame[to:]) % 0xFFFF
 
     def filling(self, frame: bytes, header: offload.NetHeader) -> None:
         view = self.place(frame)
@@ -289,7 +358,9 @@ class Fuzzer:
         size = offload.net_header_size(features)
         buffer = header.to_bytes(size) + frame
         buffer = buffer[: self.rng.choice((len(buffer), len(buffer), self.rng.randrange(len(buffer) + 1)))]
-        verdicts, reasons = offload.classify_receive_burst([self.place(buffer)], features, to_driver=guest)
+        verdicts, reasons = offload.classify_receive_burst(
+            [self.place(buffer)], features, to_driver=guest, counters=self.counters
+        )
         offload.ReceiveVerdict(verdicts[0]), offload.ReceiveReason(reasons[0])
 
     def cutting(self, header: offload.NetHeader, frame: bytes) -> None:
@@ -297,16 +368,19 @@ class Fuzzer:
         size = (
             header.gso_size if len(frame) < header.gso_size * SEGMENTS else len(frame) // rng.randrange(1, SEGMENTS) + 1
         )
+        if rng.random() < 0.04:
+            size = rng.randrange(9)
         kind = rng.choice((None, header.gso_type))
+        limit = 3 if size < 9 or rng.random() < 0.1 else 0xFFFF
         pieces: Any = self.place(frame)
         if rng.random() < 0.3 and not isinstance(pieces, ctypes.Array):
             at = sorted(rng.randrange(len(frame) + 1) for _ in range(rng.randrange(1, 5)))
             pieces = [pieces[i:j] for i, j in zip([0, *at], [*at, len(frame)], strict=True)]
         mode = rng.choice(("full", "partial"))
         try:
-            cut = offload.segment(pieces, size, kind, checksum=mode, fixed_id=rng.random() < 0.5)
+            cut = offload.segment(pieces, size, kind, checksum=mode, fixed_id=rng.random() < 0.5, max_segments=limit)
         except offload.SegmentError as error:
-            self.seen["cut: refused"] += 1
+            self.seen[f"cut: {error.reason}"] += 1
             assert str(error)
             return
         packets = cut.packets()
@@ -315,6 +389,13 @@ class Fuzzer:
         buffers = [(ctypes.c_ubyte * len(packet))() for packet in packets]
         again = offload.segment_into(self.place(frame), size, buffers, kind, checksum=mode)
         assert again == [len(packet) for packet in packets]
+        gathers = []
+        for packet in packets:
+            at = rng.randrange(len(packet) + 1)
+            gathers.append([bytearray(at), bytearray(len(packet) - at)])
+        at = rng.randrange(len(frame) + 1)
+        assert offload.segment_into([frame[:at], frame[at:]], size, gathers, kind, checksum=mode) == again
+        assert [b"".join(gather) for gather in gathers] == list(map(bytes, buffers))
 
     def many(self, features: int) -> None:
         """The last inputs in one call: batches, and the coalescer."""
@@ -323,15 +404,22 @@ class Fuzzer:
         seeds = [rng.choice(self.mutator.seeds)[HEADER:] for _ in range(3)]
         batch = frames + seeds + frames[:2]
         rng.shuffle(batch)
-        assert len(offload.parse_burst(batch)) == len(batch)
-        offload.fill_checksums_burst([bytearray(frame) for frame in batch])
-        self.toeplitz.hash_burst(batch)
-        reasons, headers = offload.prepare_transmit_burst(
-            [bytearray(frame) for frame in batch], features, rng.choice((0, 9, 1460))
-        )
-        assert len(headers) == len(batch) * offload.net_header_size(features)
-        for reason in reasons:
-            offload.TransmitReason(reason)
+        offsets = [sum(map(len, batch[:i])) for i in range(len(batch) + 1)]
+        packed = self.place(b"".join(batch)) if offsets[-1] <= PAGES * 4096 else bytearray(b"".join(batch))
+        ways: list[tuple[Any, Any]] = [(batch, None), (packed, offsets)]
+        assert len({tuple(map(str, offload.parse_burst(*way))) for way in ways}) == 1
+        assert len({tuple(offload.verify_burst(*way)) for way in ways}) == 1
+        assert len({bytes(offload.checksum_burst(*way)) for way in ways}) == 1
+        assert len({tuple(self.toeplitz.hash_burst(*way)) for way in ways}) == 1
+        assert len({offload.classify_receive_burst(way[0], features, offsets=way[1]) for way in ways}) == 1
+        mss = rng.choice((0, 9, 1460))
+        for some, bounds in (([bytearray(frame) for frame in batch], None), (bytearray(packed), offsets)):
+            offload.fill_checksums_burst(some, bounds)
+        for some, bounds in (([bytearray(frame) for frame in batch], None), (bytearray(packed), offsets)):
+            reasons, headers = offload.prepare_transmit_burst(some, features, mss, offsets=bounds)
+            assert len(headers) == len(batch) * offload.net_header_size(features)
+            for reason in reasons:
+                offload.TransmitReason(reason)
         stream = offload.segment(rng.choice(self.streams), rng.choice((17, 64, 100))).packets()
         for _ in range(rng.randrange(4)):
             at = rng.randrange(len(stream))
@@ -341,16 +429,30 @@ class Fuzzer:
         batch = [*batch[:6], *stream, *batch[6:]]
         coalescer = offload.Coalescer(
             flows=rng.choice((1, 2, 8)), segments=rng.choice((2, 8)), verify=rng.random() < 0.7,
-            fixed_id=rng.random() < 0.5, rsc_info=rng.random() < 0.5,
+            fixed_id=rng.random() < 0.5, rsc_info=rng.random() < 0.5, max_bytes=rng.choice((150, 600, 65535, 65535)),
+            max_age_ns=rng.choice((None, 0, 5)),
         )  # fmt: skip
         # Merged holds views of the frames: each gets a block of its own
         held = [(ctypes.c_ubyte * len(frame)).from_buffer_copy(frame) for frame in batch]
-        merged = list(coalescer.receive(held, trusted=rng.random() < 0.3))
+        half = len(held) // 2
+        merged = coalescer.receive(held[:half], trusted=rng.random() < 0.3, now=1)
+        merged += coalescer.flush(self.place(rng.choice(batch)))
+        bounds = [sum(map(len, batch[half:i])) for i in range(half, len(batch) + 1)]
+        merged += coalescer.receive(b"".join(batch[half:]), offsets=bounds, now=rng.choice((0, 4, 9)))
         merged += coalescer.flush()
         assert sum(result.segments for result in merged) == len(batch)
         for result in merged:
             self.seen[f"coalesced: {result.passed}"] += 1
             assert len(bytes(result)) == len(result)
+
+    def unseen(self) -> set[str]:
+        """What never occurred of all that can. A new member of an enumeration is among it by itself."""
+        seen = {name for name, count in self.seen.items() if count} | {
+            name for name in self.counters if self.counters[name]
+        }
+        can = {f"stop {stop.name}" for stop in offload.Stop} | set(self.counters)
+        can |= {f"coalesced: {why}" for why in offload.Coalescer().statistics()["passed"]}
+        return (can | {f"cut: {reason}" for reason in REFUSALS}) - seen
 
 
 def plant(what: str) -> None:
@@ -380,6 +482,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--plant", choices=("guard", "heap", "wrong"))
     parser.add_argument("--last", type=Path, help="where each input is written before it is tried")
+    parser.add_argument("--cover", action="store_true", help="run until each reason occurred, or fail")
     options = parser.parse_args()
     print(f"VIRTIO_SEED={options.seed}", flush=True)
     if options.plant:
@@ -400,9 +503,14 @@ def main() -> int:
             print(f"input {done} of VIRTIO_SEED={options.seed}:\n{dump(data)}", file=sys.stderr)
             return 1
         done += 1
+        if options.cover and done % 500 == 0 and not fuzzer.unseen():
+            break
         if time.monotonic() - shown >= 10:
             shown = time.monotonic()
             print(f"fuzz: {done} inputs in {shown - begin:.0f} s, nothing found", flush=True)
+    if options.cover and fuzzer.unseen():
+        print(f"never occurred: {sorted(fuzzer.unseen())}", file=sys.stderr)
+        return 1
     for name in fuzzer.counters:
         fuzzer.seen[name] += fuzzer.counters[name]
     print(f"fuzz: {done} inputs, nothing found; {dict(sorted(fuzzer.seen.items()))}")

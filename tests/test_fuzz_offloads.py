@@ -50,6 +50,13 @@ def test_a_short_run(tmp_path: Path) -> None:
     fuzz("--inputs", "4000", last=tmp_path / "last")
 
 
+def test_a_short_run_comes_everywhere(tmp_path: Path) -> None:
+    """Each reason that can occur does, with seeds that stay the same: the mutator cannot rot unseen."""
+    process = run("--inputs", "40000", "--cover", seed="2", last=tmp_path / "last")
+    output, errors = process.communicate()
+    assert process.returncode == 0, f"{errors}\n{output}"
+
+
 @pytest.mark.skipif(SECONDS <= 0, reason="set VIRTIO_FUZZ_SECONDS to run for that long")
 def test_a_long_run(tmp_path: Path) -> None:
     fuzz("--seconds", str(SECONDS), last=tmp_path / "last")

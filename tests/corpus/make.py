@@ -61,6 +61,13 @@ def geneve(inner: Packet) -> Packet:
     return V6 / UDP(sport=0x9000, dport=6081) / GENEVE(vni=9, proto=0x6558, options=options) / ETHER / inner
 
 
+def all_ones() -> Packet:
+    """TCP's checksum is 0xffff where every sender computes 0."""
+    packet = V4 / TCP(sport=0x9000, dport=0x9001, flags="A") / Raw(bytes(2) + DATA[:40])
+    sum_there = bytes(packet)[36:38]
+    return V4 / TCP(sport=0x9000, dport=0x9001, flags="A", chksum=0xFFFF) / Raw(sum_there + DATA[:40])
+
+
 SEEDS: dict[str, tuple[bytes, Packet]] = {
     "arp": (header(), ARP(psrc="10.0.0.1", pdst="10.0.0.2")),
     "ethertype": (header(1, 0, 0, 0, 14, 16), Ether(src=ETHER.src, dst=ETHER.dst, type=0x88B5) / Raw(DATA[:50])),
@@ -79,6 +86,9 @@ SEEDS: dict[str, tuple[bytes, Packet]] = {
         / TCP_
         / Raw(DATA),
     ),
+    "v4-tcp-ack": (header(2), V4 / TCP(sport=0x9000, dport=0x9001, flags="A")),
+    "v4-tcp-vlans": (header(), Dot1Q(vlan=5) / Dot1Q(vlan=6) / Dot1Q(vlan=7) / V4 / TCP_ / Raw(DATA[:9])),
+    "v4-tcp-all-ones": (header(), all_ones()),
     "v4-udp": (header(1, 0, 42, 0, 34, 6), V4 / UDP_ / Raw(DATA[:77])),
     "v4-udp-uso": (header(1, 5, 42, 100, 34, 6), V4 / UDP_ / Raw(DATA)),
     "v4-udp-ufo": (header(1, 3, 42, 104, 34, 6), V4 / UDP_ / Raw(DATA)),
