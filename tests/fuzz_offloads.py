@@ -220,7 +220,9 @@ class Mutator:
         """One field of the virtio_net_hdr."""
         rng = self.rng
         which = rng.randrange(12)
-        if which == 0:
+        if header[0] & 4 and rng.random() < 0.3:  # RSC_INFO: the number of segments
+            header[6:8] = rng.choice((0, 1, 0xFFFF)).to_bytes(2, "little")
+        elif which == 0:
             header[0] = rng.choice((0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 0xFF, rng.randrange(256)))
         elif which == 1:
             header[1] = rng.choice((*GSO_TYPES, rng.randrange(256)))
