@@ -181,8 +181,3 @@ cdef uint32_t coalesce_flush(virtio_coalescer *c, virtio_merged *out, uint32_t r
 # Flush the flow that the n bytes at p would be of, if it is held; return the number of results.
 cdef uint32_t coalesce_flush_flow(virtio_coalescer *c, const uint8_t *p, uint32_t n, virtio_merged *out,
                                   uint32_t room) noexcept nogil
-
-
-# The pieces of a result, one for each of its segments.
-cdef inline const virtio_piece *merged_pieces(const virtio_merged *m) noexcept nogil:
-    return m.pieces if m.pieces is not NULL else &m.whole
