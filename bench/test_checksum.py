@@ -35,7 +35,15 @@ def dpdk(mode: str, size: int, span: int, cpu: int, *, native: bool) -> float:
 @pytest.mark.parametrize("level", SPANS)
 @pytest.mark.parametrize(
     ("size", "native_bar", "packaged_bar"),
-    [(20, None, None), (64, 1 / 0.9, None), (1500, 1 / 1.3, 1 / 2.5), (9000, None, None), (65536, 1 / 1.3, 1 / 2.5)],
+    [
+        (20, None, None),
+        (64, 1 / 0.9, None),
+        (128, None, None),
+        (256, None, None),
+        (1500, 1 / 1.3, 1 / 2.5),
+        (9000, None, None),
+        (65536, 1 / 1.3, 1 / 2.5),
+    ],
 )
 @pytest.mark.parametrize("native", [True, False], ids=["native", "packaged"])
 def test_sum(

@@ -13,12 +13,17 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench import peers
+from bench.conftest import ROUNDS as REPEATS
+from bench.test_package import note
 from virtio import offload
 from virtio._framebench import hash_frames, parse_frames
+from virtio._offloadbench import kernel_ns
+from virtio.constants import NetFeature
 
 logging.getLogger("scapy").setLevel(logging.CRITICAL)
 inet = pytest.importorskip("scapy.layers.inet", reason="needs scapy: pip install scapy")
@@ -30,12 +35,13 @@ from scapy.layers.vxlan import VXLAN  # noqa: E402
 from scapy.packet import Packet, Raw  # noqa: E402
 
 FRAMES, SPAN, ROUNDS = 64, 256 << 10, 20_000
+PARSE_BAR_NS, BATCH_BAR_NS = 10, 40  # a frame
 KEY = bytes((i * 37 + 1) & 255 for i in range(40))
 
 
-def traffic(kind: str) -> tuple[bytearray, list[int], list[memoryview]]:
+def traffic(kind: str, seed: int = 0) -> tuple[bytearray, list[int], list[memoryview]]:
     """64 frames of different addresses, ports and lengths, at random places of 256 KiB; also where they are."""
-    rand = random.Random(f"frames of {kind}")
+    rand = random.Random(f"frames of {kind}, {seed}")
     word = lambda: rand.randrange(0x10000)  # noqa: E731
     ipv4 = lambda: inet.IP(src=f"10.{word() >> 8}.1.{word() >> 8}", dst=f"10.2.{word() >> 8}.9", tos=word() & 0xFC)  # noqa: E731
     ipv6 = lambda: IPv6(src=f"2001:db8::{word():x}", dst=f"fd00::{word():x}")  # noqa: E731
@@ -94,7 +100,6 @@ def test_burst(kind: str, one_core: int, tmp_path: Path, versus: Callable[..., N
         lambda: parse_frames(frames, rounds=ROUNDS),
         lambda: float(peers.dpdk("dpdk_frame", "ptype", path, ROUNDS, cpu=one_core)["ns"]),
         "rte_net_get_ptype, as packaged",
-        native=lambda: float(peers.dpdk("dpdk_frame", "ptype", path, ROUNDS, cpu=one_core, native=True)["ns"]),
     )
 
 
@@ -112,6 +117,46 @@ def test_python_batch(peer: str, one_core: int, versus: Callable[..., None]) -> 
         others[peer],
         peer,
     )
+
+
+def test_parse_bar(one_core: int, benchmark: Any) -> None:
+    frames = traffic("TCPv4")[2]
+    ours: list[float] = []
+    benchmark.pedantic(lambda: ours.append(parse_frames(frames, rounds=ROUNDS)), rounds=REPEATS, warmup_rounds=1)
+    note(benchmark, "TCPv4 parse", "ns", ours, "", [], PARSE_BAR_NS)
+
+
+@pytest.mark.parametrize("name", ["parse", "checksum", "verify", "hash", "prepare_transmit", "classify_receive"])
+def test_batch_bar(name: str, one_core: int, benchmark: Any) -> None:
+    """What a call from Python adds to its kernel; where the kernel has no exerciser, all that the call takes."""
+    frames = [bytes(frame) for memory in range(4) for frame in traffic("TCPv4", memory)[2]]
+    writable = [bytearray(frame) for frame in frames]
+    received = [bytes(12) + frame for frame in frames]
+    toeplitz = offload.Toeplitz(KEY)
+    features = int(NetFeature.CSUM | NetFeature.GUEST_CSUM | NetFeature.MRG_RXBUF)
+    calls: dict[str, Callable[[], object]] = {
+        "parse": lambda: offload.parse_burst(frames),
+        "checksum": lambda: offload.checksum_burst(frames),
+        "verify": lambda: offload.verify_burst(frames),
+        "hash": lambda: toeplitz.hash_burst(frames),
+        "prepare_transmit": lambda: offload.prepare_transmit_burst(writable, features),
+        "classify_receive": lambda: offload.classify_receive_burst(received, features),
+    }
+    size = sum(map(len, frames)) // len(frames)
+    kernels: dict[str, Callable[[], float]] = {
+        "parse": lambda: parse_frames(frames, rounds=1000),
+        "checksum": lambda: kernel_ns("sum", size, 384 << 10, 200_000),
+        "verify": lambda: parse_frames(frames, rounds=1000) + kernel_ns("sum", size, 384 << 10, 200_000),
+        "hash": lambda: parse_frames(frames, rounds=1000) + hash_frames(toeplitz, frames, rounds=1000),
+    }
+    ours: list[float] = []
+
+    def measure() -> None:
+        ours.append(timed(calls[name], len(frames), 1000) - (kernels[name]() if name in kernels else 0))
+
+    benchmark.pedantic(measure, rounds=REPEATS, warmup_rounds=1)
+    what = "over its kernels" if name in kernels else "in all"
+    note(benchmark, f"Python, {name}_burst, 256 frames, {what}", "ns", ours, "", [], BATCH_BAR_NS)
 
 
 @pytest.mark.parametrize("kind", ["TCPv4", "TCPv6"])
