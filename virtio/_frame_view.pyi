@@ -53,6 +53,7 @@ class LayerFlag(IntFlag):
     ROUTED = 0x80
     HOME = 0x100
     ROUTING_2 = 0x200
+    TUNNEL = 0x400
 
 class Tunnel(IntEnum):
     NONE = 0

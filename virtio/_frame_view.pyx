@@ -67,7 +67,8 @@ class LayerFlag(IntFlag):
 
     L4: a whole transport header. FRAGMENT: of a packet; LATER: not its first. OPTIONS: IPv4's; EXTENSIONS: IPv6's;
     L4_OPTIONS: TCP's. PADDED: bytes lie behind the packet. ROUTED: src or dst is not the address in the IP header.
-    HOME: src is in a home address option. ROUTING_2: dst is in a routing header of type 2.
+    HOME: src is in a home address option. ROUTING_2: dst is in a routing header of type 2. TUNNEL: of an inner layer, a
+    tunnel within the tunnel, which is payload.
     """
 
     L4 = VIRTIO_LAYER_L4
@@ -80,6 +81,7 @@ class LayerFlag(IntFlag):
     ROUTED = VIRTIO_LAYER_ROUTED
     HOME = VIRTIO_LAYER_HOME
     ROUTING_2 = VIRTIO_LAYER_ROUTING_2
+    TUNNEL = VIRTIO_LAYER_TUNNEL
 
 
 class Tunnel(IntEnum):
