@@ -242,7 +242,7 @@ def test_coalescing_out_of_order_loses_nothing(captured: dict[str, list[bytes]])
 
 
 def test_toeplitz(captured: dict[str, list[bytes]]) -> None:
-    """As the definition has it, bit by bit; under a key of 0x6d5a repeated, alike in both directions of a connection."""
+    """As the definition has it, bit by bit; under a key of 0x6d5a repeated, alike in both directions."""
     toeplitz = offload.Toeplitz(b"\x6d\x5a" * 20)
     key = int.from_bytes(toeplitz.key, "big")
     found = toeplitz.hash_burst(captured["plain"])

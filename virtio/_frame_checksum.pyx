@@ -232,9 +232,9 @@ def verify(data):
     """Verify the checksums of an Ethernet frame; return :class:`Checks`, a verdict for each.
 
     Known are the IPv4 header, TCP, UDP, ICMP, ICMPv6 and SCTP, behind VLAN tags, IPv4 options and IPv6 extension
-    headers, and the same within VXLAN and GENEVE; what is in a tunnel within that is payload. Padding behind the packet is not looked at. A UDP checksum of 0 is
-    ``NONE`` on IPv4; on IPv6 it is ``BAD``, except for a tunnel's outer header (RFC 6935). Fragments, unknown protocols
-    and frames that are cut off are ``UNKNOWN``: :func:`parse` says why.
+    headers, and the same within VXLAN and GENEVE; what is in a tunnel within that is payload. Padding behind the packet
+    is not looked at. A UDP checksum of 0 is ``NONE`` on IPv4; on IPv6 it is ``BAD``, except for a tunnel's outer header
+    (RFC 6935). Fragments, unknown protocols and frames that are cut off are ``UNKNOWN``: :func:`parse` says why.
 
     Raises TypeError for what is no buffer, ValueError for 4 GiB and more. Any thread may call; the GIL is held.
     """

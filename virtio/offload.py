@@ -1,6 +1,6 @@
 """What a NIC does to a frame, as functions on plain bytes: parsing, checksums, segmentation, coalescing, hashing.
 
-One frame at a time; most also take a batch: a sequence of buffers, or one buffer and offsets. Nothing here knows a ring.
+One frame at a time; most also take a batch: a sequence of buffers, or one buffer and offsets.
 """
 
 from __future__ import annotations
