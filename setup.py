@@ -7,6 +7,7 @@ VIRTIO_SANITIZE=thread builds for a sanitizer (see tools/sanitize.sh). Each such
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sysconfig
 from pathlib import Path
@@ -63,7 +64,6 @@ def write_if_changed(path: Path, text: str) -> str:
 
 def extensions() -> list[Any]:
     flags = write_if_changed(Path("build/flags"), f"{VARIANT} {Cython.__version__} {COMPILE} {DIRECTIVES}\n")
-    depends = [flags, *sorted(map(str, [*Path("virtio").glob("*.pxd"), *Path("virtio/include/virtio").glob("*.h")]))]
     sources = {f"virtio.{path.stem}": path for path in sorted(Path("virtio").glob("*.pyx"))}
     if SANITIZE:  # a module that breaks the rules on purpose: proof that the sanitizer is there and sees it
         sources["sanitize_control"] = Path("tests/sanitize_control.pyx")
@@ -72,19 +72,35 @@ def extensions() -> list[Any]:
             name,
             [str(path)],
             include_dirs=["virtio/include"],
-            depends=depends,
+            depends=[flags],
             extra_compile_args=COMPILE,
             extra_link_args=LINK,
         )
         for name, path in sources.items()
     ]
     # the generated C depends on the directives and on Cython too: another variant or version, another folder
-    return cythonize(
+    built = cythonize(
         modules,
         include_path=["."],
         build_dir=f"{BUILD}/cython-{Cython.__version__}",
         compiler_directives=DIRECTIVES,
     )
+    for module in built:  # Cython knows the .pxd files, and the headers that these name; what those include, we add
+        module.depends = sorted({*module.depends, *included(module.depends)})
+    return list(built)
+
+
+def included(paths: list[str]) -> set[str]:
+    """Return our headers among paths, and those that they include."""
+    found: set[str] = set()
+    todo = [path for path in paths if path.endswith(".h") and Path(path).exists()]
+    while todo:
+        path = todo.pop()
+        if path not in found:
+            found.add(path)
+            names = re.findall(r'#include "(virtio/\w+\.h)"', Path(path).read_text())
+            todo += [f"virtio/include/{name}" for name in names]
+    return found
 
 
 class BuildExtensions(build_ext):

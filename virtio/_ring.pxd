@@ -104,6 +104,24 @@ cdef inline uint32_t device_pop_burst(virtio_device_queue *q, virtio_chain *chai
     return split_pop_burst(q, chains, limit, segs, nsegs)
 
 
+cdef inline void device_unpop_burst(virtio_device_queue *q, const virtio_chain *chains, uint32_t n) noexcept nogil:
+    """Put back the last n chains popped, none of them used: they are popped again, and checked again, next time."""
+    cdef uint32_t slots = 0
+    cdef uint32_t i
+    q.chains -= n
+    if q.packed:
+        for i in range(n):
+            slots += chains[i].slots
+        q.inuse = <uint16_t>(q.inuse - slots)
+        if slots > q.next_avail:
+            q.next_avail = <uint16_t>(q.next_avail + q.size - slots)
+            q.avail_wrap = not q.avail_wrap
+        else:
+            q.next_avail = <uint16_t>(q.next_avail - slots)
+    else:
+        q.next_avail = <uint16_t>(q.next_avail - n)
+
+
 cdef inline void device_log_written(virtio_device_queue *q, const virtio_chain *chain,
                                     const iovec *segs) noexcept nogil:
     """Mark what was written into a chain in the dirty log, if there is one. Call it after writing, before add_used."""

@@ -110,7 +110,10 @@ cdef class Queue(MemoryUser):
         return 0
 
     cdef void hold(self) noexcept:
-        queue_lock(self.lock)
+        if not virtio_trylock(self.lock):
+            # whoever has it may be in a port that runs Python: it gets the GIL, or we would wait for each other
+            with nogil:
+                queue_lock(self.lock)
 
     cdef void release(self) noexcept:
         queue_unlock(self.lock)

@@ -89,6 +89,30 @@ class NetHeaderFlag(IntFlag):
     UDP_TUNNEL_CSUM = 8  # the tunnel's outer UDP checksum is to be computed, or was verified
 
 
+class Status(IntFlag):
+    """Device status (VIRTIO 1.4, 2.1)."""
+
+    ACKNOWLEDGE = 1
+    DRIVER = 2
+    DRIVER_OK = 4
+    FEATURES_OK = 8
+    SUSPEND = 16
+    DEVICE_NEEDS_RESET = 64
+    FAILED = 128
+
+
+class DeviceType(IntEnum):
+    """Device types (VIRTIO 1.4, chapter 5)."""
+
+    NET = 1
+    BLOCK = 2
+    CONSOLE = 3
+    ENTROPY = 4
+    BALLOON = 5
+    SCSI = 8
+    P9 = 9
+
+
 class Postpone(IntEnum):
     """How long ``DriverQueue.postpone_intr`` waits, as a share of the chains outstanding (FreeBSD's vq_postpone_t)."""
 

@@ -73,3 +73,28 @@ class SegmentError(VirtioError):
         self.reason = reason
         self.value = value
         self.limit = limit
+
+
+class NegotiationError(VirtioError):
+    """The two ends did not agree on features.
+
+    ``offered`` and ``wanted`` are sets of bits (ints of any width), ``rejected`` the names of those that failed.
+    """
+
+    def __init__(self, message: str, offered: int = 0, wanted: int = 0, rejected: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.offered = offered
+        self.wanted = wanted
+        self.rejected = rejected
+
+
+class ConfigError(VirtioError):
+    """A configuration that a device shows, or that a driver or program asks for, and that cannot be."""
+
+
+class DeviceBroken(VirtioError):
+    """The device did what no device may, or does not answer; it is unusable until it is reset. ``reason`` says what."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason

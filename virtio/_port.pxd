@@ -1,0 +1,55 @@
+# Ports and sinks at C level. What each function does stands in include/virtio/port.h.
+from libc.stdint cimport int64_t, uint32_t
+
+from virtio._bell cimport virtio_bell
+from virtio._memory cimport iovec
+from virtio._net_hdr cimport virtio_net_hdr
+from virtio._worker cimport virtio_task, virtio_wait, virtio_wait_bell, virtio_wait_fd, virtio_wait_us
+
+
+cdef extern from "virtio/port.h" nogil:
+    enum:
+        VIRTIO_BURST
+        VIRTIO_FRAME_MAX
+        VIRTIO_FRAME_MIN
+        VIRTIO_PACKET_PIECES
+
+    ctypedef struct virtio_packet:
+        virtio_net_hdr hdr
+        uint32_t first
+        uint32_t nsegs
+        uint32_t len
+        uint32_t reserved
+
+    ctypedef struct virtio_sink:
+        uint32_t *lock
+        uint32_t (*deliver)(virtio_sink *sink, const virtio_packet *packets, uint32_t n,
+                            const iovec *segs) noexcept nogil
+        uint32_t (*reserve)(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil
+        void (*commit)(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil
+        virtio_bell *(*flush)(virtio_sink *sink) noexcept nogil
+        bint (*arm)(virtio_sink *sink, virtio_wait *wait) noexcept nogil
+        void (*disarm)(virtio_sink *sink) noexcept nogil
+        uint32_t offloads
+        uint32_t frame_max
+
+    ctypedef struct virtio_port:
+        uint32_t (*send)(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
+                         const iovec *segs) noexcept nogil
+        uint32_t (*receive)(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil
+        bint (*arm_send)(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil
+        bint (*arm_receive)(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil
+        void (*disarm)(virtio_port *port, uint32_t queue) noexcept nogil
+        uint32_t offloads
+        uint32_t queues
+        void *owner
+
+
+# Base of all ports. A subclass fills in `c` in its __cinit__, and overrides what it needs.
+cdef class Port:
+    cdef virtio_port c
+    cdef object user              # what it is attached to (a NetDevice, a pump), or None
+
+    # The queue that frames go to: for ports that deliver of themselves. NULL: it is gone, and is not touched once this
+    # returns. Called with the GIL, and no queue's lock held.
+    cdef int connect(self, uint32_t queue, virtio_sink *sink) except -1

@@ -1,0 +1,293 @@
+"""Workers: threads that run the data path, without the GIL."""
+
+import os
+import threading
+import time
+
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport calloc, free
+
+from virtio._bell cimport Bell, virtio_bell_answer
+from virtio._queue cimport virtio_load32, virtio_relax
+from virtio._ring cimport queue_lock, queue_unlock
+
+
+cdef extern from "time.h" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    enum:
+        CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *now)
+
+
+cdef extern from "poll.h" nogil:
+    int poll(pollfd *fds, unsigned long n, int timeout)
+
+
+cdef extern from "unistd.h" nogil:
+    ssize_t read(int fd, void *buf, size_t n)
+
+
+cdef extern from "sched.h" nogil:
+    int sched_yield()
+
+
+cdef enum:
+    ROUNDS = 256  # polls of all tasks between two looks at the clock or at what Python wants
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef class Task:
+    """One direction of one queue, which a Worker runs, or :meth:`poll` by hand."""
+
+    def poll(self):
+        """Do one burst on this thread; return how much was done, 0 for nothing (packets, mostly)."""
+        cdef uint32_t done = 0
+        if self.task is not NULL:
+            with nogil:
+                done = self.task.poll(self.task)
+        return done
+
+    def resume(self):
+        """Let it run."""
+        if self.task is not NULL:
+            with nogil:
+                queue_lock(self.lock)
+                self.task.active = 1
+                queue_unlock(self.lock)
+
+    def pause(self):
+        """Stop it: when this returns no burst is under way, and none begins."""
+        if self.task is not NULL:
+            with nogil:
+                queue_lock(self.lock)
+                self.task.active = 0
+                queue_unlock(self.lock)
+
+    @property
+    def active(self):
+        """Whether it runs when a worker or :meth:`poll` gets to it."""
+        return self.task is not NULL and self.task.active != 0
+
+
+cdef class Worker:
+    """A thread that runs tasks.
+
+    ``mode`` is "busy" (poll without end: one whole CPU) or "adaptive" (poll for ``spin_us`` microseconds after the
+    last work, then sleep until something is to be done). ``cpu`` pins the thread. Tasks may be added and removed while
+    it runs.
+
+    Raises ValueError for another mode, OSError for a CPU that is not there. Any thread may call; ``stop`` waits for the
+    thread, and must not be called by what a task calls.
+    """
+
+    cdef readonly str mode
+    cdef readonly object cpu
+    cdef readonly int spin_us
+    cdef list _tasks              # of Task: keeps them alive
+    cdef virtio_task **_running   # [_count]; replaced by the thread itself only
+    cdef uint32_t _count
+    cdef object _thread
+    cdef Bell _bell               # wakes the thread for stop and for a change of tasks
+    cdef bint _busy
+    cdef object _changed          # threading.Condition: guards _tasks and _wanted
+    cdef uint64_t _wanted         # number of the last change,
+    cdef uint64_t _seen           # and of that which the thread works by
+    cdef uint32_t _stop
+    cdef uint32_t _attention      # the thread is to look at _wanted and _stop
+    cdef readonly uint64_t sleeps
+    cdef readonly uint64_t rounds
+
+    def __init__(self, tasks=(), *, mode="adaptive", cpu=None, int spin_us=50):
+        if mode not in ("adaptive", "busy"):
+            raise ValueError(f"mode {mode!r} is neither 'adaptive' nor 'busy'")
+        if spin_us < 0:
+            raise ValueError(f"spin_us {spin_us} is negative")
+        if cpu is not None and cpu not in os.sched_getaffinity(0):
+            raise OSError(f"CPU {cpu} is not among those of this process: {sorted(os.sched_getaffinity(0))}")
+        self.mode, self.cpu, self.spin_us = mode, cpu, spin_us
+        self._busy = mode == "busy"
+        self._tasks = []
+        self._bell = Bell()
+        self._changed = threading.Condition()
+        for task in tasks:
+            self.add(task)
+
+    def __dealloc__(self):
+        free(self._running)
+
+    @property
+    def tasks(self):
+        """The tasks, in the order in which they run."""
+        return tuple(self._tasks)
+
+    @property
+    def running(self):
+        """Whether the thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def add(self, Task task not None):
+        """Run this task too; RuntimeError if another worker does."""
+        with self._changed:
+            if task.worker is not None:
+                raise RuntimeError(f"{task!r} is run by {task.worker!r} already")
+            task.worker = self
+            self._tasks.append(task)
+            self._announce()
+
+    def remove(self, Task task not None):
+        """Run this task no more; when this returns, the thread has let go of it."""
+        with self._changed:
+            if task.worker is not self:
+                raise RuntimeError(f"{task!r} is not run by {self!r}")
+            self._tasks.remove(task)
+            task.worker = None
+            self._announce()
+            if threading.current_thread() is not self._thread:
+                self._changed.wait_for(lambda: self._seen == self._wanted or not self.running)
+
+    cdef int _announce(self) except -1:
+        self._wanted += 1
+        self._attention = 1
+        self._bell.ring()
+        return 0
+
+    def start(self):
+        """Start the thread; RuntimeError if it runs."""
+        if self.running:
+            raise RuntimeError("worker runs already")
+        self._stop = 0
+        self._attention = 1
+        self._thread = threading.Thread(target=self._run, name="virtio-worker", daemon=True)
+        self._thread.start()
+
+    def stop(self):
+        """End the thread, and wait for it. Tasks stay, and may be polled by hand or run again."""
+        if self._thread is None:
+            return
+        self._stop = 1
+        self._attention = 1
+        self._bell.ring()
+        self._thread.join()
+        self._thread = None
+
+    def poll(self):
+        """Run each task once, on this thread; return how much was done. For a worker that is not started."""
+        cdef uint64_t done = 0
+        for task in tuple(self._tasks):
+            done += (<Task>task).poll()
+        return done
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def _run(self):
+        if self.cpu is not None:
+            os.sched_setaffinity(threading.get_native_id(), {self.cpu})
+        try:
+            while True:
+                self._attention = 0
+                if self._stop:
+                    return
+                self._renew()
+                with nogil:
+                    self._loop()
+        finally:
+            with self._changed:
+                self._count = 0
+                self._seen = self._wanted
+                self._changed.notify_all()
+
+    cdef int _renew(self) except -1:
+        """Work by the list of tasks as it is now."""
+        cdef virtio_task **running
+        cdef uint32_t n = 0
+        cdef Task task
+        with self._changed:
+            running = <virtio_task **>calloc(len(self._tasks) + 1, sizeof(virtio_task *))
+            if running is NULL:
+                raise MemoryError()
+            for task in self._tasks:
+                if task.task is not NULL:
+                    running[n] = task.task
+                    n += 1
+            free(self._running)
+            self._running = running
+            self._count = n
+            self._seen = self._wanted
+            self._changed.notify_all()
+        return 0
+
+    cdef void _loop(self) noexcept nogil:
+        """Run tasks until Python wants something."""
+        cdef virtio_wait wait
+        cdef virtio_task **tasks = self._running
+        cdef uint32_t n = self._count
+        cdef uint32_t i
+        cdef uint32_t done
+        cdef uint32_t idle = 0
+        cdef int64_t since = 0  # when the last work was done, 0: just now
+        while True:
+            done = 0
+            for i in range(n):
+                done += tasks[i].poll(tasks[i])
+            self.rounds += 1
+            if done:
+                idle = 0
+                since = 0
+                if self.rounds % ROUNDS == 0 and virtio_load32(&self._attention):
+                    return
+                continue
+            if virtio_load32(&self._attention):
+                return
+            idle += 1
+            virtio_relax()
+            if self._busy:
+                if idle % 1024 == 0:
+                    sched_yield()
+                continue
+            if self.spin_us:
+                if since == 0:
+                    since = now_ns()
+                    continue
+                if idle % 16 or now_ns() - since < <int64_t>self.spin_us * 1000:
+                    continue
+            self._sleep(&wait, tasks, n)
+            since = 0
+
+    cdef void _sleep(self, virtio_wait *wait, virtio_task **tasks, uint32_t n) noexcept nogil:
+        """Sleep until a task has work, or Python wants something."""
+        cdef bint work
+        cdef uint32_t i
+        cdef uint64_t count
+        cdef int timeout = -1
+        wait.nfds = wait.nbells = wait.full = 0
+        wait.timeout_us = -1
+        work = virtio_wait_bell(wait, &self._bell.c)
+        for i in range(n):
+            work |= tasks[i].arm(tasks[i], wait)
+        if not work:
+            if wait.timeout_us >= 0:
+                timeout = <int>((wait.timeout_us + 999) // 1000)
+            if wait.full and (timeout < 0 or timeout > 1):
+                timeout = 1
+            self.sleeps += 1
+            poll(wait.fds, wait.nfds, timeout)
+        for i in range(wait.nbells):
+            wait.bells[i].asleep = 0
+            # answered before the tasks look at their queues: what is rung from here on counts anew
+            virtio_bell_answer(wait.bells[i])
+            if wait.fds[wait.bell_fd[i]].revents:  # read it empty, or the next sleep ends at once
+                read(wait.bells[i].fd, &count, sizeof(count))
+        for i in range(n):
+            tasks[i].disarm(tasks[i])

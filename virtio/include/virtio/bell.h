@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: BSD-2-Clause
+ *
+ * A bell: how one side of a queue wakes the other, kick or interrupt, within a process or by an eventfd.
+ *
+ * Whoever answers a bell polls, and costs the ringer one atomic exchange; or sleeps on the bell's eventfd, and costs it a
+ * write. No ring is lost: the answerer sets `asleep`, fences, and looks at `rung` before it sleeps; the ringer sets
+ * `rung`, fences, and looks at `asleep`.
+ */
+#ifndef VIRTIO_BELL_H
+#define VIRTIO_BELL_H
+
+#include <stdint.h>
+#include <unistd.h>
+
+typedef struct virtio_bell {
+    uint32_t rung;   /* 1 from a ring until it is answered */
+    uint32_t asleep; /* the answerer sleeps on fd, or is about to */
+    int32_t fd;      /* eventfd, or -1 */
+    uint32_t always; /* fd is read by somebody who knows no `asleep`: each ring is a write */
+    uint64_t rings;  /* times it was rung */
+    uint64_t writes; /* writes to fd that this took */
+    void (*call)(struct virtio_bell *bell); /* in place of all this, unless NULL; may take the GIL */
+    void *owner;                            /* for call */
+} virtio_bell;
+
+/* Any thread may ring; never under a queue's lock, for `call` may take its time. */
+static inline void virtio_bell_ring(virtio_bell *bell)
+{
+    static const uint64_t one = 1;
+    __atomic_fetch_add(&bell->rings, 1, __ATOMIC_RELAXED);
+    if (bell->call) {
+        bell->call(bell);
+        return;
+    }
+    /* rung already: the ringer before us has woken the answerer, or the answerer will look before it sleeps */
+    if (__atomic_exchange_n(&bell->rung, 1, __ATOMIC_SEQ_CST) && !bell->always)
+        return;
+    if (bell->fd >= 0 && (bell->always || __atomic_load_n(&bell->asleep, __ATOMIC_SEQ_CST))) {
+        __atomic_fetch_add(&bell->writes, 1, __ATOMIC_RELAXED);
+        /* EAGAIN: the count is at its maximum, so the reader is woken anyway */
+        if (write(bell->fd, &one, sizeof(one)) < 0)
+            return;
+    }
+}
+
+/* The answerer: say whether it was rung since the last answer, and that this is answered. */
+static inline int virtio_bell_answer(virtio_bell *bell)
+{
+    return __atomic_load_n(&bell->rung, __ATOMIC_RELAXED) && __atomic_exchange_n(&bell->rung, 0, __ATOMIC_SEQ_CST);
+}
+
+#endif
