@@ -3,8 +3,6 @@
 import os
 import sys
 
-from libc.stdint cimport uint64_t
-
 
 cdef void ring_function(virtio_bell *bell) noexcept nogil:
     with gil:
@@ -24,7 +22,7 @@ cdef class Bell:
 
     ``Bell()`` has an eventfd of its own, which is written to only while somebody sleeps on it. ``Bell(fd)`` writes to
     an eventfd that others read, at each ring; the caller keeps it open, and closes it. ``Bell(function)`` calls
-    ``function()`` on the ringing thread, which holds no lock of a queue then; what it raises goes to ``sys.excepthook``.
+    ``function()`` on the ringing thread, which holds no queue's lock then; what it raises goes to ``sys.excepthook``.
 
     Any thread may call anything. Raises OSError when there is no file descriptor left, TypeError for what is none of
     these.

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
