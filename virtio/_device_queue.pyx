@@ -178,13 +178,27 @@ cdef class DeviceQueue(Queue):
             raise ValueError(f"chain {chain.c.head} is not the oldest outstanding one, and IN_ORDER was negotiated")
         return 0
 
+    def unpop(self, Chain chain not None):
+        """Put back the chain that was popped last, untouched: it is popped, and checked, again.
+
+        Raises ValueError unless it is outstanding here and nothing was popped after it.
+        """
+        self.claim(chain, chain.serial)
+        if chain.serial != self.serial - 1:
+            raise ValueError(f"chain {chain.c.head} was not the last to be popped")
+        del self.taken[chain.serial]
+        chain.owner = None
+        self.serial -= 1
+        self.hold()
+        device_unpop_burst(self.q, &chain.c, 1)
+        self.release()
+
     def add_used(self, Chain chain not None, written=None):
         """Give a chain back to the driver. ``written``: bytes written into its writable parts (default: chain.written).
 
         Raises ValueError for a chain that is not outstanding here, that is out of order under IN_ORDER, or for more
-        bytes
-        than are writable. Works on a broken queue too. Then ask :meth:`needs_notification`, once for as many chains as
-        you like.
+        bytes than are writable. Works on a broken queue too. Then ask :meth:`needs_notification`, once for as many
+        chains as you like.
         """
         if written is not None:
             chain.written = written
