@@ -52,6 +52,16 @@ class DoesNotFit(VirtioError):
         self.available = available
 
 
+class PoolExhausted(VirtioError):
+    """No range of the driver's memory fits: ``needed`` bytes, ``available`` in all, ``largest`` in one piece."""
+
+    def __init__(self, message: str, needed: int, available: int, largest: int) -> None:
+        super().__init__(message)
+        self.needed = needed
+        self.available = available
+        self.largest = largest
+
+
 class MemoryFault(VirtioError):
     """[gpa, gpa + length) is not guest memory, or not all of it is where one piece is needed."""
 
