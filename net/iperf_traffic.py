@@ -37,7 +37,8 @@ class Space(Protocol):
 class Result:
     """Of one run: payload bytes that arrived, over seconds from the first byte to the last.
 
-    ``wrong`` says what differs, and is empty if every byte that was sent arrived as it was sent. ``looked`` is False if nobody looked.
+    ``wrong`` says what differs: nothing if every byte that was sent arrived as it was sent. ``looked``: whether anybody
+    looked.
     """
 
     bytes: int
