@@ -6,17 +6,23 @@ from enum import IntEnum, IntFlag
 
 
 class Feature(IntFlag):
-    """Transport feature bits that a virtqueue knows. Values are masks: ``1 << bit``."""
+    """Feature bits of the transports and queues (VIRTIO 1.4, chapter 6). Values are masks: ``1 << bit``."""
 
     NOTIFY_ON_EMPTY = 1 << 24
     ANY_LAYOUT = 1 << 27
     INDIRECT_DESC = 1 << 28
     EVENT_IDX = 1 << 29
     VERSION_1 = 1 << 32
+    ACCESS_PLATFORM = 1 << 33
     RING_PACKED = 1 << 34
     IN_ORDER = 1 << 35
+    ORDER_PLATFORM = 1 << 36
+    SR_IOV = 1 << 37
     NOTIFICATION_DATA = 1 << 38
+    NOTIF_CONFIG_DATA = 1 << 39
     RING_RESET = 1 << 40
+    ADMIN_VQ = 1 << 41
+    SUSPEND = 1 << 43
 
 
 class NetFeature(IntFlag):

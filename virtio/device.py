@@ -1,0 +1,631 @@
+"""The device end above the rings: status, feature negotiation, config space, queues, reset, snapshot.
+
+A device type is a subclass of :class:`Device`; examples/entropy.py is a whole one. A transport (virtio.direct,
+virtio.pci) shows a device to a driver. Source: VIRTIO 1.4, chapter 2 and section 3.1.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from typing import Any, ClassVar, Protocol
+
+from virtio._bell import Bell
+from virtio._chain import Chain
+from virtio._device_queue import DeviceQueue
+from virtio._memory import GuestMemory
+from virtio.constants import Feature, Status
+from virtio.errors import ConfigError, MemoryFault, NegotiationError, VirtioError
+from virtio.features import LEGACY_BITS, Features, closed, legacy_only, missing, names_of, parse
+from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
+
+log = logging.getLogger("virtio.device")
+
+QUEUES_MAX = 0x10000
+REFUSED_KEPT = 64  # errors that `refused` holds: a driver must not be able to fill our memory
+
+
+class Interrupt(Protocol):
+    """What a transport gives a device to reach its driver by."""
+
+    def queue(self, index: int) -> Bell:
+        """Return the bell that interrupts the driver for queue ``index``."""
+
+    def config(self) -> None:
+        """Raise the configuration change interrupt."""
+
+
+class QueueSlot:
+    """One queue of a device, as its transport sees it.
+
+    ``size`` is what the driver chose, ``size_max`` what it may choose. ``layout`` is None until the driver set it.
+    ``kick`` is rung by the driver, ``call`` by the device. ``queue`` is the DeviceQueue that ``Device.device_queue``
+    made. ``broken`` is why the device works it no more, or None.
+    """
+
+    def __init__(self, index: int, size_max: int, kick: Bell, call: Bell) -> None:
+        self.index = index
+        self.size_max = size_max
+        self.kick = kick
+        self.call = call
+        self.kicked = False  # the driver rang, and notified() was not called for it yet
+        self.owed = False  # the driver is to be interrupted as soon as no lock is held
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what the driver said."""
+        self.size = self.size_max
+        self.layout: QueueLayout | None = None
+        self.enabled = False
+        self.queue: DeviceQueue | None = None
+        self.broken: str | None = None
+
+    def __repr__(self) -> str:
+        state = self.broken or ("enabled" if self.enabled else "not enabled")
+        return f"<QueueSlot {self.index}: size {self.size} of {self.size_max}, {state}>"
+
+
+def nobody() -> None:
+    """Answer the interrupts of a device that no transport shows to a driver."""
+
+
+class Device:
+    """A virtio device; base of all of them.
+
+    A subclass says ``device_type`` and the ``features`` that it offers, gives :meth:`queue_sizes`, sets ``config`` (a
+    bytearray: the config space of its type), and overrides hooks: :meth:`activate`, :meth:`deactivate`,
+    :meth:`notified`, :meth:`queue_enable`, :meth:`queue_reset`, :meth:`config_written`, :meth:`call_changed`,
+    :meth:`save`, :meth:`load`, :meth:`pause`, :meth:`resume`. What queue_sizes() needs is to be there before
+    ``super().__init__()`` is called.
+
+    ``offer`` and ``withhold`` are features (bits or names) to offer besides the type's own, and not to offer; what
+    needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue. Raises ConfigError for
+    what cannot be.
+
+    The driver is not believed. What it may not do changes nothing, is counted in ``counters``, and the last such errors
+    are in ``refused``; none is raised. What breaks a queue, a handler's exception included, ends in
+    :meth:`needs_reset`.
+
+    Threads: a transport calls from one thread at a time. Bells, :meth:`interrupt`, :meth:`needs_reset` and
+    :meth:`config_changed` are for any thread that holds no queue's lock. Hooks run under the device's lock, one at a
+    time; interrupts that they raise go out when it is free.
+    """
+
+    device_type: ClassVar[int]
+    features: ClassVar[int] = (
+        Feature.NOTIFY_ON_EMPTY
+        | Feature.ANY_LAYOUT
+        | Feature.INDIRECT_DESC
+        | Feature.EVENT_IDX
+        | Feature.VERSION_1
+        | Feature.RING_PACKED
+        | Feature.IN_ORDER
+        | Feature.RING_RESET
+    )
+
+    def __init__(self, *, offer: Features = 0, withhold: Features = 0, queue_size: int = 256) -> None:
+        self.offered = self._offer(offer, withhold)
+        self.queue_size = queue_size
+        self.config = getattr(self, "config", bytearray())
+        self.legacy = False
+        self.memory: GuestMemory | None = None
+        self.negotiated = 0
+        self.status = 0
+        self.generation = 0
+        self.live = False  # between activate() and deactivate()
+        self.reason: str | None = None  # of NEEDS_RESET
+        self.refused: deque[VirtioError] = deque(maxlen=REFUSED_KEPT)
+        self.counters: Counter[str] = Counter()
+        self._interrupt: Interrupt | None = None
+        self._acked = 0
+        self._epoch = 0  # counts resets
+        self._config_owed = False
+        self._lock = threading.RLock()
+        self._depth = 0  # above 0: somebody holds the lock, and settles when it is free
+        self._settlers: set[int] = set()
+        sizes = self.queue_sizes()
+        if not len(sizes) <= QUEUES_MAX:
+            raise ConfigError(f"{len(sizes)} queues (at most {QUEUES_MAX})")
+        self.queues: list[QueueSlot] = []
+        for index, size in enumerate(sizes):
+            if not 1 <= size <= QUEUE_SIZE_MAX:
+                raise ConfigError(f"size {size} of queue {index} out of range (1 to {QUEUE_SIZE_MAX})")
+            slot = QueueSlot(index, size, Bell(), Bell(nobody))
+            if self.handles(index):
+                slot.kick = Bell(partial(self._kicked, slot))
+            self.queues.append(slot)
+
+    def _offer(self, offer: Features, withhold: Features) -> int:
+        try:
+            more, less = parse(offer, self.device_type), parse(withhold, self.device_type)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if more & less:
+            raise ConfigError(f"both offered and withheld: {', '.join(self.names(more & less))}")
+        offered = closed((self.features | more) & ~less, self.device_type)
+        if more & ~offered:
+            lacks = [f"{name} (needs {needs})" for name, needs in missing(offered | more, self.device_type)]
+            raise ConfigError(f"cannot be offered: {', '.join(lacks)}")
+        return offered
+
+    def names(self, features: int) -> list[str]:
+        """Return the names of bits, as this device type has them."""
+        return names_of(features, self.device_type)
+
+    def __repr__(self) -> str:
+        state = self.reason or ("live" if self.live else Status(self.status))
+        return f"<{type(self).__name__}: {len(self.queues)} queues, {state!s}>"
+
+    # ---- hooks ----
+
+    def queue_sizes(self) -> tuple[int, ...]:
+        """Return the largest size of each queue. One queue unless overridden."""
+        return (self.queue_size,)
+
+    def handles(self, index: int) -> bool:
+        """Say whether :meth:`notified` is called for kicks of a queue; if not, a task answers its ``kick`` bell."""
+        return type(self).notified is not Device.notified
+
+    def activate(self, memory: GuestMemory, interrupt: Interrupt) -> None:
+        """Begin: the driver is ready. What this raises ends in needs_reset."""
+
+    def deactivate(self) -> None:
+        """End: memory, queues and bells are not to be touched when this returns."""
+
+    def notified(self, index: int) -> None:
+        """Work a queue: it was kicked. What this raises breaks the queue."""
+
+    def queue_enable(self, index: int) -> None:
+        """Begin with a queue that the driver set up while the device was live."""
+
+    def queue_reset(self, index: int) -> None:
+        """End with one queue: it is not to be touched when this returns."""
+
+    def call_changed(self, index: int) -> None:
+        """Take note that ``queues[index].call`` is another bell."""
+
+    def config_written(self, offset: int, data: bytes) -> bool:
+        """Take what the driver wrote to the config space (within its bounds); False, the default: it may not."""
+        return False
+
+    def pause(self) -> None:
+        """Let no task touch a queue until :meth:`resume`, for a snapshot."""
+
+    def resume(self) -> None:
+        """Undo :meth:`pause`."""
+
+    def save(self) -> dict[str, Any]:
+        """Return what a snapshot needs of the subclass, JSON-able."""
+        return {}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`save` gave; called before :meth:`activate`."""
+
+    # ---- for subclasses ----
+
+    def device_queue(self, index: int) -> DeviceQueue:
+        """Return the device end of a queue that the driver set up; the same object until queue or device are reset.
+
+        Raises ConfigError if it is not set up, MemoryFault when it lies outside of memory.
+        """
+        slot = self.queues[index]
+        if slot.queue is None:
+            if slot.layout is None or self.memory is None:
+                raise ConfigError(f"queue {index} is not set up")
+            slot.queue = DeviceQueue(self.memory, slot.layout, features=self.negotiated, index=index)
+        return slot.queue
+
+    def chains(self, index: int) -> Iterator[Chain]:
+        """Yield each chain that waits in a queue. The loop's body reads and writes it; then it goes back to the driver.
+
+        At the end the driver is interrupted if it wants to be, and kicks are on again.
+        """
+        queue = self.device_queue(index)
+        try:
+            while True:
+                queue.disable_notification()
+                while chain := queue.pop():
+                    yield chain
+                    queue.add_used(chain)
+                if not queue.enable_notification():
+                    return
+        finally:
+            if queue.needs_notification():
+                self.interrupt(index)
+
+    def interrupt(self, index: int) -> None:
+        """Interrupt the driver for a queue: at once, or as soon as the device's lock is free."""
+        self.queues[index].owed = True
+        self._settle()
+
+    def config_changed(self) -> None:
+        """Tell the driver that ``config`` was changed: a new generation, and an interrupt once it is ready."""
+        with self._control():
+            self.generation += 1
+            self._config_owed = bool(self.status & Status.DRIVER_OK)
+
+    def needs_reset(self, reason: str) -> None:
+        """Say that the device cannot go on until it is reset: DEVICE_NEEDS_RESET, and an interrupt (2.1.2).
+
+        Queues that are not concerned may go on. The first reason is kept.
+        """
+        with self._control():
+            self.counters["needs_reset"] += 1
+            self.reason = self.reason or reason
+            if not self.status & Status.DEVICE_NEEDS_RESET:
+                self.status |= Status.DEVICE_NEEDS_RESET
+                self._config_owed = bool(self.status & Status.DRIVER_OK)
+
+    # ---- for transports ----
+
+    def bind(self, memory: GuestMemory, interrupt: Interrupt) -> None:
+        """Give the device its memory and its way to the driver. RuntimeError while it is live."""
+        if self.live:
+            raise RuntimeError(f"{self!r} is bound and live: reset it first")
+        with self._control():
+            self.memory, self._interrupt = memory, interrupt
+            for slot in self.queues:
+                self.set_call(slot.index, interrupt.queue(slot.index))
+
+    def set_call(self, index: int, bell: Bell) -> None:
+        """Ring another bell for a queue from now on."""
+        with self._control():
+            self.queues[index].call = bell
+            self.call_changed(index)
+
+    @property
+    def device_features(self) -> int:
+        """What the driver is offered: ``offered``, less what its interface, legacy or not, does not have."""
+        if self.legacy:
+            return self.offered & LEGACY_BITS
+        return self.offered & ~legacy_only(self.device_type)
+
+    def check_features(self, bits: int) -> None:
+        """Raise NegotiationError, with the names of the bits, unless a driver may ask for these features."""
+        unknown = bits & ~self.device_features
+        faults = dict.fromkeys(self.names(unknown), "not offered")
+        faults.update((name, f"needs {needs}") for name, needs in missing(bits & ~unknown, self.device_type))
+        if self.device_features & ~bits & Feature.VERSION_1:
+            faults["VERSION_1"] = "must be accepted"
+        if faults:
+            text = ", ".join(f"{name} ({why})" for name, why in faults.items())
+            raise NegotiationError(f"features refused: {text}", self.device_features, bits, tuple(faults))
+
+    def driver_features(self, bits: int) -> None:
+        """Take the features that the driver wants: checked when it says FEATURES_OK; at once by the legacy interface.
+
+        There what it may have of them is negotiated, as it cannot be told of a refusal.
+        """
+        with self._control():
+            if self.status & (Status.FEATURES_OK | Status.DRIVER_OK):
+                self._refuse("features", NegotiationError("features are negotiated already", self.negotiated, bits))
+                return
+            self._acked = bits
+            if self.legacy:
+                self._negotiate()
+
+    def _negotiate(self) -> bool:
+        try:
+            self.check_features(self._acked)
+        except NegotiationError as error:
+            self._refuse("features", error)
+            if not self.legacy:
+                return False
+        self.negotiated = closed(self._acked & self.device_features, self.device_type)
+        return True
+
+    def write_status(self, value: int) -> None:
+        """Take the device status that the driver writes; 0 resets. What it may not set stays clear (2.1, 3.1.1)."""
+        if value == 0:
+            self.reset()
+            return
+        with self._control():
+            # NEEDS_RESET is ours: a driver writes it back because it read it
+            new = value & ~self.status & ~Status.DEVICE_NEEDS_RESET
+            if self.status & ~value & ~Status.DEVICE_NEEDS_RESET:
+                self._refuse("status", VirtioError(f"status {value:#x} would clear bits of {self.status:#x}"))
+            self.status |= new & (Status.ACKNOWLEDGE | Status.DRIVER)
+            if new & Status.FAILED:
+                self.status |= Status.FAILED
+                self._stop()
+            if new & Status.FEATURES_OK:
+                self._features_ok()
+            if new & Status.DRIVER_OK:
+                self._driver_ok()
+            known = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK | Status.FAILED
+            if new & ~known:
+                self._refuse("status", VirtioError(f"status bits {new & ~known:#x} are not the driver's to set"))
+
+    def _features_ok(self) -> None:
+        if self.legacy:
+            self._refuse("status", VirtioError("FEATURES_OK is not part of the legacy interface"))
+        elif not self.status & Status.DRIVER:
+            self._refuse("status", VirtioError(f"FEATURES_OK before DRIVER (status {self.status:#x})"))
+        elif self._negotiate():
+            self.status |= Status.FEATURES_OK
+
+    def _driver_ok(self) -> None:
+        if not (self.legacy or self.status & Status.FEATURES_OK):
+            self._refuse("status", VirtioError(f"DRIVER_OK before FEATURES_OK (status {self.status:#x})"))
+        elif self.status & Status.FAILED:
+            self._refuse("status", VirtioError("DRIVER_OK after FAILED"))
+        else:
+            self.status |= Status.DRIVER_OK
+            self._start()
+
+    def _start(self) -> None:
+        if self.memory is None or self._interrupt is None:
+            raise RuntimeError(f"{self!r} is not bound to memory")
+        self.live = True
+        try:
+            self.activate(self.memory, self._interrupt)
+        except Exception as error:
+            self._fault(f"activate: {error}", error)
+
+    def _stop(self) -> None:
+        if self.live:
+            self.live = False
+            self.deactivate()
+
+    def reset(self) -> None:
+        """Go back to where the device was before a driver came (2.4). Memory and interrupts stay bound."""
+        with self._control():
+            self._epoch += 1
+            try:
+                self._stop()
+            finally:
+                self.status = self.negotiated = self._acked = 0
+                self.reason = None
+                self._config_owed = False
+                for slot in self.queues:
+                    self._silence(slot)
+
+    @staticmethod
+    def _silence(slot: QueueSlot) -> None:
+        slot.clear()
+        slot.kicked = slot.owed = False
+        slot.kick.answer()
+
+    def read_config(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes of the config space; beyond its end they are 0."""
+        if offset < 0 or size < 0 or size > 0x10000:
+            self._refuse("config", ConfigError(f"config read of {size} bytes at {offset}"))
+            return b""
+        return bytes(self.config[offset : offset + size]).ljust(size, b"\0")
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """Take what the driver writes to the config space: :meth:`config_written` decides."""
+        with self._control():
+            size = len(self.config)
+            if offset < 0 or offset + len(data) > size:
+                what = f"config write of {len(data)} bytes at {offset} (size {size})"
+                self._refuse("config", ConfigError(what))
+            elif not self.config_written(offset, bytes(data)):
+                self._refuse("config", ConfigError(f"config write of {len(data)} bytes at {offset}: read-only"))
+
+    def kick(self, index: int) -> None:
+        """Take a notification of the driver. Before DRIVER_OK it is remembered."""
+        if self._has(index):
+            self.queues[index].kick.ring()
+
+    def setup_queue(self, index: int, layout: QueueLayout) -> bool:
+        """Enable a queue at ``layout``; return whether the driver may. While live: after :meth:`reset_queue`."""
+        with self._control():
+            if not self._has(index):
+                return False
+            slot = self.queues[index]
+            fault = self._cannot_set_up(slot, layout)
+            if fault:
+                self._refuse("queue", VirtioError(f"queue {index} cannot be set up: {fault}"))
+                return False
+            try:
+                for gpa, length in layout.areas:
+                    self._memory().translate(gpa, length)
+            except MemoryFault as error:
+                self._refuse("queue", error)
+                self.needs_reset(f"queue {index}: {error}")
+                return False
+            slot.layout, slot.size, slot.enabled = layout, layout.size, True
+            if self.live:
+                self.queue_enable(index)
+            return True
+
+    def _cannot_set_up(self, slot: QueueSlot, layout: QueueLayout) -> str | None:
+        if slot.enabled:
+            return "it is enabled"
+        if layout.size > slot.size_max:
+            return f"size {layout.size} (at most {slot.size_max})"
+        if self.legacy:
+            return "the legacy interface has no packed rings" if layout.is_packed else None
+        if not self.status & Status.FEATURES_OK:
+            return f"features are not negotiated (status {self.status:#x})"
+        if layout.is_packed != bool(self.negotiated & Feature.RING_PACKED):
+            return f"RING_PACKED is {'not ' if layout.is_packed else ''}negotiated"
+        if self.live and not self.negotiated & Feature.RING_RESET:
+            return "the device is live, and RING_RESET is not negotiated"
+        return None
+
+    def reset_queue(self, index: int) -> bool:
+        """Stop one queue and forget its layout (2.6.1; address 0 in the legacy interface); return whether it was."""
+        with self._control():
+            if not self._has(index):
+                return False
+            slot = self.queues[index]
+            if not (self.legacy or self.negotiated & Feature.RING_RESET):
+                self._refuse("queue", VirtioError(f"reset of queue {index}: RING_RESET is not negotiated"))
+                return False
+            if slot.enabled and self.live:
+                self.queue_reset(index)
+            self._silence(slot)
+            return True
+
+    def _has(self, index: int) -> bool:
+        if 0 <= index < len(self.queues):
+            return True
+        self._refuse("queue", VirtioError(f"queue {index} out of range ({len(self.queues)} queues)"))
+        return False
+
+    def _memory(self) -> GuestMemory:
+        if self.memory is None:
+            raise RuntimeError(f"{self!r} is not bound to memory")
+        return self.memory
+
+    def _refuse(self, what: str, error: VirtioError) -> None:
+        self.counters[what] += 1
+        self.refused.append(error)
+
+    def _fault(self, reason: str, error: Exception) -> None:
+        """Report what a hook raised: a driver's doing needs no traceback, a bug in a subclass does."""
+        if isinstance(error, VirtioError):
+            self._refuse("fault", error)
+        else:
+            self.counters["fault"] += 1
+            log.error("%r: %s", self, reason, exc_info=error)
+        self.needs_reset(reason)
+
+    # ---- kicks and interrupts, outside of the lock ----
+
+    @contextmanager
+    def _control(self) -> Iterator[None]:
+        """Hold the lock; then raise the interrupts that are owed, and serve the kicks that came meanwhile."""
+        try:
+            with self._lock:
+                self._depth += 1
+                try:
+                    yield
+                finally:
+                    self._depth -= 1
+        finally:
+            self._settle()
+
+    def _kicked(self, slot: QueueSlot) -> None:
+        slot.kicked = True
+        self._settle()
+
+    def _settle(self) -> None:
+        """Ring what is owed and serve what was kicked, unless somebody is at it who will look again after us.
+
+        Interrupts go out without the lock, for they may end in a driver that kicks us, from this thread or from one
+        that waits for a lock of its own.
+        """
+        me = threading.get_ident()
+        if me in self._settlers:
+            return
+        self._settlers.add(me)
+        try:
+            while not self._depth:
+                self._ring_owed()
+                if not any(self._servable(slot) for slot in self.queues) or not self._lock.acquire(blocking=False):
+                    break
+                self._depth += 1
+                try:
+                    self._serve()
+                finally:
+                    self._depth -= 1
+                    self._lock.release()
+        finally:
+            self._settlers.discard(me)
+
+    def _ring_owed(self) -> None:
+        for slot in self.queues:
+            if slot.owed:
+                slot.owed = False
+                slot.call.ring()
+        if self._config_owed and self._interrupt is not None:
+            self._config_owed = False
+            self._interrupt.config()
+
+    def _servable(self, slot: QueueSlot) -> bool:
+        return self.live and slot.kicked and slot.enabled and slot.broken is None
+
+    def _serve(self) -> None:
+        for slot in self.queues:
+            if self._servable(slot):
+                slot.kicked = False
+                epoch = self._epoch
+                try:
+                    self.notified(slot.index)
+                except Exception as error:
+                    if epoch == self._epoch:  # else the queue it failed at is gone
+                        slot.broken = f"{type(error).__name__}: {error}"
+                    self._fault(f"queue {slot.index}: {type(error).__name__}: {error}", error)
+
+    # ---- snapshot ----
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return the whole device as plain data (JSON-able), for :meth:`restore` with the same memory contents.
+
+        The transport's own state (vectors, registers) is not part of it. The device goes on.
+        """
+        with self._control():
+            self.pause()
+            try:
+                return {
+                    "device_type": int(self.device_type),
+                    "legacy": self.legacy,
+                    "offered": self.offered,
+                    "acked": self._acked,
+                    "negotiated": self.negotiated,
+                    "status": self.status,
+                    "reason": self.reason,
+                    "generation": self.generation,
+                    "config": self.config.hex(),
+                    "queues": [
+                        {
+                            "layout": asdict(slot.layout) if slot.layout else None,
+                            "broken": slot.broken,
+                            "state": slot.queue.state() if slot.queue else None,
+                        }
+                        for slot in self.queues
+                    ],
+                    "own": self.save(),
+                }
+            finally:
+                self.resume()
+
+    def restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
+        """Go on where ``state`` was taken, on ``memory`` with the contents of that moment. Restore the transport first.
+
+        Each queue is kicked and its driver interrupted once: either may have been lost with the old process. Raises
+        ValueError for a state of another type or shape, NegotiationError for features that this device does not offer,
+        MemoryFault for queues outside of memory; the device is then reset.
+        """
+        if state["device_type"] != self.device_type:
+            raise ValueError(f"state is of a device of type {state['device_type']}, this one is of {self.device_type}")
+        if len(state["queues"]) != len(self.queues):
+            raise ValueError(f"state has {len(state['queues'])} queues, this device {len(self.queues)}")
+        if lacking := state["negotiated"] & ~self.offered:
+            names = tuple(self.names(lacking))
+            text = f"state has features that this device does not offer: {', '.join(names)}"
+            raise NegotiationError(text, self.offered, state["negotiated"], names)
+        with self._control():
+            self.reset()
+            self.memory = memory
+            try:
+                self._restore(state, memory)
+            except BaseException:
+                self.reset()
+                raise
+
+    def _restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
+        self.legacy, self._acked, self.negotiated = state["legacy"], state["acked"], state["negotiated"]
+        self.status, self.reason, self.generation = state["status"], state["reason"], state["generation"]
+        self.config[:] = bytes.fromhex(state["config"])
+        for slot, saved in zip(self.queues, state["queues"], strict=True):
+            if saved["layout"]:
+                slot.layout = QueueLayout(**saved["layout"])
+                slot.size, slot.enabled, slot.broken = slot.layout.size, True, saved["broken"]
+            if saved["state"]:
+                slot.queue = DeviceQueue.restore(memory, saved["state"])
+        self.load(state["own"])
+        if self.status & Status.DRIVER_OK and not self.status & Status.FAILED:
+            self._start()
+            for slot in self.queues:
+                if slot.enabled:
+                    slot.owed = True
+                    slot.kick.ring()

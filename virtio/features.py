@@ -1,0 +1,179 @@
+"""Feature sets: names of bits, and which bit needs which (VIRTIO 1.4, 2.2 and the chapter of each device type).
+
+A set is an int of any width: bit n stands for feature n. A device type adds its bits by a :class:`Table` in TABLES.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntFlag
+
+from virtio.constants import DeviceType, Feature, NetFeature
+
+Features = int | str | Iterable[str]
+
+LEGACY_BITS = 0xFFFFFFFF  # what the legacy interfaces can negotiate
+LEGACY_ONLY = Feature.NOTIFY_ON_EMPTY | Feature.ANY_LAYOUT | 1 << 30  # bits that VIRTIO 1.0 took away (6.3)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Bits of a device type, or of all of them.
+
+    ``needs`` maps a bit to masks: of each mask at least one bit must be negotiated too. ``legacy_only`` are bits that
+    exist in the legacy interface alone. ``prefix`` is what the specification puts before a name.
+    """
+
+    names: type[IntFlag]
+    needs: Mapping[int, tuple[int, ...]]
+    prefix: str
+    legacy_only: int = 0
+    by_name: dict[str, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "by_name", {flag.name: flag.value for flag in self.names if flag.name})
+
+
+# features that only a device with VIRTIO 1.0's interface has: what they change is defined for it alone
+_MODERN = (
+    Feature.ACCESS_PLATFORM,
+    Feature.RING_PACKED,
+    Feature.IN_ORDER,
+    Feature.ORDER_PLATFORM,
+    Feature.SR_IOV,
+    Feature.NOTIFICATION_DATA,
+    Feature.NOTIF_CONFIG_DATA,
+    Feature.RING_RESET,
+    Feature.ADMIN_VQ,
+    Feature.SUSPEND,
+)
+
+TRANSPORT = Table(Feature, dict.fromkeys(_MODERN, (Feature.VERSION_1,)), "VIRTIO_F_", LEGACY_ONLY)
+
+_N = NetFeature
+_GUEST_TSO = _N.GUEST_TSO4 | _N.GUEST_TSO6
+_HOST_TSO = _N.HOST_TSO4 | _N.HOST_TSO6
+_NEED_GUEST_CSUM = (_N.GUEST_TSO4, _N.GUEST_TSO6, _N.GUEST_UFO, _N.GUEST_USO4, _N.GUEST_USO6)
+_NEED_CSUM = (_N.HOST_TSO4, _N.HOST_TSO6, _N.HOST_UFO, _N.HOST_USO)
+_NEED_CTRL = (
+    *(_N.CTRL_RX, _N.CTRL_VLAN, _N.GUEST_ANNOUNCE, _N.MQ, _N.CTRL_MAC_ADDR),
+    *(_N.NOTF_COAL, _N.VQ_NOTF_COAL, _N.RSS),
+)
+
+# VIRTIO 1.4, 5.1.3.1
+NET = Table(
+    NetFeature,
+    {
+        **dict.fromkeys(_NEED_GUEST_CSUM, (_N.GUEST_CSUM,)),
+        **dict.fromkeys(_NEED_CSUM, (_N.CSUM,)),
+        **dict.fromkeys(_NEED_CTRL, (_N.CTRL_VQ,)),
+        _N.GUEST_ECN: (_GUEST_TSO,),
+        _N.HOST_ECN: (_HOST_TSO,),
+        _N.RSC_EXT: (_HOST_TSO,),
+        _N.GUEST_UDP_TUNNEL_GSO: (_N.GUEST_TSO4, _N.GUEST_TSO6, _N.GUEST_USO4, _N.GUEST_USO6),
+        _N.GUEST_UDP_TUNNEL_GSO_CSUM: (_N.GUEST_UDP_TUNNEL_GSO,),
+        _N.HOST_UDP_TUNNEL_GSO: (_N.HOST_TSO4, _N.HOST_TSO6, _N.HOST_USO),
+        _N.HOST_UDP_TUNNEL_GSO_CSUM: (_N.HOST_UDP_TUNNEL_GSO,),
+        _N.HASH_TUNNEL: (_N.CTRL_VQ, _N.RSS | _N.HASH_REPORT),
+        _N.RSS_CONTEXT: (_N.CTRL_VQ, _N.RSS),
+    },
+    "VIRTIO_NET_F_",
+    _N.GSO,
+)
+
+TABLES: dict[int, Table] = {DeviceType.NET: NET}
+
+_PREFIX = re.compile(r"VIRTIO_(?:[A-Z0-9]+_)?F_")
+
+
+def _tables(device_type: int | None) -> tuple[Table, ...]:
+    table = None if device_type is None else TABLES.get(device_type)
+    return (TRANSPORT,) if table is None else (table, TRANSPORT)
+
+
+def bits_of(features: int) -> list[int]:
+    """Return the numbers of the bits that are set, lowest first."""
+    return [bit for bit in range(features.bit_length()) if features >> bit & 1]
+
+
+def names_of(features: int, device_type: int | None = None) -> list[str]:
+    """Return the name of each bit that is set, lowest first; ``"bit 47"`` for one without a name.
+
+    ``device_type`` (a DeviceType) tells whose bits those from 0 to 23 and from 50 on are.
+    """
+    return [_name(1 << bit, device_type) for bit in bits_of(features)]
+
+
+def _name(mask: int, device_type: int | None) -> str:
+    for table in _tables(device_type):
+        name = table.names(mask).name if mask in table.by_name.values() else None
+        if name:
+            return name
+    return f"bit {mask.bit_length() - 1}"
+
+
+def parse(text: Features, device_type: int | None = None) -> int:
+    """Return the set that ``text`` names: ``"CSUM, HOST_TSO4, bit 47"``; several names, or an int, pass too.
+
+    Names are the specification's, in any case, with or without VIRTIO_NET_F_ before them; a number is a bit's number.
+    Raises ValueError for a name that neither the transports nor ``device_type`` have, or a negative set.
+    """
+    if isinstance(text, int):
+        if text < 0:
+            raise ValueError(f"feature set {text} is negative")
+        return int(text)
+    features = 0
+    for word in re.split(r"[\s,|]+", re.sub(r"(?i)\bbit\s+", "", text)) if isinstance(text, str) else text:
+        features |= _parse_word(word, device_type)
+    return features
+
+
+def _parse_word(word: str, device_type: int | None) -> int:
+    name = _PREFIX.sub("", word.strip().upper().removeprefix("BIT "), count=1)
+    if not name:
+        return 0
+    if name.isdecimal():
+        if int(name) > 0xFFFF:
+            raise ValueError(f"feature bit {name} is out of range (0 to 65535)")
+        return 1 << int(name)
+    for table in _tables(device_type):
+        if name in table.by_name:
+            return table.by_name[name]
+    known = ", ".join(name for table in _tables(device_type) for name in table.by_name)
+    raise ValueError(f"feature {word!r} is unknown; known are: {known}")
+
+
+def missing(features: int, device_type: int | None = None) -> list[tuple[str, str]]:
+    """Return (name, what it needs) for each bit that is set without the bits that it needs: empty if all is well."""
+    result = []
+    for table in _tables(device_type):
+        for bit, groups in table.needs.items():
+            if features & bit:
+                absent = [group for group in groups if not features & group]
+                if absent:
+                    needs = " and ".join(" or ".join(names_of(group, device_type)) for group in absent)
+                    result.append((_name(bit, device_type), needs))
+    return result
+
+
+def closed(features: int, device_type: int | None = None) -> int:
+    """Return the largest subset in which each bit has what it needs."""
+    while True:
+        left = features
+        for table in _tables(device_type):
+            for bit, groups in table.needs.items():
+                if left & bit and not all(left & group for group in groups):
+                    left &= ~bit
+        if left == features:
+            return int(left)
+        features = left
+
+
+def legacy_only(device_type: int | None = None) -> int:
+    """Return the bits that exist in the legacy interface alone."""
+    result = 0
+    for table in _tables(device_type):
+        result |= table.legacy_only
+    return result
