@@ -1,0 +1,8 @@
+"""What may lie behind a network device, or beside a network driver."""
+
+from __future__ import annotations
+
+from virtio._port import Port
+from virtio._tap import Tap
+
+__all__ = ["Port", "Tap"]
