@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from virtio._port import Port
 from virtio._tap import Tap
+from virtio._taploop import TapLoop
 
-__all__ = ["Port", "Tap"]
+__all__ = ["Port", "Tap", "TapLoop"]
