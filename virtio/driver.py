@@ -9,16 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
-from virtio import features as feature_names
 from virtio._bell import Bell
 from virtio._driver_queue import DriverQueue
 from virtio._memory import GuestMemory
-from virtio.constants import DeviceType, Feature, Status
+from virtio.constants import Feature, Status
 from virtio.dma import CACHE_LINE, DmaPool
 from virtio.errors import ConfigError, DeviceBroken, NegotiationError
+from virtio.features import Features, parse
 from virtio.layout import LEGACY_ALIGN, QUEUE_SIZE_MAX, QueueLayout
+from virtio.negotiation import Negotiation, agree
 
 # what the rings here can do, and a driver does well to ask for
 RING_FEATURES = Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.ANY_LAYOUT | Feature.VERSION_1 | Feature.RING_RESET
@@ -132,66 +133,13 @@ class AttachedQueue:
         return wanted
 
 
-@dataclass(frozen=True)
-class Negotiation:
-    """What came of a negotiation. Sets of bits, of any width; ``refused`` says by name why a wanted bit was not got."""
-
-    device_type: int
-    legacy: bool
-    offered: int
-    wanted: int
-    required: int
-    got: int
-    refused: dict[str, str]
-
-    def names(self, bits: int) -> list[str]:
-        """Return the names of bits, lowest first."""
-        return feature_names.names_of(bits, self.device_type)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as what JSON can hold: lists of names."""
-        return {
-            "device_type": self.device_type,
-            "legacy": self.legacy,
-            "offered": self.names(self.offered),
-            "wanted": self.names(self.wanted),
-            "required": self.names(self.required),
-            "got": self.names(self.got),
-            "refused": dict(self.refused),
-        }
-
-    def __str__(self) -> str:
-        every = self.offered | self.wanted
-        rows = [(bit, self.names(1 << bit)[0]) for bit in range(every.bit_length()) if every >> bit & 1]
-        width = max((len(name) for _, name in rows), default=7)
-        counts = [value.bit_count() for value in (self.offered, self.wanted, self.got)]
-        lines = [
-            f"{type_name(self.device_type)} device, {'legacy' if self.legacy else 'modern'} interface: "
-            "{} features offered, {} wanted, {} negotiated".format(*counts),
-            f"  bit  {'feature':{width}}  offered  wanted  got",
-        ]
-        for bit, name in rows:
-            offered, wanted, got = ("yes" if bits >> bit & 1 else "-" for bits in (self.offered, self.wanted, self.got))
-            why = self.refused.get(name, "" if got == "yes" else "not wanted")
-            lines.append(f"  {bit:3}  {name:{width}}  {offered:7}  {wanted:6}  {got:3}  {why}".rstrip())
-        return "\n".join(lines)
-
-
-def type_name(device_type: int) -> str:
-    """Return the name of a device type, or its number."""
-    try:
-        return DeviceType(device_type).name.lower()
-    except ValueError:
-        return f"type {device_type}"
-
-
 class Driver:
     """Base of drivers: brings a device to DRIVER_OK and back.
 
-    Subclasses set ``device_type``, ``wanted`` and ``required`` (masks of any width), say in :meth:`plan_queues` which
-    queues they work, and may override the hooks :meth:`adjust`, :meth:`ready`, :meth:`stopping` and
-    :meth:`config_changed`. ``pool`` is the memory for rings; ``timeout`` how long, in seconds, a reset may take.
-    ``clamp_used_len`` is passed to the queues.
+    Subclasses set ``device_type``, ``wanted`` and ``required`` (masks of any width; as arguments, names too), say in
+    :meth:`plan_queues` which queues they work, and may override the hooks :meth:`adjust`, :meth:`ready`,
+    :meth:`stopping` and :meth:`config_changed`. ``pool`` is the memory for rings; ``timeout`` how long, in seconds, a
+    reset may take. ``clamp_used_len`` is passed to the queues.
 
     One thread at a time; the queues have their own locks. Source: VIRTIO 1.4, 3.1; names as in FreeBSD's virtio(4).
     """
@@ -205,8 +153,8 @@ class Driver:
         transport: Transport,
         pool: DmaPool,
         *,
-        wanted: int | None = None,
-        required: int | None = None,
+        wanted: Features | None = None,
+        required: Features | None = None,
         timeout: float = 1.0,
         clamp_used_len: bool = False,
     ) -> None:
@@ -220,9 +168,9 @@ class Driver:
         self.timeout = timeout
         self.clamp_used_len = clamp_used_len
         if wanted is not None:
-            self.wanted = wanted
+            self.wanted = parse(wanted, self.device_type)
         if required is not None:
-            self.required = required
+            self.required = parse(required, self.device_type)
         self.features = 0
         self.negotiation: Negotiation | None = None
         self.queues: dict[int, AttachedQueue] = {}
@@ -424,48 +372,21 @@ class Driver:
         transport.status = Status.ACKNOWLEDGE
         transport.status = Status.DRIVER
         offered = transport.read_features()
-        wanted = self.wanted if again is None else again
-        required = self.required if again is None else again
-        if transport.legacy:
-            wanted &= (1 << 32) - 1
-        else:
-            required |= Feature.VERSION_1
-            wanted |= Feature.VERSION_1
-        refused: dict[str, str] = {}
-        got = self._close(wanted & offered, refused)
-        for name in feature_names.names_of(self.wanted & ~offered, self.device_type):
-            refused[name] = "not offered"
         if again is None:
-            chosen = self.adjust(got) & got
-            for name in feature_names.names_of(got & ~chosen, self.device_type):
-                refused[name] = "dropped by the driver"
-            got = self._close(chosen, refused)
-        negotiation = Negotiation(self.device_type, transport.legacy, offered, self.wanted, self.required, got, refused)
-        self._require(required, negotiation)
-        transport.write_features(got)
+            wanted, required = self.wanted, self.required
+            negotiation = agree(self.device_type, transport.legacy, offered, wanted, required, self.adjust)
+        else:
+            negotiation = agree(self.device_type, transport.legacy, offered, again, again)
+        transport.write_features(negotiation.got)
         if not transport.legacy:
             transport.status = Status.FEATURES_OK
             if not transport.status & Status.FEATURES_OK:
-                names = tuple(negotiation.names(got))
-                raise NegotiationError(
-                    f"the device refuses the features {', '.join(names)}: FEATURES_OK stays clear", offered, got, names
-                )
-        self.negotiation = negotiation
-        self.features = got
-
-    def _close(self, bits: int, refused: dict[str, str]) -> int:
-        """Drop the bits whose dependencies are not among them, until none is left."""
-        while gaps := feature_names.missing(bits, self.device_type):
-            for name, needs in gaps:
-                refused[name] = f"needs {needs}"
-                bits &= ~feature_names.parse(name, self.device_type)
-        return bits
-
-    def _require(self, required: int, negotiation: Negotiation) -> None:
-        lacking = tuple(negotiation.names(required & ~negotiation.got))
-        if lacking:
-            reasons = ", ".join(f"{name} ({negotiation.refused.get(name, 'not offered')})" for name in lacking)
-            raise NegotiationError(f"required features are missing: {reasons}", negotiation.offered, required, lacking)
+                names = tuple(negotiation.names(negotiation.got))
+                text = f"the device refuses the features {', '.join(names)}: FEATURES_OK stays clear"
+                raise NegotiationError(text, offered, negotiation.got, names)
+        if again is None:
+            self.negotiation = negotiation
+            self.features = negotiation.got
 
     def _check_features(self) -> None:
         """A device that offers something else by now would do anything."""
@@ -552,7 +473,9 @@ class Driver:
             self._release()
             self.transport.status = Status.FAILED
         except Exception as second:
-            if self.queues:
+            if not self.queues:
+                self.transport.release()
+            else:
                 error.add_note(f"the driver's memory stays taken until detach(force=True): {second}")
 
     def _release(self) -> None:
