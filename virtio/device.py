@@ -7,13 +7,11 @@ virtio.pci) shows a device to a driver. Source: VIRTIO 1.4, chapter 2 and sectio
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from virtio._bell import Bell
 from virtio._chain import Chain
@@ -23,55 +21,13 @@ from virtio.constants import Feature, Status
 from virtio.errors import ConfigError, MemoryFault, NegotiationError, VirtioError
 from virtio.features import LEGACY_BITS, Features, closed, legacy_only, missing, names_of, parse
 from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
+from virtio.serving import Serving
+from virtio.slot import Interrupt, QueueSlot, nobody
 
 log = logging.getLogger("virtio.device")
 
 QUEUES_MAX = 0x10000
 REFUSED_KEPT = 64  # errors that `refused` holds: a driver must not be able to fill our memory
-
-
-class Interrupt(Protocol):
-    """What a transport gives a device to reach its driver by."""
-
-    def queue(self, index: int) -> Bell:
-        """Return the bell that interrupts the driver for queue ``index``."""
-
-    def config(self) -> None:
-        """Raise the configuration change interrupt."""
-
-
-class QueueSlot:
-    """One queue of a device, as its transport sees it.
-
-    ``size`` is what the driver chose, ``size_max`` what it may choose. ``layout`` is None until the driver set it.
-    ``kick`` is rung by the driver, ``call`` by the device. ``queue`` is the DeviceQueue that ``Device.device_queue``
-    made. ``broken`` is why the device works it no more, or None.
-    """
-
-    def __init__(self, index: int, size_max: int, kick: Bell, call: Bell) -> None:
-        self.index = index
-        self.size_max = size_max
-        self.kick = kick
-        self.call = call
-        self.kicked = False  # the driver rang, and notified() was not called for it yet
-        self.owed = False  # the driver is to be interrupted as soon as no lock is held
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget what the driver said."""
-        self.size = self.size_max
-        self.layout: QueueLayout | None = None
-        self.enabled = False
-        self.queue: DeviceQueue | None = None
-        self.broken: str | None = None
-
-    def __repr__(self) -> str:
-        state = self.broken or ("enabled" if self.enabled else "not enabled")
-        return f"<QueueSlot {self.index}: size {self.size} of {self.size_max}, {state}>"
-
-
-def nobody() -> None:
-    """Answer the interrupts of a device that no transport shows to a driver."""
 
 
 class Device:
@@ -124,20 +80,18 @@ class Device:
         self._interrupt: Interrupt | None = None
         self._acked = 0
         self._epoch = 0  # counts resets
-        self._config_owed = False
-        self._lock = threading.RLock()
-        self._depth = 0  # above 0: somebody holds the lock, and settles when it is free
-        self._settlers: set[int] = set()
+        self._serving = Serving(self._servable, self._serve, self._raise_config)
+        self._control = self._serving.control
         sizes = self.queue_sizes()
         if not len(sizes) <= QUEUES_MAX:
             raise ConfigError(f"{len(sizes)} queues (at most {QUEUES_MAX})")
-        self.queues: list[QueueSlot] = []
+        self.queues: list[QueueSlot] = self._serving.slots
         for index, size in enumerate(sizes):
             if not 1 <= size <= QUEUE_SIZE_MAX:
                 raise ConfigError(f"size {size} of queue {index} out of range (1 to {QUEUE_SIZE_MAX})")
             slot = QueueSlot(index, size, Bell(), Bell(nobody))
             if self.handles(index):
-                slot.kick = Bell(partial(self._kicked, slot))
+                slot.kick = Bell(partial(self._serving.kicked, slot))
             self.queues.append(slot)
 
     def _offer(self, offer: Features, withhold: Features) -> int:
@@ -175,7 +129,7 @@ class Device:
         """Begin: the driver is ready. What this raises ends in needs_reset."""
 
     def deactivate(self) -> None:
-        """End: memory, queues and bells are not to be touched when this returns."""
+        """End: memory, queues and bells are not to be touched when this returns. Called after a failed activate too."""
 
     def notified(self, index: int) -> None:
         """Work a queue: it was kicked. What this raises breaks the queue."""
@@ -225,29 +179,30 @@ class Device:
 
         At the end the driver is interrupted if it wants to be, and kicks are on again.
         """
-        queue = self.device_queue(index)
+        slot, queue = self.queues[index], self.device_queue(index)
         try:
             while True:
                 queue.disable_notification()
                 while chain := queue.pop():
                     yield chain
+                    if slot.queue is not queue:  # reset meanwhile: the chain is void
+                        return
                     queue.add_used(chain)
                 if not queue.enable_notification():
                     return
         finally:
-            if queue.needs_notification():
+            if slot.queue is queue and queue.needs_notification():
                 self.interrupt(index)
 
     def interrupt(self, index: int) -> None:
         """Interrupt the driver for a queue: at once, or as soon as the device's lock is free."""
-        self.queues[index].owed = True
-        self._settle()
+        self._serving.interrupt(self.queues[index])
 
     def config_changed(self) -> None:
         """Tell the driver that ``config`` was changed: a new generation, and an interrupt once it is ready."""
         with self._control():
             self.generation += 1
-            self._config_owed = bool(self.status & Status.DRIVER_OK)
+            self._owe_config()
 
     def needs_reset(self, reason: str) -> None:
         """Say that the device cannot go on until it is reset: DEVICE_NEEDS_RESET, and an interrupt (2.1.2).
@@ -259,7 +214,10 @@ class Device:
             self.reason = self.reason or reason
             if not self.status & Status.DEVICE_NEEDS_RESET:
                 self.status |= Status.DEVICE_NEEDS_RESET
-                self._config_owed = bool(self.status & Status.DRIVER_OK)
+                self._owe_config()
+
+    def _owe_config(self) -> None:
+        self._serving.config_owed = bool(self.status & Status.DRIVER_OK)
 
     # ---- for transports ----
 
@@ -365,7 +323,8 @@ class Device:
         try:
             self.activate(self.memory, self._interrupt)
         except Exception as error:
-            self._fault(f"activate: {error}", error)
+            self._fault(f"activate: {type(error).__name__}: {error}", error)
+            self._stop()
 
     def _stop(self) -> None:
         if self.live:
@@ -381,15 +340,9 @@ class Device:
             finally:
                 self.status = self.negotiated = self._acked = 0
                 self.reason = None
-                self._config_owed = False
+                self._serving.config_owed = False
                 for slot in self.queues:
-                    self._silence(slot)
-
-    @staticmethod
-    def _silence(slot: QueueSlot) -> None:
-        slot.clear()
-        slot.kicked = slot.owed = False
-        slot.kick.answer()
+                    slot.clear()
 
     def read_config(self, offset: int, size: int) -> bytes:
         """Return ``size`` bytes of the config space; beyond its end they are 0."""
@@ -461,7 +414,7 @@ class Device:
                 return False
             if slot.enabled and self.live:
                 self.queue_reset(index)
-            self._silence(slot)
+            slot.clear()
             return True
 
     def _has(self, index: int) -> bool:
@@ -488,72 +441,26 @@ class Device:
             log.error("%r: %s", self, reason, exc_info=error)
         self.needs_reset(reason)
 
-    # ---- kicks and interrupts, outside of the lock ----
-
-    @contextmanager
-    def _control(self) -> Iterator[None]:
-        """Hold the lock; then raise the interrupts that are owed, and serve the kicks that came meanwhile."""
-        try:
-            with self._lock:
-                self._depth += 1
-                try:
-                    yield
-                finally:
-                    self._depth -= 1
-        finally:
-            self._settle()
-
-    def _kicked(self, slot: QueueSlot) -> None:
-        slot.kicked = True
-        self._settle()
-
-    def _settle(self) -> None:
-        """Ring what is owed and serve what was kicked, unless somebody is at it who will look again after us.
-
-        Interrupts go out without the lock, for they may end in a driver that kicks us, from this thread or from one
-        that waits for a lock of its own.
-        """
-        me = threading.get_ident()
-        if me in self._settlers:
-            return
-        self._settlers.add(me)
-        try:
-            while not self._depth:
-                self._ring_owed()
-                if not any(self._servable(slot) for slot in self.queues) or not self._lock.acquire(blocking=False):
-                    break
-                self._depth += 1
-                try:
-                    self._serve()
-                finally:
-                    self._depth -= 1
-                    self._lock.release()
-        finally:
-            self._settlers.discard(me)
-
-    def _ring_owed(self) -> None:
-        for slot in self.queues:
-            if slot.owed:
-                slot.owed = False
-                slot.call.ring()
-        if self._config_owed and self._interrupt is not None:
-            self._config_owed = False
-            self._interrupt.config()
+    # ---- serving ----
 
     def _servable(self, slot: QueueSlot) -> bool:
         return self.live and slot.kicked and slot.enabled and slot.broken is None
 
-    def _serve(self) -> None:
-        for slot in self.queues:
-            if self._servable(slot):
-                slot.kicked = False
-                epoch = self._epoch
-                try:
-                    self.notified(slot.index)
-                except Exception as error:
-                    if epoch == self._epoch:  # else the queue it failed at is gone
-                        slot.broken = f"{type(error).__name__}: {error}"
-                    self._fault(f"queue {slot.index}: {type(error).__name__}: {error}", error)
+    def _serve(self, slot: QueueSlot) -> None:
+        epoch = self._epoch
+        try:
+            self.notified(slot.index)
+        except Exception as error:
+            reason = f"queue {slot.index}: {type(error).__name__}: {error}"
+            if epoch == self._epoch:
+                slot.broken = reason
+                self._fault(reason, error)
+            else:  # the hook reset the device: what it failed at is gone
+                log.error("%r: %s, after a reset", self, reason, exc_info=error)
+
+    def _raise_config(self) -> None:
+        if self._interrupt is not None:
+            self._interrupt.config()
 
     # ---- snapshot ----
 
@@ -563,15 +470,15 @@ class Device:
         The transport's own state (vectors, registers) is not part of it. The device goes on.
         """
         with self._control():
-            self.pause()
+            if self.live:
+                self.pause()
             try:
                 return {
                     "device_type": int(self.device_type),
                     "legacy": self.legacy,
-                    "offered": self.offered,
-                    "acked": self._acked,
-                    "negotiated": self.negotiated,
-                    "status": self.status,
+                    "acked": int(self._acked),
+                    "negotiated": int(self.negotiated),
+                    "status": int(self.status),
                     "reason": self.reason,
                     "generation": self.generation,
                     "config": self.config.hex(),
@@ -586,7 +493,8 @@ class Device:
                     "own": self.save(),
                 }
             finally:
-                self.resume()
+                if self.live:
+                    self.resume()
 
     def restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
         """Go on where ``state`` was taken, on ``memory`` with the contents of that moment. Restore the transport first.
@@ -613,19 +521,24 @@ class Device:
                 raise
 
     def _restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
+        config = bytes.fromhex(state["config"])
+        if len(config) != len(self.config):
+            raise ValueError(f"state has a config space of {len(config)} bytes, this device {len(self.config)}")
+        self.config[:] = config
         self.legacy, self._acked, self.negotiated = state["legacy"], state["acked"], state["negotiated"]
         self.status, self.reason, self.generation = state["status"], state["reason"], state["generation"]
-        self.config[:] = bytes.fromhex(state["config"])
         for slot, saved in zip(self.queues, state["queues"], strict=True):
             if saved["layout"]:
-                slot.layout = QueueLayout(**saved["layout"])
-                slot.size, slot.enabled, slot.broken = slot.layout.size, True, saved["broken"]
+                layout = QueueLayout(**saved["layout"])
+                if layout.size > slot.size_max or layout.is_packed != bool(self.negotiated & Feature.RING_PACKED):
+                    raise ValueError(f"state has queue {slot.index} as {layout}, which this device cannot have")
+                slot.layout, slot.size, slot.enabled, slot.broken = layout, layout.size, True, saved["broken"]
             if saved["state"]:
                 slot.queue = DeviceQueue.restore(memory, saved["state"])
         self.load(state["own"])
         if self.status & Status.DRIVER_OK and not self.status & Status.FAILED:
             self._start()
-            for slot in self.queues:
-                if slot.enabled:
-                    slot.owed = True
-                    slot.kick.ring()
+        for slot in self.queues:
+            if slot.enabled:
+                slot.owed = self.live
+                slot.kick.ring()

@@ -153,8 +153,10 @@ def missing(features: int, device_type: int | None = None) -> list[tuple[str, st
             if features & bit:
                 absent = [group for group in groups if not features & group]
                 if absent:
-                    needs = " and ".join(" or ".join(names_of(group, device_type)) for group in absent)
-                    result.append((_name(bit, device_type), needs))
+                    needs = [" or ".join(names_of(group, device_type)) for group in absent]
+                    if len(needs) > 1:
+                        needs = [f"({need})" if " or " in need else need for need in needs]
+                    result.append((_name(bit, device_type), " and ".join(needs)))
     return result
 
 

@@ -1,0 +1,60 @@
+"""The queues of a device as its transport sees them, and the way back to the driver."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Protocol
+
+from virtio._bell import Bell
+from virtio._device_queue import DeviceQueue
+from virtio.errors import MemoryFault
+from virtio.layout import QueueLayout
+
+
+class Interrupt(Protocol):
+    """What a transport gives a device to reach its driver by."""
+
+    def queue(self, index: int) -> Bell:
+        """Return the bell that interrupts the driver for queue ``index``."""
+
+    def config(self) -> None:
+        """Raise the configuration change interrupt."""
+
+
+class QueueSlot:
+    """One queue of a device.
+
+    ``size`` is what the driver chose, ``size_max`` what it may choose. ``layout`` is None until the driver set it.
+    ``kick`` is rung by the driver, ``call`` by the device. ``queue`` is the DeviceQueue that ``Device.device_queue``
+    made. ``broken`` is why the device works it no more, or None.
+    """
+
+    def __init__(self, index: int, size_max: int, kick: Bell, call: Bell) -> None:
+        self.index = index
+        self.size_max = size_max
+        self.kick = kick
+        self.call = call
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget what the driver said. What was popped from the queue cannot be given back any more."""
+        queue: DeviceQueue | None = getattr(self, "queue", None)
+        if queue is not None and queue.outstanding:
+            with suppress(MemoryFault, ValueError):  # its ring is not in memory any more: nothing is written there
+                queue.reset()
+        self.size = self.size_max
+        self.layout: QueueLayout | None = None
+        self.enabled = False
+        self.queue: DeviceQueue | None = None
+        self.broken: str | None = None
+        self.kicked = False  # the driver rang, and notified() was not called for it yet
+        self.owed = False  # the driver is to be interrupted as soon as no lock is held
+        self.kick.answer()
+
+    def __repr__(self) -> str:
+        state = self.broken or ("enabled" if self.enabled else "not enabled")
+        return f"<QueueSlot {self.index}: size {self.size} of {self.size_max}, {state}>"
+
+
+def nobody() -> None:
+    """Answer the interrupts of a device that no transport shows to a driver."""
