@@ -1,0 +1,179 @@
+"""MSI-X: a table of messages and an array of pending bits, in a memory BAR (PCI Local Bus 3.0, 6.8.2)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from virtio._bell import Bell
+from virtio.errors import ConfigError
+from virtio.pci.config import COMMAND_MASTER, ConfigSpace
+
+CAPABILITY_ID = 0x11
+CONTROL = 2  # message control: offset in the capability
+CONTROL_ENABLE, CONTROL_FUNCTION_MASK = 1 << 15, 1 << 14
+
+VECTORS_MAX = 2048
+ENTRY_SIZE = 16
+ADDRESS, DATA, VECTOR_CONTROL = 0, 8, 12  # offsets in an entry; each address and data is little-endian
+VECTOR_MASKED = 1
+# what a guest may write of an entry: a message's address is that of a 32-bit word, and of the control only the mask
+ENTRY_WRITABLE = b"\xfc" + b"\xff" * 11 + b"\x01\0\0\0"
+# the BAR as QEMU lays it out: table in the lower half of 4096 bytes, pending bits in the upper, while they fit
+BAR_SIZE, PENDING_OFFSET = 4096, 2048
+
+Message = Callable[[int, int], object]
+
+
+class Msix:
+    """The MSI-X capability of a function, and the ``vectors`` behind it, which occupy memory BAR ``bar``.
+
+    A vector that is ready goes to its route, a Bell, or else to ``message(address, data)``. One that is not is pending:
+    while MSI-X is off, masked (the function or the vector), bus mastering is off, or nothing takes it; it goes once,
+    when that ends.
+
+    Any thread may call :meth:`notify`; one at a time all else. ``message`` and bells are called without a lock.
+    Raises ConfigError for a number of vectors outside 1..2048.
+    """
+
+    def __init__(self, config: ConfigSpace, vectors: int, bar: int, message: Message | None = None) -> None:
+        if not 1 <= vectors <= VECTORS_MAX:
+            raise ConfigError(f"{vectors} MSI-X vectors: out of range (1 to {VECTORS_MAX})")
+        self.vectors = vectors
+        self.pending_offset = max(PENDING_OFFSET, vectors * ENTRY_SIZE)
+        end = self.pending_offset + (vectors + 63) // 64 * 8
+        self.size = max(BAR_SIZE, 1 << (end - 1).bit_length())
+        config.add_bar(bar, self.size)
+        body = (vectors - 1).to_bytes(2, "little") + bar.to_bytes(4, "little")
+        body += (self.pending_offset | bar).to_bytes(4, "little")
+        writable = (CONTROL_ENABLE | CONTROL_FUNCTION_MASK).to_bytes(2, "little").ljust(len(body), b"\0")
+        self.capability = config.add_capability(CAPABILITY_ID, body, writable)
+        self._config = config
+        self._message = message
+        self._lock = threading.Lock()  # guards the table, the pending bits and the routes
+        self._table = bytearray()
+        self._pending = 0
+        self._routes: dict[int, Bell] = {}
+        self.reset()
+
+    @property
+    def control(self) -> int:
+        """The message control word."""
+        return self._config.read(self.capability + CONTROL, 2)
+
+    @property
+    def enabled(self) -> bool:
+        """Whether MSI-X is on, and INTx is therefore off."""
+        return self.control & CONTROL_ENABLE != 0
+
+    @property
+    def pending(self) -> int:
+        """The pending bits: bit ``v`` is vector ``v``."""
+        return self._pending
+
+    def masked(self, vector: int) -> bool:
+        """Whether the vector may not be sent now."""
+        return (
+            self.control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE
+            or not self._config.command & COMMAND_MASTER
+            or self._table[vector * ENTRY_SIZE + VECTOR_CONTROL] & VECTOR_MASKED != 0
+        )
+
+    def entry(self, vector: int) -> tuple[int, int]:
+        """Return (address, data) of the vector's message."""
+        at = vector * ENTRY_SIZE
+        entry = self._table[at : at + VECTOR_CONTROL]
+        return int.from_bytes(entry[:DATA], "little"), int.from_bytes(entry[DATA:], "little")
+
+    def bell(self, vector: int) -> Bell | None:
+        """Return the bell that the vector rings now, so that who raises it may ring that itself; None: use notify."""
+        return None if self.masked(vector) else self._routes.get(vector)
+
+    def route(self, vector: int, bell: Bell | None) -> None:
+        """Let the vector ring ``bell`` in place of sending a message; None: a message again."""
+        if not 0 <= vector < self.vectors:
+            raise ConfigError(f"MSI-X vector {vector} out of range (0 to {self.vectors - 1})")
+        with self._lock:
+            if bell is None:
+                self._routes.pop(vector, None)
+            else:
+                self._routes[vector] = bell
+
+    def notify(self, vector: int) -> None:
+        """Send the vector, or make it pending."""
+        with self._lock:
+            send = self._take(vector)
+            if send is None:
+                self._pending |= 1 << vector
+        if send is not None:
+            send()
+
+    def _take(self, vector: int) -> Callable[[], object] | None:
+        """Return what sends the vector as it is now, None if nothing can. Caller holds the lock."""
+        if self.masked(vector):
+            return None
+        bell = self._routes.get(vector)
+        if bell is not None:
+            return bell.ring
+        message = self._message
+        if message is None:
+            return None
+        address, data = self.entry(vector)
+        return lambda: message(address, data)
+
+    def flush(self) -> None:
+        """Send what is pending and can be sent: call it after whatever may have made vectors ready."""
+        if not self._pending:
+            return
+        ready = []
+        with self._lock:
+            for vector in range(self._pending.bit_length()):
+                if self._pending >> vector & 1 and (send := self._take(vector)) is not None:
+                    self._pending &= ~(1 << vector)
+                    ready.append(send)
+        for send in ready:
+            send()
+
+    def forget(self, vectors: int = -1) -> None:
+        """Clear pending bits (all, or those in the mask): what they were about is no more."""
+        with self._lock:
+            self._pending &= ~vectors
+
+    def read(self, offset: int, size: int) -> int:
+        """Read the BAR, at any width and alignment. Between table and pending bits, and after them, it is 0."""
+        table = self._table[offset : offset + size]
+        value = int.from_bytes(table, "little")
+        if offset + size > self.pending_offset:
+            pending = self._pending << 8 * self.pending_offset >> 8 * offset
+            value |= pending & (1 << 8 * size) - 1
+        return value
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Write the BAR: table entries. Pending bits are read-only. The owner calls :meth:`flush` afterwards."""
+        with self._lock:
+            for i in range(offset, min(offset + size, len(self._table))):
+                mask = ENTRY_WRITABLE[i % ENTRY_SIZE]
+                self._table[i] = self._table[i] & ~mask | value & mask
+                value >>= 8
+
+    def reset(self) -> None:
+        """Mask all vectors and clear table and pending bits. Routes stay."""
+        entry = bytes(VECTOR_CONTROL) + VECTOR_MASKED.to_bytes(4, "little")
+        with self._lock:
+            self._table = bytearray(entry * self.vectors)
+            self._pending = 0
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return table and pending bits, as JSON can hold them. Routes are the embedder's and not part of it."""
+        with self._lock:
+            return {"table": self._table.hex(), "pending": f"{self._pending:x}"}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`snapshot` gave, after the configuration space. The owner calls :meth:`flush`."""
+        table, pending = bytes.fromhex(state["table"]), int(state["pending"], 16)
+        if len(table) != len(self._table) or pending >> self.vectors:
+            raise ConfigError(f"an MSI-X table of {len(table) // ENTRY_SIZE} vectors, not {self.vectors}")
+        with self._lock:
+            self._table[:] = table
+            self._pending = pending
