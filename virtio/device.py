@@ -74,6 +74,7 @@ class Device:
         self.status = 0
         self.generation = 0
         self.live = False  # between activate() and deactivate()
+        self._dma = True  # the transport lets it at its memory
         self.reason: str | None = None  # of NEEDS_RESET
         self.refused: deque[VirtioError] = deque(maxlen=REFUSED_KEPT)
         self.counters: Counter[str] = Counter()
@@ -148,7 +149,7 @@ class Device:
         return False
 
     def pause(self) -> None:
-        """Let no task touch a queue until :meth:`resume`, for a snapshot."""
+        """Let no task touch a queue until :meth:`resume`: for a snapshot, or because the transport forbids it."""
 
     def resume(self) -> None:
         """Undo :meth:`pause`."""
@@ -236,6 +237,26 @@ class Device:
             self.queues[index].call = bell
             self.call_changed(index)
 
+    def set_dma(self, allowed: bool) -> None:
+        """Keep the device away from its memory, or let it at it again: what PCI's bus master bit is for.
+
+        What it missed is made up for then: DRIVER_OK, kicks. It may from the beginning; a reset does not change it.
+        """
+        with self._control():
+            if allowed == self._dma:
+                return
+            self._dma = allowed
+            if not self.live:
+                if allowed and self.status & (Status.DRIVER_OK | Status.FAILED) == Status.DRIVER_OK:
+                    self._start()
+            elif allowed:
+                self.resume()
+            else:
+                self.pause()
+            for slot in self.queues:
+                if allowed and slot.enabled:
+                    slot.kick.ring()
+
     @property
     def device_features(self) -> int:
         """What the driver is offered: ``offered``, less what its interface, legacy or not, does not have."""
@@ -314,7 +335,8 @@ class Device:
             self._refuse("status", VirtioError("DRIVER_OK after FAILED"))
         else:
             self.status |= Status.DRIVER_OK
-            self._start()
+            if self._dma:
+                self._start()
 
     def _start(self) -> None:
         if self.memory is None or self._interrupt is None:
@@ -386,6 +408,8 @@ class Device:
             slot.layout, slot.size, slot.enabled = layout, layout.size, True
             if self.live:
                 self.queue_enable(index)
+                if not self._dma:
+                    self.pause()
             return True
 
     def _cannot_set_up(self, slot: QueueSlot, layout: QueueLayout) -> str | None:
@@ -444,7 +468,7 @@ class Device:
     # ---- serving ----
 
     def _servable(self, slot: QueueSlot) -> bool:
-        return self.live and slot.kicked and slot.enabled and slot.broken is None
+        return self.live and self._dma and slot.kicked and slot.enabled and slot.broken is None
 
     def _serve(self, slot: QueueSlot) -> None:
         epoch = self._epoch
@@ -470,7 +494,7 @@ class Device:
         The transport's own state (vectors, registers) is not part of it. The device goes on.
         """
         with self._control():
-            if self.live:
+            if self.live and self._dma:
                 self.pause()
             try:
                 return {
@@ -493,7 +517,7 @@ class Device:
                     "own": self.save(),
                 }
             finally:
-                if self.live:
+                if self.live and self._dma:
                     self.resume()
 
     def restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
@@ -536,7 +560,7 @@ class Device:
             if saved["state"]:
                 slot.queue = DeviceQueue.restore(memory, saved["state"])
         self.load(state["own"])
-        if self.status & Status.DRIVER_OK and not self.status & Status.FAILED:
+        if self._dma and self.status & Status.DRIVER_OK and not self.status & Status.FAILED:
             self._start()
         for slot in self.queues:
             if slot.enabled:
