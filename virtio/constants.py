@@ -24,6 +24,10 @@ class Feature(IntFlag):
     ADMIN_VQ = 1 << 41
     SUSPEND = 1 << 43
 
+    def __invert__(self) -> int:  # type: ignore[override]
+        # IntFlag's is as wide as its members: `features & ~bit` would lose all bits above. A base's would not be used
+        return ~int(self)
+
 
 class NetFeature(IntFlag):
     """Feature bits of the network device (VIRTIO 1.4, 5.1.3). Values are masks, wider than 64 bits from bit 64 on."""
@@ -71,6 +75,9 @@ class NetFeature(IntFlag):
     HOST_UDP_TUNNEL_GSO_CSUM = 1 << 68
     OUT_NET_HEADER = 1 << 69
     IPSEC = 1 << 70
+
+    def __invert__(self) -> int:  # type: ignore[override]
+        return ~int(self)  # see Feature
 
 
 class GsoType(IntFlag):
