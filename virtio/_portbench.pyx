@@ -1,14 +1,14 @@
-"""A sink in plain memory, and calls of a port, for tests and benchmarks: what a device does to a port, without a device."""
+"""A sink in plain memory, and calls of a port, for tests and benchmarks: what a device does to a port."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio._bell cimport Bell, virtio_bell
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport NetHeader, virtio_net_hdr
-from virtio._port cimport VIRTIO_FRAME_MAX, VIRTIO_PACKET_PIECES, Port, virtio_packet, virtio_port, virtio_sink
+from virtio._port cimport VIRTIO_FRAME_MAX, Port, virtio_packet, virtio_sink
 from virtio._ring cimport queue_lock, queue_unlock
 from virtio._worker cimport virtio_wait, virtio_wait_bell
 
@@ -219,7 +219,6 @@ def send(Port port not None, frames, uint32_t queue=0):
     cdef uint32_t n = 0
     cdef uint32_t taken
     cdef uint32_t at = 0
-    cdef const uint8_t[::1] view
     frames = [(hdr, [bytes(piece) for piece in pieces]) for hdr, pieces in frames]
     packets = <virtio_packet *>calloc(len(frames) + 1, sizeof(virtio_packet))
     segs = <iovec *>calloc(sum(len(pieces) for _, pieces in frames) + 1, sizeof(iovec))
@@ -245,11 +244,10 @@ def send(Port port not None, frames, uint32_t queue=0):
 def receive(Port port not None, MemorySink sink not None, uint32_t limit=64, uint32_t queue=0):
     """Receive a burst as a device's receive task does; return how many the port says it took."""
     cdef uint32_t taken
-    cdef virtio_bell *bell
     with nogil:
         queue_lock(&sink.c.lock)
         taken = port.c.receive(&port.c, queue, &sink.c.sink, limit)
-        bell = sink.c.sink.flush(&sink.c.sink)
+        sink.c.sink.flush(&sink.c.sink)
         queue_unlock(&sink.c.lock)
     return taken
 

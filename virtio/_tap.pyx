@@ -30,10 +30,6 @@ cdef extern from "sys/uio.h" nogil:
     ssize_t writev(int fd, const iovec *iov, int count)
 
 
-cdef extern from "unistd.h" nogil:
-    ssize_t write(int fd, const void *buf, size_t n)
-
-
 cdef extern from "poll.h" nogil:
     enum:
         POLLIN
@@ -74,37 +70,41 @@ cdef uint8_t *scratch_of(tap_side *side) noexcept nogil:
     return side.scratch
 
 
+cdef inline ssize_t write_pieces(tap_side *side, const iovec *iov, uint32_t pieces) noexcept nogil:
+    """Write the header, iov[0], if there is one, and pieces after it; return -errno for none."""
+    cdef ssize_t done
+    if side.header:
+        done = writev(side.fd, iov, <int>pieces + 1)
+    else:
+        done = writev(side.fd, iov + 1, <int>pieces)
+    return -errno if done < 0 else done
+
+
 cdef ssize_t write_gathered(tap_side *side, iovec *iov, const virtio_packet *packet, const iovec *segs) noexcept nogil:
-    """Write a frame of more pieces than one writev takes: copied together first."""
+    """Write a frame of more pieces than one writev takes: copied together first. Returns -errno for none."""
     cdef uint8_t *scratch = scratch_of(side)
     cdef size_t length = 0
     cdef uint32_t i
     cdef const iovec *seg
-    if scratch is NULL or packet.len > VIRTIO_FRAME_MAX:
-        errno = ENOMEM if scratch is NULL else EMSGSIZE
-        return -1
+    if scratch is NULL:
+        return -ENOMEM
     for i in range(packet.nsegs):
         seg = &segs[packet.first + i]
         if seg.iov_len > VIRTIO_FRAME_MAX - length:
-            errno = EMSGSIZE
-            return -1
+            return -EMSGSIZE
         memcpy(scratch + length, seg.iov_base, seg.iov_len)
         length += seg.iov_len
     iov[1].iov_base = scratch
     iov[1].iov_len = length
-    return writev(side.fd, iov, 2)
+    return write_pieces(side, iov, 1)
 
 
 cdef ssize_t write_frame(tap_side *side, iovec *iov, const virtio_packet *packet, const iovec *segs) noexcept nogil:
-    """iov[0] is the header's, and free if there is none; the rest is free, PIECES in all."""
+    """Write a frame; iov has its header's in front, and PIECES in all. Returns -errno for none."""
     if packet.nsegs > PIECES - 1:
-        if side.header == 0:
-            iov[0].iov_len = 0
         return write_gathered(side, iov, packet, segs)
     memcpy(&iov[1], &segs[packet.first], packet.nsegs * sizeof(iovec))
-    if side.header == 0:
-        return writev(side.fd, &iov[1], <int>packet.nsegs)
-    return writev(side.fd, iov, <int>packet.nsegs + 1)
+    return write_pieces(side, iov, packet.nsegs)
 
 
 cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
@@ -115,28 +115,25 @@ cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *p
     cdef uint32_t i = 0
     cdef uint64_t size = 0
     cdef uint32_t sent = 0
-    cdef int error
+    cdef ssize_t done
     iov[0].iov_base = &hdr
     iov[0].iov_len = side.header
     while i < n:
         hdr = packets[i].hdr
         hdr.num_buffers = 0
-        if side.gone:
-            count_error(&side.counts, EBADFD)
-        elif write_frame(side, iov, &packets[i], segs) >= 0:
+        done = -EBADFD if side.gone else write_frame(side, iov, &packets[i], segs)
+        if done == -EINTR:
+            continue
+        if done == -EAGAIN:
+            side.counts.full += 1
+            break
+        if done >= 0:
             sent += 1
             size += packets[i].len
         else:
-            error = errno
-            if error == EINTR:
-                continue
-            if error == EAGAIN:
-                side.counts.full += 1
-                break
-            if error == EBADFD:
+            if done == -EBADFD:
                 side.gone = side.attached  # the interface was deleted
-            count_error(&side.counts, error)
-            iov[0].iov_len = side.header
+            count_error(&side.counts, <int>-done)
         i += 1
     side.counts.packets += sent
     side.counts.bytes += size
@@ -310,17 +307,18 @@ def query(fd):
 cdef class Tap(Port):
     """A TAP interface of the Linux kernel: what is sent here, the kernel receives, and the other way round.
 
-    ``Tap("tap0")`` makes the interface, or takes a persistent one of that name; ``Tap()`` lets the kernel choose a name;
-    a name with "%d" gets a number. It is made in the network namespace of the calling thread. ``fd``, or ``fds`` for
-    several queues, are open ones of a TAP, as libvirt hands over: then name, header and number of queues are theirs; they
-    are duplicated, and made non-blocking (which the originals share).
+    ``Tap("tap0")`` makes the interface, or takes a persistent one of that name; ``Tap()`` lets the kernel choose a
+    name; a name with "%d" gets a number. It is made in the network namespace of the calling thread. ``fd``, or ``fds``
+    for several queues, are open ones of a TAP, as libvirt hands over: then name, header and number of queues are
+    theirs; they are duplicated, and made non-blocking (which the originals share).
 
-    ``queues`` queue pairs (1 to 256). ``header_size`` is that of the virtio_net_hdr before each frame between us and the
-    kernel (10, 12, 20 or 24; by default 24, that tunnels may use, where the kernel knows them, else 12); with
+    ``queues`` queue pairs (1 to 256). ``header_size`` is that of the virtio_net_hdr before each frame between us and
+    the kernel (10, 12, 20 or 24; by default 24, which tunnels use, where the kernel knows them, else 12); with
     ``vnet_header=False`` there is none, and no offload either. ``mtu`` sets the interface's.
 
-    Raises OSError for what the kernel refuses (EPERM: needs CAP_NET_ADMIN; EBUSY: somebody else has the interface open),
-    ConfigError for an fd that is no TAP's, and where there is no /dev/net/tun, ValueError for arguments out of range.
+    Raises OSError for what the kernel refuses (EPERM: needs CAP_NET_ADMIN; EBUSY: somebody else has the interface
+    open), ConfigError for an fd that is no TAP's, and where there is no /dev/net/tun, ValueError for arguments out of
+    range.
 
     A frame that the kernel refuses is dropped and counted under the name of its errno (EIO: the interface is down). A
     frame that is larger than the room for it counts as EMSGSIZE, a header that makes no sense as EPROTO.
@@ -333,7 +331,8 @@ cdef class Tap(Port):
         self.c.arm_receive = tap_arm_receive
         self._fds = ()
 
-    def __init__(self, name=None, *, fd=None, fds=None, int queues=1, header_size=None, bint vnet_header=True, mtu=None):
+    def __init__(self, name=None, *, fd=None, fds=None, int queues=1, header_size=None, bint vnet_header=True,
+                 mtu=None):
         if self._fds:
             raise TypeError("TAP is open already")
         if header_size is not None and header_size not in SIZES:

@@ -31,9 +31,9 @@ cdef extern from "virtio/taploop.h" nogil:
 cdef class TapLoop:
     """Joins two TAPs by a thread that reads a frame from one and writes it to the other, and nothing else.
 
-    Headers pass as they are, so both have one header size, and each is let to leave undone what ``offloads``
-    (VIRTIO_OFFLOAD_*) says and the other's kernel takes. ``burst`` frames (1 to 1024) are read from one before it is the
-    other's turn. ``cpu`` pins the thread.
+    Headers pass as they are, so both have one header size, and each may leave undone what ``offloads``
+    (VIRTIO_OFFLOAD_*) says, as far as the kernel knows it. ``burst`` frames (1 to 1024) are read from one before
+    it is the other's turn. ``cpu`` pins the thread.
 
     Raises ValueError for TAPs of different header sizes, of several queues, or that are closed. The loop ends by itself
     when an interface is deleted. One thread at a time may call.
