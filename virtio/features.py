@@ -178,4 +178,4 @@ def legacy_only(device_type: int | None = None) -> int:
     result = 0
     for table in _tables(device_type):
         result |= table.legacy_only
-    return result
+    return int(result)  # of an IntFlag, ~ would only give the bits that it knows
