@@ -210,11 +210,7 @@ class Driver:
             self._negotiate(None)
             for plan in self.plan_queues():
                 self._add_queue(plan)
-            self._route_interrupts()
-            self._check_features()
-            self.transport.status = Status.DRIVER_OK
-            self.attached = True
-            self.ready()
+            self._go()
         except BaseException as error:
             self._give_up(error)
             raise
@@ -253,19 +249,15 @@ class Driver:
         What was outstanding is forgotten: drain before. Raises as :meth:`attach`; NegotiationError if the device no
         longer offers what was negotiated, ConfigError if a queue has another size.
         """
-        if self.negotiation is None:
-            raise ConfigError("the driver was never attached")
+        if self.negotiation is None or not self.queues:
+            raise ConfigError("the driver is not attached: there is nothing to bring up again")
         if self.attached:
             self.stop()
         try:
             self._negotiate(self.negotiation.got)
             for attached in self.queues.values():
-                self.enable_queue(attached.plan.index)
-            self._route_interrupts()
-            self._check_features()
-            self.transport.status = Status.DRIVER_OK
-            self.attached = True
-            self.ready()
+                self._enable_queue(attached)
+            self._go()
         except BaseException as error:
             self._give_up(error)
             raise
@@ -286,12 +278,8 @@ class Driver:
 
     def enable_queue(self, index: int) -> None:
         """Set a queue up again, empty, where it was. Raises ConfigError if the device gave it another size."""
-        attached = self.queues[index]
-        size = self._queue_size(attached.plan)
-        if size != attached.queue.size:
-            raise ConfigError(f"queue {index} ({attached.plan.name}) has size {size}, and had {attached.queue.size}")
-        attached.queue.reset()
-        self.transport.setup_queue(index, attached.layout)
+        self._enable_queue(self.queues[index])
+        self._route_interrupts()
 
     # ---- configuration and status ----
 
@@ -384,24 +372,20 @@ class Driver:
                 names = tuple(negotiation.names(negotiation.got))
                 text = f"the device refuses the features {', '.join(names)}: FEATURES_OK stays clear"
                 raise NegotiationError(text, offered, negotiation.got, names)
+        now = transport.read_features()
+        if now != offered:  # such a device would do anything
+            names = tuple(negotiation.names(now ^ offered))
+            text = f"offered features changed while negotiated: {', '.join(names)} ({offered:#x}, then {now:#x})"
+            raise NegotiationError(text, now, negotiation.wanted, names)
         if again is None:
             self.negotiation = negotiation
             self.features = negotiation.got
 
-    def _check_features(self) -> None:
-        """A device that offers something else by now would do anything."""
-        assert self.negotiation is not None
-        offered = self.transport.read_features()
-        changed = offered ^ self.negotiation.offered
-        if changed:
-            names = tuple(self.negotiation.names(changed))
-            raise NegotiationError(
-                f"offered features changed while they were negotiated: {', '.join(names)} "
-                f"({self.negotiation.offered:#x}, then {offered:#x})",
-                offered,
-                self.wanted,
-                names,
-            )
+    def _go(self) -> None:
+        self._route_interrupts()
+        self.transport.status = Status.DRIVER_OK
+        self.attached = True
+        self.ready()
 
     def _queue_size(self, plan: QueuePlan) -> int:
         """Return the size to set a queue up with."""
@@ -455,6 +439,14 @@ class Driver:
         # from here on the device may know of it: what undoes it is a reset
         self.queues[plan.index] = AttachedQueue(plan, queue, layout, kick, None, allocated)
         self.transport.setup_queue(plan.index, layout)
+
+    def _enable_queue(self, attached: AttachedQueue) -> None:
+        index, had = attached.plan.index, attached.queue.size
+        size = self._queue_size(attached.plan)
+        if size != had:
+            raise ConfigError(f"queue {index} ({attached.plan.name}) has size {size}, and had {had}")
+        attached.queue.reset()
+        self.transport.setup_queue(index, attached.layout)
 
     def _route_interrupts(self) -> None:
         wanting = [attached for attached in self.queues.values() if attached.plan.interrupt]

@@ -82,23 +82,25 @@ def agree(
     ``adjust`` may drop some of them. VERSION_1 is required of the modern interface. Raises NegotiationError, with names
     and reasons, if one of ``required`` is not among the rest.
     """
+    # plain ints, for ~ of an IntFlag gives no bits but those that it knows
+    offered, wanted, required = int(offered), int(wanted), int(required)
     if not legacy:
-        wanted |= Feature.VERSION_1
-        required |= Feature.VERSION_1
+        wanted |= int(Feature.VERSION_1)
+        required |= int(Feature.VERSION_1)
     foreign = ~LEGACY_BITS if legacy else legacy_only(device_type)
     refused = dict.fromkeys(names_of(wanted & ~offered, device_type), "not offered")
     there = "legacy" if legacy else "modern"
     refused |= dict.fromkeys(names_of(wanted & foreign, device_type), f"not part of the {there} interface")
     got = _close(device_type, wanted & offered & ~foreign, refused)
     if adjust is not None:
-        chosen = adjust(got) & got
+        chosen = int(adjust(got)) & got
         refused |= dict.fromkeys(names_of(got & ~chosen, device_type), "dropped by the driver")
         got = _close(device_type, chosen, refused)
     lacking = tuple(names_of(required & ~got, device_type))
     if lacking:
         reasons = ", ".join(f"{name} ({refused.get(name, 'not wanted')})" for name in lacking)
         raise NegotiationError(f"required features are missing: {reasons}", offered, wanted, lacking)
-    return Negotiation(device_type, legacy, int(offered), int(wanted), int(required), int(got), refused)
+    return Negotiation(device_type, legacy, offered, wanted, required, got, refused)
 
 
 def _close(device_type: int, bits: int, refused: dict[str, str]) -> int:

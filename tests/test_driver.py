@@ -1,0 +1,576 @@
+"""The driver core: the order of things, negotiation, queues, and that nothing is kept when something goes wrong."""
+
+import json
+from itertools import pairwise
+
+import pytest
+from fake_transport import FakeTransport
+
+from virtio import DeviceQueue, Feature, GuestMemory, NetFeature, QueueLayout
+from virtio.constants import Status
+from virtio.dma import DmaPool
+from virtio.driver import RING_FEATURES, Driver, QueuePlan, wait_until
+from virtio.errors import ConfigError, DeviceBroken, NegotiationError, PoolExhausted, RingError
+
+MEMORY = 1 << 20
+ACK, DRIVER, OK, FEATURES, FAILED = (
+    Status.ACKNOWLEDGE,
+    Status.DRIVER,
+    Status.DRIVER_OK,
+    Status.FEATURES_OK,
+    Status.FAILED,
+)
+
+
+class Nic(Driver):
+    device_type = 1
+    wanted = RING_FEATURES | NetFeature.MAC | NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_ECN
+    plans = (QueuePlan(0, "rx", segments=4), QueuePlan(1, "tx", segments=8), QueuePlan(2, "ctrl", interrupt=False))
+
+    def __init__(self, transport, pool, **options):
+        super().__init__(transport, pool, timeout=options.pop("timeout", 0.05), **options)
+        self.calls = []
+
+    def plan_queues(self):
+        return self.plans
+
+    def ready(self):
+        self.calls.append(("ready", self.transport.status, sorted(self.queues)))
+
+    def stopping(self):
+        self.calls.append(("stopping", self.transport.status))
+
+    def config_changed(self):
+        self.calls.append("config")
+
+
+@pytest.fixture
+def memory():
+    return GuestMemory.allocate(MEMORY)
+
+
+@pytest.fixture
+def pool(memory):
+    return DmaPool(memory, 0x1000, MEMORY - 0x1000)
+
+
+def nic(memory, pool, cls=Nic, **fake):
+    return cls(FakeTransport(memory, **fake), pool)
+
+
+def test_attach_is_in_the_order_of_the_specification(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    transport = driver.transport
+    features = Feature.VERSION_1 | Feature.INDIRECT_DESC
+    assert transport.log == [
+        "reset",
+        ACK,
+        DRIVER,
+        ("features", features),
+        FEATURES,
+        ("queue", 0),
+        ("queue", 1),
+        ("queue", 2),
+        ("interrupts", (0, 1)),
+        OK,
+    ]
+    assert transport.status == ACK | DRIVER | FEATURES | OK
+    assert driver.features == features and driver.attached
+    assert driver.calls == [("ready", transport.status, [0, 1, 2])]
+
+
+def test_legacy_attach_has_no_features_ok(memory, pool):
+    driver = nic(memory, pool, legacy=True)
+    driver.attach()
+    assert [item for item in driver.transport.log if isinstance(item, Status)] == [ACK, DRIVER, OK]
+    assert driver.features == Feature.INDIRECT_DESC
+    for index, attached in driver.queues.items():
+        layout = driver.transport.layouts[index]
+        assert layout == QueueLayout.legacy(64, layout.desc) == attached.queue.layout
+        assert layout.desc % 4096 == 0
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_queues_lie_in_the_pool_and_nowhere_twice(memory, pool, packed):
+    offered = RING_FEATURES | (Feature.RING_PACKED if packed else 0)
+    driver = Nic(FakeTransport(memory, offered=offered, size=100), pool, wanted=RING_FEATURES | Feature.RING_PACKED)
+    driver.attach()
+    areas = []
+    for index, segments in ((0, 4), (1, 8), (2, 0)):
+        attached = driver.queues[index]
+        queue = attached.queue
+        assert queue.packed == packed and queue.size == (100 if packed else 64)
+        assert queue.index == index and queue.features == driver.features
+        areas += queue.layout.areas
+        if segments:
+            areas.append((attached.allocated[1], queue.size * segments * 16))
+    areas.sort()
+    assert all(at + size <= after for (at, size), (after, _) in pairwise(areas))
+    assert all(at >= pool.gpa and at + size <= pool.gpa + pool.size for at, size in areas)
+    driver.detach()
+    assert pool.allocations == {}
+
+
+def test_plan_limits_the_size(memory, pool):
+    class Small(Nic):
+        plans = (QueuePlan(0, "rx", size=24),)
+
+    driver = nic(memory, pool, Small)
+    driver.attach()
+    assert driver.queues[0].queue.size == 16  # a split queue is a power of two
+    packed = Small(FakeTransport(memory, offered=Feature.VERSION_1 | Feature.RING_PACKED), pool, wanted="RING_PACKED")
+    packed.attach()
+    assert packed.queues[0].queue.size == 24
+
+
+def test_no_tables_without_the_feature(memory, pool):
+    driver = nic(memory, pool, offered=Feature.VERSION_1)
+    driver.attach()
+    assert [len(attached.allocated) for attached in driver.queues.values()] == [1, 1, 1]
+
+
+def test_the_queues_work(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    transport, attached = driver.transport, driver.queues[1]
+    device = DeviceQueue(memory, transport.layouts[1], features=driver.features)
+    buffers = [pool.allocate(64) for _ in range(5)]
+    attached.queue.enqueue([(gpa, 64) for gpa in buffers], cookie="frame")  # five pieces: by a table
+    assert attached.queue.nfree == 63
+    assert attached.notify() and attached.kick.rings == 1 and attached.kick is transport.kicks[1]
+    chain = device.pop()
+    assert chain.readable_length == 5 * 64
+    device.add_used(chain, 0)
+    assert attached.queue.dequeue() == ("frame", 0)
+    assert attached.interrupt is transport.bells[1] and driver.queues[2].interrupt is None
+    assert not attached.notify() and attached.kick.rings == 1
+
+
+# ---- negotiation ----
+
+
+def test_report(memory, pool):
+    offered = NetFeature.MAC | NetFeature.MQ | NetFeature.HOST_TSO4 | NetFeature.HOST_ECN | Feature.VERSION_1
+    driver = nic(memory, pool, offered=offered | 1 << 47)
+    driver.attach()
+    report = driver.negotiation
+    assert report.to_dict() == {
+        "device_type": 1,
+        "legacy": False,
+        "offered": ["MAC", "HOST_TSO4", "HOST_ECN", "MQ", "VERSION_1", "bit 47"],
+        "wanted": [
+            *("CSUM", "MAC", "HOST_TSO4", "HOST_ECN", "ANY_LAYOUT"),
+            *("INDIRECT_DESC", "EVENT_IDX", "VERSION_1", "RING_RESET"),
+        ],
+        "required": ["VERSION_1"],
+        "got": ["MAC", "VERSION_1"],
+        "refused": {
+            "CSUM": "not offered",
+            "HOST_TSO4": "needs CSUM",
+            "HOST_ECN": "needs HOST_TSO4 or HOST_TSO6",
+            "ANY_LAYOUT": "not part of the modern interface",
+            "INDIRECT_DESC": "not offered",
+            "EVENT_IDX": "not offered",
+            "RING_RESET": "not offered",
+        },
+    }
+    json.dumps(report.to_dict())
+    lines = str(report).splitlines()
+    assert lines[0] == "net device, modern interface: 6 features offered, 9 wanted, 2 negotiated"
+    assert lines[1].split() == ["bit", "feature", "offered", "wanted", "got"]
+    rows = {line.split()[1]: line.split(maxsplit=5) for line in lines[2:]}
+    assert rows["MAC"] == ["5", "MAC", "yes", "yes", "yes"]
+    assert rows["HOST_TSO4"] == ["11", "HOST_TSO4", "yes", "yes", "-", "needs CSUM"]
+    assert rows["MQ"] == ["22", "MQ", "yes", "-", "-", "not wanted"]
+    assert rows["CSUM"] == ["0", "CSUM", "-", "yes", "-", "not offered"]
+    assert len(lines) == 2 + 11
+
+
+def test_bits_above_64_are_negotiated(memory, pool):
+    base = "CTRL_VQ, RSS, VERSION_1"
+    high = NetFeature.RSS_CONTEXT | NetFeature.CTRL_VQ | NetFeature.RSS | Feature.VERSION_1 | 1 << 100
+    driver = Nic(FakeTransport(memory, offered=high), pool, wanted=base + ", RSS_CONTEXT, bit 100")
+    driver.attach()
+    assert driver.features == driver.transport.accepted == high
+    driver.detach()
+    driver = Nic(FakeTransport(memory, offered=high), pool, wanted=base + ", RSS_CONTEXT", required="bit 101")
+    with pytest.raises(NegotiationError, match=r"missing: bit 101 \(not wanted\)"):
+        driver.attach()
+
+
+def test_legacy_never_accepts_bit_32(memory, pool):
+    transport = FakeTransport(memory, legacy=True)
+    transport.offered = RING_FEATURES | Feature.NOTIFY_ON_EMPTY  # a device that shows bits that legacy cannot carry
+    driver = Nic(transport, pool, wanted=RING_FEATURES | Feature.NOTIFY_ON_EMPTY)
+    driver.attach()
+    assert driver.negotiation.names(driver.features) == ["NOTIFY_ON_EMPTY", "ANY_LAYOUT", "INDIRECT_DESC", "EVENT_IDX"]
+    assert driver.negotiation.refused["RING_RESET"] == "not part of the legacy interface"
+    assert str(driver.negotiation).startswith("net device, legacy interface: ")
+
+
+def test_required_features(memory, pool):
+    driver = Nic(FakeTransport(memory), pool, required="MAC, INDIRECT_DESC")
+    with pytest.raises(NegotiationError, match=r"required features are missing: MAC \(not offered\)$") as e:
+        driver.attach()
+    assert e.value.rejected == ("MAC",)
+    driver = Nic(FakeTransport(memory, offered=NetFeature.HOST_TSO4 | Feature.VERSION_1), pool, required="HOST_TSO4")
+    with pytest.raises(NegotiationError, match=r"HOST_TSO4 \(needs CSUM\)"):
+        driver.attach()
+    driver = nic(memory, pool, offered=Feature.INDIRECT_DESC)
+    with pytest.raises(NegotiationError, match=r"VERSION_1 \(not offered\)") as e:
+        driver.attach()
+    assert e.value.offered == Feature.INDIRECT_DESC
+    with pytest.raises(ValueError, match="unknown"):
+        Nic(FakeTransport(memory), pool, required="MAAC")
+
+
+def test_adjust_drops_and_what_needs_it_goes_too(memory, pool):
+    class NoChecksum(Nic):
+        def adjust(self, features):
+            self.seen = features
+            return features & ~NetFeature.CSUM | NetFeature.MQ  # and cannot add
+
+    offered = Nic.wanted | Feature.VERSION_1
+    driver = nic(memory, pool, NoChecksum, offered=offered)
+    driver.attach()
+    assert driver.seen == offered & ~Feature.ANY_LAYOUT
+    assert driver.features == driver.seen & ~(NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_ECN)
+    assert driver.negotiation.refused["CSUM"] == "dropped by the driver"
+    assert driver.negotiation.refused["HOST_TSO4"] == "needs CSUM"
+    assert driver.negotiation.refused["HOST_ECN"] == "needs HOST_TSO4 or HOST_TSO6"
+
+
+def test_a_device_that_refuses(memory, pool):
+    driver = nic(memory, pool)
+    driver.transport.accepts_features = False
+    with pytest.raises(NegotiationError, match="INDIRECT_DESC, VERSION_1: FEATURES_OK stays clear") as e:
+        driver.attach()
+    assert e.value.rejected == ("INDIRECT_DESC", "VERSION_1")
+    assert driver.transport.status == FAILED and pool.allocations == {}
+
+
+def test_wrong_type(memory, pool):
+    with pytest.raises(ConfigError, match="Nic drives devices of type 1, not 4"):
+        nic(memory, pool, device_type=4)
+
+
+# ---- failure ----
+
+
+def fails_with(driver, error, match):
+    """Attach; expect the error, and the device FAILED with nothing taken."""
+    transport = driver.transport
+    with pytest.raises(error, match=match) as e:
+        driver.attach()
+    assert driver.pool.allocations == {} and driver.queues == {} and not driver.attached
+    assert transport.log[-4:] == [FAILED, "reset", "release", FAILED]
+    assert transport.status == FAILED and transport.layouts == {}
+    return e.value
+
+
+@pytest.mark.parametrize(
+    ("size", "legacy", "match"),
+    [
+        (0, False, r"queue 1 \(tx\) does not exist: its size reads 0"),
+        (0, True, r"queue 1 \(tx\) does not exist"),
+        (65535, False, r"queue 1 \(tx\) has size 65535, out of range \(1 to 32768\)"),
+        (65535, True, r"queue 1 \(tx\) has size 65535, out of range \(1 to 32768\)"),
+        (3, True, r"queue 1 \(tx\) has size 3, which is not a power of two"),
+    ],
+)
+def test_queue_sizes_that_cannot_be(memory, pool, size, legacy, match):
+    driver = nic(memory, pool, legacy=legacy)
+    driver.transport.sizes[1] = size
+    fails_with(driver, ConfigError, match)
+
+
+def test_memory_runs_out(memory):
+    pool = DmaPool(memory, 0, 0x4000)
+    driver = nic(memory, pool, legacy=True, size=256, offered=0)  # 0x2806 bytes a queue, and no tables
+    error = fails_with(driver, PoolExhausted, "no 10246 bytes aligned to 4096 in the driver's memory")
+    assert error.available < 0x4000
+
+
+@pytest.mark.parametrize("where", ["adjust", "plan_queues", "ready"])
+def test_a_hook_that_raises(memory, pool, where):
+    driver = nic(memory, pool)
+
+    def fail(*_):
+        raise OSError("no more")
+
+    setattr(driver, where, fail)
+    fails_with(driver, OSError, "no more")
+    assert driver.calls == ([("stopping", ACK | DRIVER | FEATURES | OK)] if where == "ready" else [])
+    delattr(driver, where)
+    driver.attach()  # and it can be tried again
+    assert driver.attached
+
+
+@pytest.mark.parametrize("where", ["setup_queue", "interrupt_bells", "kick_bell", "write_features"])
+def test_a_transport_that_fails(memory, pool, where):
+    driver = nic(memory, pool)
+
+    def fail(*_):
+        raise DeviceBroken("vector refused")
+
+    setattr(driver.transport, where, fail)
+    fails_with(driver, DeviceBroken, "vector refused")
+
+
+def test_a_queue_that_is_planned_twice(memory, pool):
+    driver = nic(memory, pool)
+    driver.plans = (QueuePlan(0, "rx"), QueuePlan(0, "tx"))
+    fails_with(driver, ConfigError, "queue 0 is planned as rx and tx")
+
+
+def test_features_that_change(memory, pool):
+    driver = nic(memory, pool)
+    seen = iter([Feature.VERSION_1 | NetFeature.MAC, Feature.VERSION_1 | NetFeature.CSUM])
+    driver.transport.read_features = lambda: next(seen)
+    fails_with(driver, NegotiationError, r"changed .*: CSUM, MAC \(0x100000020, then 0x100000001\)")
+
+
+def test_a_status_that_never_clears(memory, pool):
+    driver = nic(memory, pool)
+    driver.transport.resets = False
+    with pytest.raises(DeviceBroken, match=r"status reads 0x0f, not 0, 0.05 s after the reset"):
+        driver.attach()
+    assert pool.allocations == {} and driver.transport.log[-1] == "release"
+
+
+def test_memory_of_a_device_that_does_not_let_go_stays_taken(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    taken = pool.used
+    driver.transport.resets = False
+    for _ in range(2):
+        with pytest.raises(DeviceBroken, match=r"not 0, 0\.05 s"):
+            driver.detach()
+        assert pool.used == taken and "release" not in driver.transport.log
+    assert driver.calls[1:] == [("stopping", ACK | DRIVER | FEATURES | OK)]  # once
+    driver.detach(force=True)
+    assert pool.allocations == {} and driver.transport.log[-1] == "release"
+
+
+def test_and_so_it_does_when_attaching_fails(memory, pool):
+    driver = nic(memory, pool)
+
+    def ready():
+        driver.transport.resets = False
+        raise OSError("no more")
+
+    driver.ready = ready
+    with pytest.raises(OSError, match="no more") as e:
+        driver.attach()
+    assert "detach(force=True)" in e.value.__notes__[0]
+    assert pool.used and driver.transport.status & FAILED
+    with pytest.raises(ConfigError, match="attached already"):
+        driver.attach()
+    driver.transport.resets = True
+    driver.detach()
+    assert pool.allocations == {}
+
+
+# ---- detach, stop, reinit ----
+
+
+def test_detach(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    queue = driver.queues[0].queue
+    queue.enqueue(writable=[(0x80000, 64)])
+    driver.detach()
+    assert driver.transport.log[-2:] == ["reset", "release"] and driver.transport.status == 0
+    assert pool.allocations == {} and driver.queues == {} and not driver.attached
+    with pytest.raises(RingError):  # nobody works a ring whose memory is another's
+        queue.enqueue(writable=[(0x80000, 64)])
+    before = list(driver.transport.log)
+    driver.detach()
+    assert driver.transport.log == before
+    driver.attach()
+    assert driver.attached
+
+
+def test_attached_twice(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    with pytest.raises(ConfigError, match="attached already"):
+        driver.attach()
+    assert driver.attached
+
+
+def test_stop_and_reinit_keep_the_queues(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    transport, attached = driver.transport, dict(driver.queues)
+    layouts, taken = dict(transport.layouts), pool.allocations
+    attached[0].queue.enqueue(writable=[(0x80000, 64)], cookie=7)
+    driver.stop()
+    assert transport.status == 0 and not driver.attached and driver.calls[-1][0] == "stopping"
+    assert attached[0].queue.drain() == [7]
+    transport.log.clear()
+    driver.reinit()
+    assert transport.log == [
+        *("reset", ACK, DRIVER, ("features", driver.features), FEATURES),
+        *(("queue", 0), ("queue", 1), ("queue", 2), ("interrupts", (0, 1)), OK),
+    ]
+    assert driver.queues == attached and transport.layouts == layouts and pool.allocations == taken
+    assert driver.calls[-1][0] == "ready" and driver.attached
+    assert attached[0].queue.outstanding == 0 and attached[0].queue.broken is None
+    assert attached[0].queue.enqueue(writable=[(0x80000, 64)]) >= 0
+
+
+def test_reinit_of_a_running_device_stops_it(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    driver.reinit()
+    assert [call[0] for call in driver.calls] == ["ready", "stopping", "ready"]
+
+
+def test_reinit_takes_no_other_features(memory, pool):
+    driver = nic(memory, pool, offered=Feature.VERSION_1 | NetFeature.MAC)
+    driver.attach()
+    driver.transport.offered |= NetFeature.CSUM
+    driver.reinit()
+    assert driver.features == Feature.VERSION_1 | NetFeature.MAC == driver.transport.accepted
+    driver.transport.offered = int(Feature.VERSION_1)
+    with pytest.raises(NegotiationError, match="MAC"):
+        driver.reinit()
+    assert pool.allocations == {} and driver.transport.status == FAILED
+
+
+def test_reinit_takes_no_other_size(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    driver.transport.sizes[1] = 32
+    with pytest.raises(ConfigError, match=r"queue 1 \(tx\) has size 32, and had 64"):
+        driver.reinit()
+    assert pool.allocations == {}
+
+
+def test_reinit_needs_an_attach(memory, pool):
+    driver = nic(memory, pool)
+    with pytest.raises(ConfigError, match="not attached"):
+        driver.reinit()
+    driver.attach()
+    driver.detach()
+    with pytest.raises(ConfigError, match="not attached"):
+        driver.reinit()
+
+
+def test_reset_of_one_queue(memory, pool):
+    driver = nic(memory, pool, offered=Feature.VERSION_1 | Feature.RING_RESET)
+    driver.attach()
+    attached = driver.queues[1]
+    attached.queue.enqueue([(0x80000, 64)], cookie="lost")
+    driver.reset_queue(1)
+    assert driver.transport.log[-1] == ("reset queue", 1) and 1 not in driver.transport.layouts
+    assert attached.queue.drain() == ["lost"]
+    driver.enable_queue(1)
+    assert driver.transport.layouts[1] == attached.layout
+    assert attached.queue.nfree == 64 and attached.queue.broken is None
+    assert driver.transport.log[-1] == ("interrupts", (0, 1))  # its vector went with it
+
+
+def test_reset_of_one_queue_needs_the_feature(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    with pytest.raises(NegotiationError, match="queue 1 cannot be reset: RING_RESET was not negotiated") as e:
+        driver.reset_queue(1)
+    assert e.value.rejected == ("RING_RESET",)
+
+
+# ---- configuration and status ----
+
+
+def test_config(memory, pool):
+    driver = nic(memory, pool, config=bytes(range(16)))
+    assert driver.read_config(2, 6) == bytes(range(2, 8))
+    assert driver.config(4, 2) == 0x0504
+    driver.write_config(4, b"\xff\xfe")
+    assert driver.config(4, 2) == 0xFEFF
+    assert driver.config_within("mtu", 2, 2, 68, 65535) == 0x0302
+    with pytest.raises(ConfigError, match=r"the device's mtu is 770, out of range \(1000 to 2000\)"):
+        driver.config_within("mtu", 2, 2, 1000, 2000)
+    with pytest.raises(ConfigError, match=r"770, out of range \(68 to 769\)"):
+        driver.config_within("mtu", 2, 2, 68, 769)
+    assert driver.config_within("mtu", 2, 2, 770, 770) == 770
+
+
+def test_a_field_is_never_of_two_configurations(memory, pool):
+    driver = nic(memory, pool, config=b"old" + bytes(5))
+    transport = driver.transport
+    read = transport.read_config
+
+    def torn(offset, size):
+        if transport.generation < 3:
+            transport.generation += 1
+            transport.config[:3] = b"new"
+            return b"ol" + b"w"
+        return read(offset, size)
+
+    transport.read_config = torn
+    assert driver.read_config(0, 3) == b"new"
+
+
+def test_legacy_reads_until_two_agree(memory, pool):
+    driver = nic(memory, pool, legacy=True)
+    reads = iter([b"olw", b"new", b"ned", b"end", b"end"])
+    driver.transport.read_config = lambda offset, size: next(reads)
+    assert driver.read_config(0, 3) == b"end"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_configuration_that_never_stands_still(memory, pool, legacy):
+    driver = nic(memory, pool, legacy=legacy)
+    count = 0
+
+    def read(offset, size):
+        nonlocal count
+        count += 1
+        driver.transport.generation = 0 if legacy else count
+        return count.to_bytes(size, "little")
+
+    driver.transport.read_config = read
+    with pytest.raises(DeviceBroken, match="6 bytes of configuration at 0x0 changed during each of 64 reads"):
+        driver.read_config(0, 6)
+    assert count <= 70
+
+
+def test_check_answers_the_configuration_interrupt(memory, pool):
+    driver = nic(memory, pool)
+    driver.attach()
+    assert not driver.check() and "config" not in driver.calls
+    driver.transport.config_bell.ring()
+    assert driver.check() and driver.calls.count("config") == 1
+    assert not driver.check()
+
+
+@pytest.mark.parametrize(
+    ("status", "match"),
+    [
+        (0x4F, r"asks to be reset \(DEVICE_NEEDS_RESET, status 0x4f\)"),
+        (0xFF, "the device is gone: its status reads 0xff"),
+        (0x00, r"reset behind the driver's back \(status 0x00\)"),
+    ],
+)
+def test_status_of_a_broken_device(memory, pool, status, match):
+    driver = nic(memory, pool)
+    driver.attach()
+    assert driver.check_status() == 0x0F
+    driver.transport.state = status
+    driver.transport.config_bell.ring()
+    with pytest.raises(DeviceBroken, match=match):
+        driver.check()
+    assert "config" not in driver.calls
+    driver.reinit()  # what heals it
+    assert driver.check_status() == 0x0F
+
+
+def test_wait_until():
+    turns = iter([False, False, True])
+    wait_until(lambda: next(turns), 5, lambda: "never")
+    wait_until(lambda: True, 0, lambda: "never")  # looked at once, even without time
+    with pytest.raises(DeviceBroken, match="never"):
+        wait_until(lambda: False, 0.01, lambda: "never")
