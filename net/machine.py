@@ -1,0 +1,166 @@
+"""A machine small enough to embed: guest memory, a PCI bus and an interrupt controller, with both ends in one process.
+
+Devices are plugged into its bus, and their drivers find them there as they would in any machine. What a hypervisor does
+with ioeventfds and irqfds is done here with bells: a kick and an MSI-X message are one ring each, without Python.
+"""
+
+from __future__ import annotations
+
+from virtio._bell import Bell
+from virtio._memory import GuestMemory
+from virtio.device import Device
+from virtio.dma import PAGE, DmaPool
+from virtio.driver import Driver
+from virtio.errors import ConfigError
+from virtio.pci.attach import Attached, attach, attach_all
+from virtio.pci.bus import Bus
+from virtio.pci.legacy import LegacyFunction
+from virtio.pci.legacy_driver import Mode
+from virtio.pci.probe import Address, Function, Window, scan
+
+IO_WINDOW = Window(0xC000, 0x10000)
+MEMORY_WINDOW = Window(0xFEB00000, 0xFEC00000)
+MESSAGE_BASE = 0xFEE00000  # where a PC's CPUs take messages
+MESSAGE_DATA_MAX = 0xFFFF
+RESERVED = 0x100000  # a guest's firmware and kernel lie here; drivers leave it alone
+INTX_LINES = 4
+
+
+class InterruptController:
+    """Messages and lines to bells: the machine's side of virtio.pci.legacy_driver.Interrupts."""
+
+    def __init__(self) -> None:
+        self._messages: dict[tuple[int, int], Bell] = {}
+        self._lines: dict[int, dict[Address, Bell]] = {line: {} for line in range(INTX_LINES)}
+        self.levels = [False] * INTX_LINES
+
+    def allocate_vector(self, bell: Bell | None = None) -> tuple[int, int, Bell]:
+        """Return (address, data) of a message that rings ``bell`` (None: a new one), and the bell."""
+        for data in range(MESSAGE_DATA_MAX + 1):
+            if (MESSAGE_BASE, data) not in self._messages:
+                bell = Bell() if bell is None else bell
+                self._messages[MESSAGE_BASE, data] = bell
+                return MESSAGE_BASE, data, bell
+        raise ConfigError(f"no interrupt vector is left of {MESSAGE_DATA_MAX + 1}")
+
+    def free_vector(self, address: int, data: int) -> None:
+        """Give a message back."""
+        del self._messages[address, data]
+
+    def connect_line(self, address: Address, pin: int, bell: Bell) -> None:
+        """Ring ``bell`` while the line of the function's pin is high: at once, and each time that it rises."""
+        line = self._line(address, pin)
+        self._lines[line][address] = bell
+        if self.levels[line]:
+            bell.ring()
+
+    def disconnect_line(self, address: Address, pin: int) -> None:
+        """Undo :meth:`connect_line`."""
+        self._lines[self._line(address, pin)].pop(address, None)
+
+    def bell(self, address: int, data: int) -> Bell | None:
+        """Return the bell of a message; None if nobody has it."""
+        return self._messages.get((address, data))
+
+    def message(self, address: int, data: int) -> None:
+        """Take a message that a device sends. One that nobody has is lost, as on a real bus."""
+        bell = self.bell(address, data)
+        if bell is not None:
+            bell.ring()
+
+    def set_line(self, line: int, level: bool) -> None:
+        """Take the level of an interrupt line. Whoever shares it is rung when it rises."""
+        self.levels[line] = level
+        if level:
+            for bell in list(self._lines[line].values()):
+                bell.ring()
+
+    @property
+    def vectors(self) -> int:
+        """Messages that are allocated."""
+        return len(self._messages)
+
+    @property
+    def connected(self) -> int:
+        """Functions that have a line."""
+        return sum(map(len, self._lines.values()))
+
+    @staticmethod
+    def _line(address: Address, pin: int) -> int:
+        return (address.device + pin - 1) % INTX_LINES  # as virtio.pci.bus routes pins
+
+
+class Machine:
+    """Guest memory of ``memory_size`` bytes from 0, a bus, interrupts, and a pool for drivers above the first MiB.
+
+    It is the drivers' access to PCI (virtio.pci.legacy_driver.PciAccess). ``fast`` False sends kicks and messages
+    through the registers and callables that a foreign machine would use. Threads: as the bus.
+    """
+
+    def __init__(self, memory_size: int = 256 << 20, *, memory: GuestMemory | None = None, fast: bool = True) -> None:
+        self.memory = GuestMemory.allocate(memory_size) if memory is None else memory
+        start = RESERVED if memory_size > 2 * RESERVED else PAGE
+        self.pool = DmaPool(self.memory, start, memory_size - start)
+        self.interrupts = InterruptController()
+        self.bus = Bus(self.interrupts.set_line)
+        self.fast = fast
+        self._legacy: dict[int, LegacyFunction] = {}
+
+    def plug(self, device: Device, slot: int | None = None, *, vectors: int | None = None) -> LegacyFunction:
+        """Put a device into a slot of the bus (the first that is free), as a function with the legacy interface."""
+        function = LegacyFunction(device, self.memory, message=self.interrupts.message, vectors=vectors)
+        self._legacy[self.bus.add(function, slot)] = function
+        return function
+
+    def probe(self) -> list[Function]:
+        """Find what is on the bus, and place what has no address yet."""
+        return scan(self, io=IO_WINDOW, memory=MEMORY_WINDOW)
+
+    def attach(self, function: Function, *, mode: Mode = "msix", **options: object) -> Driver:
+        """Give a function its registered driver and bring it up."""
+        return attach(self, function, self.memory, self.pool, self.interrupts, mode=mode, **options)
+
+    def attach_all(self, *, mode: Mode = "msix") -> list[Attached]:
+        """Probe the bus and bring up all of it."""
+        return attach_all(self, self.probe(), self.memory, self.pool, self.interrupts, mode=mode)
+
+    # ---- virtio.pci.legacy_driver.PciAccess ----
+
+    def config_read(self, bus: int, device: int, function: int, offset: int, size: int) -> int:
+        """Read configuration space."""
+        return self.bus.config_read(bus, device, function, offset, size)
+
+    def config_write(self, bus: int, device: int, function: int, offset: int, size: int, value: int) -> None:
+        """Write configuration space."""
+        self.bus.config_write(bus, device, function, offset, size, value)
+
+    def io_read(self, port: int, size: int) -> int:
+        """Read I/O ports."""
+        return self.bus.io_read(port, size)
+
+    def io_write(self, port: int, size: int, value: int) -> None:
+        """Write I/O ports."""
+        self.bus.io_write(port, size, value)
+
+    def mem_read(self, address: int, size: int) -> int:
+        """Read memory behind BARs."""
+        return self.bus.mem_read(address, size)
+
+    def mem_write(self, address: int, size: int, value: int) -> None:
+        """Write memory behind BARs. Where that changes a message, the vector is given the message's bell."""
+        self.bus.mem_write(address, size, value)
+        if self.fast:
+            for function in self._legacy.values():
+                for window in function.config.memory:
+                    if window.base <= address < window.end:
+                        self._route(function)
+
+    def _route(self, function: LegacyFunction) -> None:
+        assert function.msix is not None
+        for vector in range(function.msix.vectors):
+            function.route(vector, self.interrupts.bell(*function.msix.entry(vector)))
+
+    def doorbell(self, address: Address, queue: int) -> Bell | None:
+        """Return the bell of a queue's kicks; None: write the register."""
+        function = self._legacy.get(address.device) if self.fast and address.bus == 0 else None
+        return None if function is None else function.doorbell(queue)
