@@ -90,6 +90,7 @@ cdef class Worker:
     cdef readonly object cpu
     cdef readonly int spin_us
     cdef list _tasks              # of Task: keeps them alive
+    cdef list _leaving            # of Task: removed by the thread itself, in the middle of a round that may still run them
     cdef virtio_task **_running   # [_count]; replaced by the thread itself only
     cdef uint32_t _count
     cdef object _thread
@@ -112,7 +113,7 @@ cdef class Worker:
             raise OSError(f"CPU {cpu} is not among those of this process: {sorted(os.sched_getaffinity(0))}")
         self.mode, self.cpu, self.spin_us = mode, cpu, spin_us
         self._busy = mode == "busy"
-        self._tasks = []
+        self._tasks, self._leaving = [], []
         self._bell = Bell()
         self._changed = threading.Condition()
         for task in tasks:
@@ -148,7 +149,9 @@ cdef class Worker:
             self._tasks.remove(task)
             task.worker = None
             self._announce()
-            if threading.current_thread() is not self._thread:
+            if threading.current_thread() is self._thread:
+                self._leaving.append(task)
+            else:
                 self._changed.wait_for(lambda: self._seen == self._wanted or not self.running)
 
     cdef int _announce(self) except -1:
@@ -224,6 +227,7 @@ cdef class Worker:
             self._running = running
             self._count = n
             self._seen = self._wanted
+            self._leaving.clear()
             self._changed.notify_all()
         return 0
 
