@@ -6,6 +6,9 @@ with ioeventfds and irqfds is done here with bells: a kick and an MSI-X message 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 from virtio._bell import Bell
 from virtio._memory import GuestMemory
 from virtio.device import Device
@@ -23,16 +26,18 @@ MEMORY_WINDOW = Window(0xFEB00000, 0xFEC00000)
 MESSAGE_BASE = 0xFEE00000  # where a PC's CPUs take messages
 MESSAGE_DATA_MAX = 0xFFFF
 RESERVED = 0x100000  # a guest's firmware and kernel lie here; drivers leave it alone
-INTX_LINES = 4
 
 
 class InterruptController:
-    """Messages and lines to bells: the machine's side of virtio.pci.legacy_driver.Interrupts."""
+    """Messages and lines to bells: the machine's side of virtio.pci.legacy_driver.Interrupts.
+
+    Each function has an interrupt line of its own, so that none waits for another's to fall.
+    """
 
     def __init__(self) -> None:
         self._messages: dict[tuple[int, int], Bell] = {}
-        self._lines: dict[int, dict[Address, Bell]] = {line: {} for line in range(INTX_LINES)}
-        self.levels = [False] * INTX_LINES
+        self._lines: dict[Address, Bell] = {}
+        self._high: set[Address] = set()
 
     def allocate_vector(self, bell: Bell | None = None) -> tuple[int, int, Bell]:
         """Return (address, data) of a message that rings ``bell`` (None: a new one), and the bell."""
@@ -48,15 +53,14 @@ class InterruptController:
         del self._messages[address, data]
 
     def connect_line(self, address: Address, pin: int, bell: Bell) -> None:
-        """Ring ``bell`` while the line of the function's pin is high: at once, and each time that it rises."""
-        line = self._line(address, pin)
-        self._lines[line][address] = bell
-        if self.levels[line]:
+        """Ring ``bell`` while the function raises its line: at once if it does, and each time that it begins to."""
+        self._lines[address] = bell
+        if address in self._high:
             bell.ring()
 
     def disconnect_line(self, address: Address, pin: int) -> None:
         """Undo :meth:`connect_line`."""
-        self._lines[self._line(address, pin)].pop(address, None)
+        self._lines.pop(address, None)
 
     def bell(self, address: int, data: int) -> Bell | None:
         """Return the bell of a message; None if nobody has it."""
@@ -68,12 +72,15 @@ class InterruptController:
         if bell is not None:
             bell.ring()
 
-    def set_line(self, line: int, level: bool) -> None:
-        """Take the level of an interrupt line. Whoever shares it is rung when it rises."""
-        self.levels[line] = level
-        if level:
-            for bell in list(self._lines[line].values()):
-                bell.ring()
+    def set_line(self, address: Address, level: bool) -> None:
+        """Take the level of a function's interrupt line."""
+        if not level:
+            self._high.discard(address)
+            return
+        self._high.add(address)
+        bell = self._lines.get(address)
+        if bell is not None:
+            bell.ring()
 
     @property
     def vectors(self) -> int:
@@ -83,11 +90,7 @@ class InterruptController:
     @property
     def connected(self) -> int:
         """Functions that have a line."""
-        return sum(map(len, self._lines.values()))
-
-    @staticmethod
-    def _line(address: Address, pin: int) -> int:
-        return (address.device + pin - 1) % INTX_LINES  # as virtio.pci.bus routes pins
+        return len(self._lines)
 
 
 class Machine:
@@ -102,21 +105,23 @@ class Machine:
         start = RESERVED if memory_size > 2 * RESERVED else PAGE
         self.pool = DmaPool(self.memory, start, memory_size - start)
         self.interrupts = InterruptController()
-        self.bus = Bus(self.interrupts.set_line)
+        self.bus = Bus()
         self.fast = fast
         self._legacy: dict[int, LegacyFunction] = {}
 
     def plug(self, device: Device, slot: int | None = None, *, vectors: int | None = None) -> LegacyFunction:
         """Put a device into a slot of the bus (the first that is free), as a function with the legacy interface."""
         function = LegacyFunction(device, self.memory, message=self.interrupts.message, vectors=vectors)
-        self._legacy[self.bus.add(function, slot)] = function
+        slot = self.bus.add(function, slot)
+        function.intx = partial(self.interrupts.set_line, Address(0, slot, 0))
+        self._legacy[slot] = function
         return function
 
     def probe(self) -> list[Function]:
         """Find what is on the bus, and place what has no address yet."""
         return scan(self, io=IO_WINDOW, memory=MEMORY_WINDOW)
 
-    def attach(self, function: Function, *, mode: Mode = "msix", **options: object) -> Driver:
+    def attach(self, function: Function, *, mode: Mode = "msix", **options: Any) -> Driver:
         """Give a function its registered driver and bring it up."""
         return attach(self, function, self.memory, self.pool, self.interrupts, mode=mode, **options)
 

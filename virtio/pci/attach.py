@@ -1,31 +1,35 @@
 """Drivers meet devices: which driver gets which function of a PCI bus.
 
-As in FreeBSD, a driver is registered for a device type, and bids by a priority: the highest bid gets the device. The
-legacy interface bids BUS_PROBE_LOW_PRIORITY, so that a better way to a transitional device wins where there is one.
+As in FreeBSD, transports bid for a function first, then drivers for the device type; the highest bid wins. The legacy
+transport bids BUS_PROBE_LOW_PRIORITY, so that a better way to a transitional device wins where there is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from virtio._memory import GuestMemory
 from virtio.dma import DmaPool
-from virtio.driver import Driver
+from virtio.driver import Driver, Transport
 from virtio.errors import ConfigError, VirtioError
 from virtio.negotiation import type_name
 from virtio.pci.legacy_driver import Interrupts, LegacyTransport, Mode, PciAccess
-from virtio.pci.probe import Function, virtio_functions
+from virtio.pci.probe import BUS_PROBE_DEFAULT, Function, virtio_functions
 
-# sys/bus.h: what a probe method returns, the higher the better
-BUS_PROBE_SPECIFIC, BUS_PROBE_VENDOR, BUS_PROBE_DEFAULT, BUS_PROBE_LOW_PRIORITY, BUS_PROBE_GENERIC = (
-    0,
-    -10,
-    -20,
-    -40,
-    -100,
-)
+
+class PciTransport(Protocol):
+    """A class of transports: says what it bids for a function (None: it cannot drive it), and makes one."""
+
+    def probe(self, function: Function) -> int | None: ...
+
+    def __call__(
+        self, access: PciAccess, function: Function, memory: GuestMemory, interrupts: Interrupts, *, mode: Mode
+    ) -> Transport: ...
+
+
+TRANSPORTS: tuple[PciTransport, ...] = (LegacyTransport,)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,15 @@ class Attached:
         return f"{self.function}: {type(self.driver).__name__} by {self.driver.transport!r}"
 
 
+def choose_transport(function: Function, transports: Iterable[PciTransport] = TRANSPORTS) -> PciTransport:
+    """Return the transport that drives a function best. Raises ConfigError if none can."""
+    bids = [(bid, transport) for transport in transports if (bid := transport.probe(function)) is not None]
+    if not bids:
+        what = f"the interface {function.interface}" if function.interface else "no virtio interface"
+        raise ConfigError(f"{function} revision {function.revision} has {what}, and no transport here drives that")
+    return max(bids, key=lambda bid: bid[0])[1]
+
+
 def choose_driver(function: Function, drivers: Iterable[Bid] | None = None) -> Callable[..., Driver]:
     """Return the driver that gets a function, of ``drivers`` or of those that are registered.
 
@@ -76,9 +89,7 @@ def choose_driver(function: Function, drivers: Iterable[Bid] | None = None) -> C
     """
     bids = [bid for bid in (_registered if drivers is None else drivers) if bid.device_type == function.device_type]
     if not bids:
-        raise ConfigError(
-            f"{function} is a virtio {type_name(function.device_type)} device: no driver is registered for it"
-        )
+        raise ConfigError(f"{function} has no driver: none is registered for {type_name(function.device_type)}")
     return max(bids, key=lambda bid: bid.priority).make
 
 
@@ -98,8 +109,10 @@ def attach(
     ``mode`` is the first way of interrupts to try; ``options`` are passed to the driver's class. Raises what is wrong
     with the function, or what the driver's attach raises; nothing is then kept.
     """
-    make = choose_driver(function, drivers)
-    driver = make(LegacyTransport(access, function, memory, interrupts, mode=mode), pool, **options)
+    if function.fault is not None:
+        raise function.fault
+    transport = choose_transport(function)(access, function, memory, interrupts, mode=mode)
+    driver = choose_driver(function, drivers)(transport, pool, **options)
     driver.attach()
     return driver
 

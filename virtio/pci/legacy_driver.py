@@ -15,7 +15,7 @@ from virtio.errors import ConfigError, DeviceBroken
 from virtio.layout import LEGACY_ALIGN, QueueLayout
 from virtio.pci.config import COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY
 from virtio.pci.msix import CONTROL, CONTROL_ENABLE, CONTROL_FUNCTION_MASK, VECTOR_CONTROL, VECTOR_MASKED
-from virtio.pci.probe import Address, Bar, ConfigAccess, Function
+from virtio.pci.probe import BUS_PROBE_LOW_PRIORITY, Address, Bar, ConfigAccess, Function
 
 HOST_FEATURES, GUEST_FEATURES = 0x00, 0x04
 QUEUE_PFN, QUEUE_NUM, QUEUE_SELECT, QUEUE_NOTIFY = 0x08, 0x0C, 0x0E, 0x10
@@ -86,7 +86,7 @@ class LegacyTransport:
     ) -> None:
         if function.fault is not None:
             raise function.fault
-        if function.interface != "legacy":
+        if self.probe(function) is None:
             raise ConfigError(
                 f"{function} revision {function.revision} has no legacy virtio interface: "
                 "that is vendor 0x1af4, device 0x1000 to 0x103f, revision 0"
@@ -113,6 +113,11 @@ class LegacyTransport:
         self._kicks: dict[int, Bell] = {}
         self._queue_bells: dict[int, Bell] = {}
         self._config_bell = Bell()
+
+    @staticmethod
+    def probe(function: Function) -> int | None:
+        """Return BUS_PROBE_LOW_PRIORITY for a function with the legacy interface, None for any other."""
+        return BUS_PROBE_LOW_PRIORITY if function.interface == "legacy" else None
 
     # ---- registers ----
 

@@ -52,6 +52,9 @@ TRANSITIONAL_FIRST, TRANSITIONAL_LAST = 0x1000, 0x103F
 MODERN_FIRST, MODERN_LAST = 0x1040, 0x107F
 LEGACY_REVISION = 0
 
+# sys/bus.h: what a probe method bids for a function
+BUS_PROBE_DEFAULT, BUS_PROBE_LOW_PRIORITY = -20, -40
+
 CAPABILITY_NAMES = {0x01: "PM", 0x05: "MSI", CAPABILITY_VENDOR: "vendor", 0x10: "PCIe", CAPABILITY_MSIX: "MSI-X"}
 
 
@@ -478,5 +481,5 @@ def pci_report(functions: Iterable[Function]) -> str:
         if function.fault is not None:
             lines.append(f"    not usable: {function.fault}")
         elif kind and kind != "legacy":
-            lines.append(f"    not driven: its interface is {kind}, and only the legacy one is")
+            lines.append(f"    not driven: of the interfaces, {kind} is not, only legacy is")
     return "\n".join(lines)
