@@ -227,7 +227,7 @@ class Device:
         if self.live:
             raise RuntimeError(f"{self!r} is bound and live: reset it first")
         with self._control():
-            self.memory, self._interrupt = memory, interrupt
+            self.memory, self._interrupt, self._dma = memory, interrupt, True
             for slot in self.queues:
                 self.set_call(slot.index, interrupt.queue(slot.index))
 
@@ -240,7 +240,7 @@ class Device:
     def set_dma(self, allowed: bool) -> None:
         """Keep the device away from its memory, or let it at it again: what PCI's bus master bit is for.
 
-        What it missed is made up for then: DRIVER_OK, kicks. It may from the beginning; a reset does not change it.
+        What it missed is made up for then: DRIVER_OK, kicks. It may from :meth:`bind` on; a reset does not change it.
         """
         with self._control():
             if allowed == self._dma:

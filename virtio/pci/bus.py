@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from virtio.errors import ConfigError
-from virtio.pci.config import ConfigSpace
+from virtio.pci.config import ConfigSpace, ones
 from virtio.pci.line import Line
 
 CONFIG_ADDRESS, CONFIG_DATA, CONFIG_PORTS_END = 0xCF8, 0xCFC, 0xD00
@@ -45,11 +45,6 @@ class Function(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take the state over."""
-
-
-def ones(size: int) -> int:
-    """What is read where nothing answers."""
-    return (1 << 8 * size) - 1
 
 
 class Bus:
@@ -111,13 +106,11 @@ class Bus:
 
     def io_read(self, port: int, size: int) -> int:
         """Read I/O ports: 0xcf8 to 0xcff, and the I/O BARs that answer."""
-        if port < CONFIG_PORTS_END and port + size > CONFIG_ADDRESS:
+        if CONFIG_ADDRESS - size < port < CONFIG_PORTS_END:
             if port == CONFIG_ADDRESS and size == 4:
                 return self._address
-            if port >= CONFIG_DATA and port + size <= CONFIG_PORTS_END and self._address & ADDRESS_ENABLE:
-                return self.config_read(*self._selected(port), size)
-            if size == 1:
-                return ones(1)
+            if CONFIG_DATA <= port <= CONFIG_PORTS_END - size:
+                return self.config_read(*self._selected(port), size) if self._address & ADDRESS_ENABLE else ones(size)
         elif (found := self._find("io", port, size)) is not None:
             function, bar, offset = found
             return function.bar_read(bar, offset, size)
@@ -125,12 +118,12 @@ class Bus:
 
     def io_write(self, port: int, size: int, value: int) -> None:
         """Write I/O ports."""
-        if port < CONFIG_PORTS_END and port + size > CONFIG_ADDRESS:
+        if CONFIG_ADDRESS - size < port < CONFIG_PORTS_END:
             # the address register takes 32 bits at once only: narrower writes are of other registers (0xcf9: reset)
             if port == CONFIG_ADDRESS and size == 4:
                 self._address = value & ADDRESS_WRITABLE
                 return
-            if port >= CONFIG_DATA and port + size <= CONFIG_PORTS_END:
+            if CONFIG_DATA <= port <= CONFIG_PORTS_END - size:
                 if self._address & ADDRESS_ENABLE:
                     self.config_write(*self._selected(port), size, value)
                 return

@@ -24,6 +24,11 @@ IO_END = 1 << 16
 MEMORY_END = 1 << 32
 
 
+def ones(size: int) -> int:
+    """Return what ``size`` bytes read as where nothing answers."""
+    return (1 << 8 * size) - 1
+
+
 @dataclass(frozen=True)
 class Bar:
     """A base address register: ``size`` bytes (a power of two) of I/O ports, or of 32-bit memory."""

@@ -9,18 +9,27 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from virtio._bell import Bell
 from virtio._memory import GuestMemory
 from virtio.constants import DeviceType, Status
 from virtio.device import Device
 from virtio.errors import ConfigError
-from virtio.features import LEGACY_BITS
-from virtio.layout import LEGACY_ALIGN, QueueLayout
-from virtio.pci.config import COMMAND, COMMAND_INTX_DISABLE, COMMAND_MASTER, ConfigSpace
+from virtio.pci.config import COMMAND, COMMAND_INTX_DISABLE, COMMAND_MASTER, ConfigSpace, ones
 from virtio.pci.line import Line
-from virtio.pci.msix import Message, Msix
+from virtio.pci.msix import Message, Msix, Resolve
+from virtio.pci.registers import (
+    CONFIG,
+    CONFIG_MSIX,
+    DEVICE_STATUS,
+    ISR,
+    ISR_CONFIG,
+    ISR_QUEUE,
+    NO_VECTOR,
+    QUEUE_NOTIFY,
+    LegacyRegisters,
+)
 
 VENDOR = 0x1AF4
 # VIRTIO 1.4, 4.1.2.1. Legacy drivers take 0x1000 to 0x103f and tell the type by the subsystem id (FreeBSD, Linux), so
@@ -45,16 +54,9 @@ CLASS_CODES: Mapping[int, int] = {
 OTHER_CLASS_CODE = 0x00FF00
 
 IO_BAR, MSIX_BAR = 0, 1
-
-DEVICE_FEATURES, DRIVER_FEATURES, QUEUE_PFN, QUEUE_SIZE, QUEUE_SELECT = 0x00, 0x04, 0x08, 0x0C, 0x0E
-QUEUE_NOTIFY, DEVICE_STATUS, ISR, CONFIG_VECTOR, QUEUE_VECTOR = 0x10, 0x12, 0x13, 0x14, 0x16
-CONFIG, CONFIG_MSIX = 0x14, 0x18  # where the device's own configuration begins: MSI-X off, and on
-
-ISR_QUEUE, ISR_CONFIG = 1, 2
-NO_VECTOR = 0xFFFF
-NO_QUEUE = 0xFFFF
-
 ACCESS_MAX = 8
+
+ACKNOWLEDGED = Status.ACKNOWLEDGE | Status.DRIVER
 
 
 class HasFileno(Protocol):
@@ -67,10 +69,17 @@ class HasFileno(Protocol):
 class LegacyFunction:
     """A device as a PCI function with the legacy interface; ``read`` and ``write`` are its I/O BAR.
 
-    ``intx`` is called with the level of the interrupt line when that changes; an eventfd or a Bell in its place is rung
-    when it rises. ``message(address, data)`` is called to send an MSI-X message. ``vectors`` is their number (default:
-    one for the configuration and one for each queue; 0: no MSI-X). ``device_id``, ``class_code``: other ids than the
-    usual ones of the device's type. The device must not be live; it is bound to ``memory``.
+    - ``intx(level)`` is called when the level of the interrupt line changes; a Bell or an eventfd in its place is rung
+      when it rises.
+    - ``message(address, data)`` is called to send an MSI-X message; ``resolve(address, data)`` may return a Bell to
+      ring instead, or None. It is asked when a vector is unmasked (see :meth:`route`).
+    - ``vectors`` is their number: by default one for the configuration and one for each queue; 0: no MSI-X.
+    - ``device_id``, ``class_code``: others than the usual ones of the device's type.
+
+    The device must not be live; it is bound to ``memory``.
+
+    Who dispatches accesses asks ``config.io`` and ``config.memory`` which BARs answer where; a Bus does. Without bus
+    mastering (COMMAND) the device stays away from memory, and messages are pending.
 
     Accesses have 1 to 8 bytes, at any offset; values are little-endian ints. One that covers several registers is the
     accesses to each, in the order of their offsets, and one that covers a part of a register changes that part: what
@@ -96,6 +105,7 @@ class LegacyFunction:
         *,
         intx: Callable[[bool], object] | Bell | HasFileno | int | None = None,
         message: Message | None = None,
+        resolve: Resolve | None = None,
         vectors: int | None = None,
         device_id: int | None = None,
         class_code: int | None = None,
@@ -117,26 +127,17 @@ class LegacyFunction:
         registers = CONFIG_MSIX + len(device.config)
         self.config.add_bar(IO_BAR, 1 << (registers - 1).bit_length(), io=True)
         vectors = len(device.queues) + 1 if vectors is None else vectors
-        self.msix = Msix(self.config, vectors, MSIX_BAR, message) if vectors else None
+        self.msix = Msix(self.config, vectors, MSIX_BAR, message, resolve) if vectors else None
+        self._registers = LegacyRegisters(device, vectors)
         self._lock = threading.RLock()
-        self._isr_lock = threading.Lock()
         self._line = Line(self._level, listener(intx))
         self._silent = Bell()  # for queues whose interrupts go nowhere: nobody sleeps on it, a ring costs nothing
         self._slow = [Bell(partial(self._interrupt_queue, slot.index)) for slot in device.queues]
         self._calls = list(self._slow)
-        self._clear()
         device.legacy = True
         device.bind(memory, _Interrupt(self))
-
-    def _clear(self) -> None:
-        """Registers as they are after a reset; vectors and features as written, not as accepted."""
-        self._driver_features = 0
-        self._select = 0
-        self._pfns = [0] * len(self._slow)
-        self._config_vector = NO_VECTOR
-        self._queue_vectors = [NO_VECTOR] * len(self._slow)
-        with self._isr_lock:
-            self._isr = 0
+        self._master = False
+        device.set_dma(False)
 
     # ---- interrupts ----
 
@@ -155,38 +156,31 @@ class LegacyFunction:
         return self.msix is not None and self.msix.enabled
 
     def _pending(self) -> bool:
-        return self._isr != 0 and not self.msix_enabled
+        return self._registers.isr != 0 and not self.msix_enabled
 
     def _level(self) -> bool:
         return self._pending() and not self.config.command & COMMAND_INTX_DISABLE
 
-    def _vector(self, written: int) -> int:
-        """Return what a vector register reads as: one that does not exist is refused (VIRTIO 1.4, 4.1.5.1.2)."""
-        return written if self.msix is not None and written < self.msix.vectors else NO_VECTOR
-
     def _interrupt_queue(self, index: int) -> None:
-        self._interrupt(ISR_QUEUE, self._queue_vectors[index])
+        self._interrupt(ISR_QUEUE, self._registers.queue_vectors[index])
 
     def interrupt_config(self) -> None:
         """Raise the configuration change interrupt."""
-        self._interrupt(ISR_CONFIG, self._config_vector)
+        self._interrupt(ISR_CONFIG, self._registers.config_vector)
 
     def _interrupt(self, bit: int, vector: int) -> None:
         if self.msix is not None and self.msix.enabled:
-            if self._vector(vector) != NO_VECTOR:
+            if self._registers.vector(vector) != NO_VECTOR:
                 self.msix.notify(vector)
-            return
-        with self._isr_lock:
-            # a bell rung by a task before it was stopped must not leave the line high after a reset
-            if self.device.status:
-                self._isr |= bit
-        self._line.update()
+        else:
+            self._registers.raise_isr(bit)
+            self._line.update()
 
     def route(self, vector: int, target: Bell | HasFileno | int | None) -> None:
-        """Let an MSI-X vector ring a Bell or an eventfd, as KVM's irqfd does, in place of sending a message.
+        """Let an MSI-X vector ring a Bell or an eventfd, whatever its message is; None undoes it.
 
-        While the vector is unmasked, the queues that use it ring the bell themselves, and no Python runs. None undoes
-        it. ConfigError if there is no such vector.
+        While a vector with a bell (by this or by ``resolve``) is unmasked, the queues that use it ring the bell
+        themselves, and no Python runs: what KVM's irqfd is to QEMU. ConfigError if there is no such vector.
         """
         if self.msix is None:
             raise ConfigError(f"MSI-X vector {vector}: the function has none")
@@ -200,19 +194,23 @@ class LegacyFunction:
 
     def _settle(self) -> None:
         """After anything that may redirect interrupts: tell the queues whom to ring, send what waited."""
-        msix = self.msix
-        on = msix is not None and msix.enabled
+        msix, registers = self.msix, self._registers
+        if msix is not None:
+            msix.forget(~registers.used_vectors())
+            msix.refresh()
         for index, slow in enumerate(self._slow):
             call = slow
-            if msix is not None and on:
-                vector = self._vector(self._queue_vectors[index])
+            if msix is not None and msix.enabled:
+                vector = registers.vector(registers.queue_vectors[index])
                 call = self._silent if vector == NO_VECTOR else msix.bell(vector) or slow
             if call is not self._calls[index]:
                 self._calls[index] = call
                 self.device.set_call(index, call)
-        if msix is not None:
-            msix.flush()
         self._line.update()
+        master = self.config.command & COMMAND_MASTER != 0
+        if master != self._master:
+            self._master = master
+            self.device.set_dma(master)
 
     def queue_call(self, index: int) -> Bell:
         """Return the bell that interrupts for a queue now."""
@@ -262,125 +260,31 @@ class LegacyFunction:
     def read(self, offset: int, size: int) -> int:
         """Read the I/O BAR."""
         check(offset, size)
-        header = CONFIG_MSIX if self.msix_enabled else CONFIG  # once: the layout is the same for the whole access
-        value, at, end = 0, offset, offset + size
-        while at < end:
-            if at >= header:
-                return value | self._read_config(at - header, end - at) << 8 * (at - offset)
-            register = REGISTERS[at]
-            stop = min(end, register.offset + register.size)
-            part = register.read(self) >> 8 * (at - register.offset) & ones(stop - at)
-            value |= part << 8 * (at - offset)
-            at = stop
+        # the layout is the same for the whole access, whatever happens meanwhile
+        value = self._registers.read(offset, size, CONFIG_MSIX if self.msix_enabled else CONFIG)
+        if offset <= ISR < offset + size:
+            self._line.update()
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Write the I/O BAR."""
         check(offset, size)
         if offset == QUEUE_NOTIFY and size == 2:
-            self.device.kick(value & ones(2))
+            self.device.kick(value & 0xFFFF)
             return
         with self._lock:
-            header = CONFIG_MSIX if self.msix_enabled else CONFIG
-            at, end = offset, offset + size
-            while at < end:
-                if at >= header:
-                    self._write_config(at - header, end - at, value >> 8 * (at - offset))
-                    break
-                register = REGISTERS[at]
-                stop = min(end, register.offset + register.size)
-                if register.write is not None and (register.written is not None or at == register.offset):
-                    shift = 8 * (at - register.offset)
-                    mask = ones(stop - at)
-                    part = (value >> 8 * (at - offset) & mask) << shift
-                    kept = register.written(self) if register.written is not None else 0
-                    register.write(self, kept & ~(mask << shift) | part, stop == register.offset + register.size)
-                at = stop
-            self._settle()
-
-    def _read_config(self, offset: int, size: int) -> int:
-        """Read the device's own configuration; as in QEMU, ones are past its end."""
-        inside = max(0, min(size, len(self.device.config) - offset))
-        data = self.device.read_config(offset, inside) if inside else b""
-        return int.from_bytes(data.ljust(size, b"\xff"), "little")
-
-    def _write_config(self, offset: int, size: int, value: int) -> None:
-        inside = min(size, len(self.device.config) - offset)
-        if inside > 0:
-            self.device.write_config(offset, (value & ones(inside)).to_bytes(inside, "little"))
-
-    def _exists(self) -> bool:
-        return self._select < len(self._slow)
-
-    def _read_size(self) -> int:
-        return self.device.queues[self._select].size_max if self._exists() else 0
-
-    def _read_pfn(self) -> int:
-        return self._pfns[self._select] if self._exists() else 0
-
-    def _read_isr(self) -> int:
-        with self._isr_lock:
-            isr, self._isr = self._isr, 0
-        if isr:
-            self._line.update()
-        return isr
-
-    def _read_queue_vector(self) -> int:
-        return self._queue_vectors[self._select] if self._exists() else NO_VECTOR
-
-    def _write_features(self, value: int, last: bool) -> None:
-        self._driver_features = value
-        self.device.driver_features(value)
-
-    def _write_pfn(self, value: int, last: bool) -> None:
-        if not self._exists():
-            return
-        index = self._select
-        self._pfns[index] = value
-        if last:
-            # PFN 0 stops the queue (VIRTIO 1.4, 4.1.4.10); in QEMU it resets the device, which no driver relies on
-            self.device.reset_queue(index)
-            if value:
-                size = self.device.queues[index].size_max
-                self.device.setup_queue(index, QueueLayout.legacy(size, value * LEGACY_ALIGN))
-
-    def _write_select(self, value: int, last: bool) -> None:
-        self._select = value
-
-    def _write_notify(self, value: int, last: bool) -> None:
-        self.device.kick(value)
-
-    def _write_status(self, value: int, last: bool) -> None:
-        self.device.write_status(value)
-        if value == 0:
-            self._clear()
-            if self.msix is not None:
-                self.msix.forget()
-        elif value == Status.ACKNOWLEDGE | Status.DRIVER:
+            self._registers.write(offset, size, value, CONFIG_MSIX if self.msix_enabled else CONFIG)
             # as in QEMU: Linux before 2.6.34 drives the device without enabling bus mastering
-            self.config.write(COMMAND, 1, self.config.command | COMMAND_MASTER)
-
-    def _write_config_vector(self, value: int, last: bool) -> None:
-        self._config_vector = value
-        self._forget_unused()
-
-    def _write_queue_vector(self, value: int, last: bool) -> None:
-        if self._exists():
-            self._queue_vectors[self._select] = value
-            self._forget_unused()
-
-    def _forget_unused(self) -> None:
-        """Drop pending bits of vectors that nothing uses any more."""
-        if self.msix is not None and self.msix.pending:
-            used = {self._vector(vector) for vector in (self._config_vector, *self._queue_vectors)} - {NO_VECTOR}
-            self.msix.forget(~sum(1 << vector for vector in used))
+            if offset <= DEVICE_STATUS < offset + size and value >> 8 * (DEVICE_STATUS - offset) & 0xFF == ACKNOWLEDGED:
+                self.config.write(COMMAND, 1, self.config.command | COMMAND_MASTER)
+            self._settle()
 
     # ---- reset and snapshot ----
 
     def reset(self) -> None:
         """Reset the function as RST# does: the device, its registers, MSI-X and the configuration space."""
         with self._lock:
-            self._write_status(0, True)
+            self._registers.write(DEVICE_STATUS, 1, 0, CONFIG)
             self.config.reset()
             if self.msix is not None:
                 self.msix.reset()
@@ -393,17 +297,10 @@ class LegacyFunction:
         """
         with self._lock:
             device = self.device.snapshot()
-            with self._isr_lock:
-                isr = self._isr
             return {
                 "config": self.config.snapshot(),
                 "msix": None if self.msix is None else self.msix.snapshot(),
-                "isr": isr,
-                "driver_features": self._driver_features,
-                "select": self._select,
-                "pfns": list(self._pfns),
-                "config_vector": self._config_vector,
-                "queue_vectors": list(self._queue_vectors),
+                "registers": self._registers.snapshot(),
                 "device": device,
             }
 
@@ -412,26 +309,20 @@ class LegacyFunction:
 
         After an error the function is reset.
         """
-        if (state["msix"] is None) != (self.msix is None):
-            raise ConfigError("a snapshot of a function with MSI-X is of another function than one without")
+        if (state["msix"] is None) != (self.msix is None) or not state["device"]["legacy"]:
+            raise ConfigError("the snapshot is of a function with another interface")
         with self._lock:
             self.reset()
             try:
                 self.config.restore(state["config"])
                 if self.msix is not None:
                     self.msix.restore(state["msix"])
-                self._driver_features, self._select = state["driver_features"], state["select"]
-                self._pfns = list(state["pfns"])
-                self._config_vector, self._queue_vectors = state["config_vector"], list(state["queue_vectors"])
-                if not len(self._pfns) == len(self._queue_vectors) == len(self._slow):
-                    raise ConfigError(f"a snapshot of {len(self._pfns)} queues, not {len(self._slow)}")
+                self._registers.restore(state["registers"])
+                self._settle()
                 self.device.restore(state["device"], self.memory)
-                with self._isr_lock:
-                    self._isr |= state["isr"]
             except BaseException:
                 self.reset()
                 raise
-            self._settle()
 
     def __repr__(self) -> str:
         return f"<LegacyFunction of {self.device!r}, MSI-X {'on' if self.msix_enabled else 'off'}>"
@@ -458,65 +349,7 @@ def listener(target: Callable[[bool], object] | Bell | HasFileno | int | None) -
     return lambda level: bell.ring() if level else None
 
 
-def ones(size: int) -> int:
-    """Return what ``size`` bytes read as where nothing answers."""
-    return (1 << 8 * size) - 1
-
-
 def check(offset: int, size: int) -> None:
     """Raise ValueError for an access that no bus makes."""
     if offset < 0 or not 1 <= size <= ACCESS_MAX:
         raise ValueError(f"access of {size} bytes at {offset} (1 to {ACCESS_MAX} bytes, from 0)")
-
-
-class Register(NamedTuple):
-    """A register of the I/O BAR: where it is, what it reads as, and what a write does (None: read-only).
-
-    ``write`` gets the whole value, and whether the last byte of it was written just now. ``written`` returns what was
-    written before, which completes a narrower write; without it, a write that does not cover the first byte is none.
-    """
-
-    offset: int
-    size: int
-    read: Callable[[LegacyFunction], int]
-    write: Callable[[LegacyFunction, int, bool], None] | None = None
-    written: Callable[[LegacyFunction], int] | None = None
-
-
-F = LegacyFunction
-# by offset: each byte has its register
-REGISTERS = [
-    register
-    for register in (
-        Register(DEVICE_FEATURES, 4, lambda f: f.device.device_features & LEGACY_BITS),
-        Register(
-            DRIVER_FEATURES,
-            4,
-            lambda f: f.device.negotiated & LEGACY_BITS,
-            F._write_features,
-            lambda f: f._driver_features,
-        ),
-        Register(QUEUE_PFN, 4, F._read_pfn, F._write_pfn, F._read_pfn),
-        Register(QUEUE_SIZE, 2, F._read_size),
-        Register(QUEUE_SELECT, 2, lambda f: f._select, F._write_select, lambda f: f._select),
-        # ones, as in QEMU: what is read back and written again notifies nobody
-        Register(QUEUE_NOTIFY, 2, lambda f: NO_QUEUE, F._write_notify),
-        Register(DEVICE_STATUS, 1, lambda f: f.device.status & 0xFF, F._write_status),
-        Register(ISR, 1, F._read_isr),
-        Register(
-            CONFIG_VECTOR,
-            2,
-            lambda f: f._vector(f._config_vector),
-            F._write_config_vector,
-            lambda f: f._config_vector,
-        ),
-        Register(
-            QUEUE_VECTOR,
-            2,
-            lambda f: f._vector(f._read_queue_vector()),
-            F._write_queue_vector,
-            F._read_queue_vector,
-        ),
-    )
-    for _ in range(register.size)
-]

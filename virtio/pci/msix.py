@@ -24,20 +24,29 @@ ENTRY_WRITABLE = b"\xfc" + b"\xff" * 11 + b"\x01\0\0\0"
 BAR_SIZE, PENDING_OFFSET = 4096, 2048
 
 Message = Callable[[int, int], object]
+Resolve = Callable[[int, int], Bell | None]
 
 
 class Msix:
     """The MSI-X capability of a function, and the ``vectors`` behind it, which occupy memory BAR ``bar``.
 
-    A vector that is ready goes to its route, a Bell, or else to ``message(address, data)``. One that is not is pending:
-    while MSI-X is off, masked (the function or the vector), bus mastering is off, or nothing takes it; it goes once,
-    when that ends.
+    A vector rings its bell if it has one: its route, or what ``resolve(address, data)`` returned for its message when
+    it was unmasked; else it is sent by ``message(address, data)``. While it cannot be sent it is pending: MSI-X is
+    off, the function or the vector masked, bus mastering off, or there is neither bell nor ``message``. Once it can, it
+    is sent once.
 
-    Any thread may call :meth:`notify`; one at a time all else. ``message`` and bells are called without a lock.
-    Raises ConfigError for a number of vectors outside 1..2048.
+    Any thread may call :meth:`notify`; one at a time all else. Bells and callables are called without a lock. Raises
+    ConfigError for a number of vectors outside 1..2048.
     """
 
-    def __init__(self, config: ConfigSpace, vectors: int, bar: int, message: Message | None = None) -> None:
+    def __init__(
+        self,
+        config: ConfigSpace,
+        vectors: int,
+        bar: int,
+        message: Message | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:
         if not 1 <= vectors <= VECTORS_MAX:
             raise ConfigError(f"{vectors} MSI-X vectors: out of range (1 to {VECTORS_MAX})")
         self.vectors = vectors
@@ -51,10 +60,12 @@ class Msix:
         self.capability = config.add_capability(CAPABILITY_ID, body, writable)
         self._config = config
         self._message = message
-        self._lock = threading.Lock()  # guards the table, the pending bits and the routes
+        self._resolve = resolve
+        self._lock = threading.Lock()  # guards all below
         self._table = bytearray()
         self._pending = 0
         self._routes: dict[int, Bell] = {}
+        self._resolved: dict[int, tuple[tuple[int, int], Bell | None]] = {}  # unmasked vectors: message, its bell
         self.reset()
 
     @property
@@ -88,10 +99,16 @@ class Msix:
 
     def bell(self, vector: int) -> Bell | None:
         """Return the bell that the vector rings now, so that who raises it may ring that itself; None: use notify."""
-        return None if self.masked(vector) else self._routes.get(vector)
+        return None if self.masked(vector) else self._bell(vector)
+
+    def _bell(self, vector: int) -> Bell | None:
+        bell = self._routes.get(vector)
+        if bell is None and (resolved := self._resolved.get(vector)) and resolved[0] == self.entry(vector):
+            return resolved[1]
+        return bell
 
     def route(self, vector: int, bell: Bell | None) -> None:
-        """Let the vector ring ``bell`` in place of sending a message; None: a message again."""
+        """Let the vector ring ``bell``, whatever its message; None undoes it. The owner calls :meth:`refresh`."""
         if not 0 <= vector < self.vectors:
             raise ConfigError(f"MSI-X vector {vector} out of range (0 to {self.vectors - 1})")
         with self._lock:
@@ -113,7 +130,7 @@ class Msix:
         """Return what sends the vector as it is now, None if nothing can. Caller holds the lock."""
         if self.masked(vector):
             return None
-        bell = self._routes.get(vector)
+        bell = self._bell(vector)
         if bell is not None:
             return bell.ring
         message = self._message
@@ -122,10 +139,18 @@ class Msix:
         address, data = self.entry(vector)
         return lambda: message(address, data)
 
-    def flush(self) -> None:
-        """Send what is pending and can be sent: call it after whatever may have made vectors ready."""
-        if not self._pending:
-            return
+    def refresh(self) -> None:
+        """Find the bells of messages and send what is pending and can be sent: after whatever may have changed either.
+
+        That is any write of the table, of the capability or of the command register, and a route.
+        """
+        if self._resolve is not None:
+            for vector in range(self.vectors):
+                entry = self.entry(vector)
+                if self.masked(vector):
+                    self._resolved.pop(vector, None)
+                elif self._resolved.get(vector, (None, None))[0] != entry:
+                    self._resolved[vector] = entry, self._resolve(*entry)
         ready = []
         with self._lock:
             for vector in range(self._pending.bit_length()):
@@ -150,7 +175,7 @@ class Msix:
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write the BAR: table entries. Pending bits are read-only. The owner calls :meth:`flush` afterwards."""
+        """Write the BAR: table entries. Pending bits are read-only. The owner calls :meth:`refresh`."""
         with self._lock:
             for i in range(offset, min(offset + size, len(self._table))):
                 mask = ENTRY_WRITABLE[i % ENTRY_SIZE]
@@ -170,7 +195,7 @@ class Msix:
             return {"table": self._table.hex(), "pending": f"{self._pending:x}"}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`snapshot` gave, after the configuration space. The owner calls :meth:`flush`."""
+        """Take over what :meth:`snapshot` gave, after the configuration space. The owner calls :meth:`refresh`."""
         table, pending = bytes.fromhex(state["table"]), int(state["pending"], 16)
         if len(table) != len(self._table) or pending >> self.vectors:
             raise ConfigError(f"an MSI-X table of {len(table) // ENTRY_SIZE} vectors, not {self.vectors}")
