@@ -10,12 +10,14 @@ import os
 from virtio.constants import DeviceType
 from virtio.device import Device
 
+LIMIT = 1 << 16  # bytes for a request: a device may give fewer than were asked for (5.4.6.2)
+
 
 class Entropy(Device):
-    """Fills each buffer that the driver gives it with random bytes. One queue, no config space."""
+    """Fills the buffers of its driver with random bytes. One queue, no configuration."""
 
     device_type = DeviceType.ENTROPY
 
     def notified(self, index: int) -> None:
         for chain in self.chains(index):
-            chain.write(os.urandom(chain.writable_length))
+            chain.write(os.urandom(min(chain.writable_length, LIMIT)))

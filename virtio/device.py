@@ -113,8 +113,8 @@ class Device:
         return names_of(features, self.device_type)
 
     def __repr__(self) -> str:
-        state = self.reason or ("live" if self.live else Status(self.status))
-        return f"<{type(self).__name__}: {len(self.queues)} queues, {state!s}>"
+        state = self.reason or ("live" if self.live else Status(self.status).name or "reset")
+        return f"<{type(self).__name__}: {len(self.queues)} queues, {state}>"
 
     # ---- hooks ----
 
@@ -527,24 +527,29 @@ class Device:
         ValueError for a state of another type or shape, NegotiationError for features that this device does not offer,
         MemoryFault for queues outside of memory; the device is then reset.
         """
+        with self._control():
+            self.reset()
+            self.memory = memory
+            try:
+                self._restore(state, memory)
+            except (KeyError, TypeError, AttributeError) as error:
+                self.reset()
+                raise ValueError(f"state is malformed: {type(error).__name__}: {error}") from error
+            except BaseException:
+                self.reset()
+                raise
+
+    def _restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
         if state["device_type"] != self.device_type:
-            raise ValueError(f"state is of a device of type {state['device_type']}, this one is of {self.device_type}")
+            raise ValueError(
+                f"state is of a device of type {state['device_type']}, this one is of {int(self.device_type)}"
+            )
         if len(state["queues"]) != len(self.queues):
             raise ValueError(f"state has {len(state['queues'])} queues, this device {len(self.queues)}")
         if lacking := state["negotiated"] & ~self.offered:
             names = tuple(self.names(lacking))
             text = f"state has features that this device does not offer: {', '.join(names)}"
             raise NegotiationError(text, self.offered, state["negotiated"], names)
-        with self._control():
-            self.reset()
-            self.memory = memory
-            try:
-                self._restore(state, memory)
-            except BaseException:
-                self.reset()
-                raise
-
-    def _restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
         config = bytes.fromhex(state["config"])
         if len(config) != len(self.config):
             raise ValueError(f"state has a config space of {len(config)} bytes, this device {len(self.config)}")

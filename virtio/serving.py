@@ -67,29 +67,37 @@ class Serving:
         self._settling.add(thread)
         try:
             while not self._depth:
-                self._send()
-                if not any(map(self._servable, self.slots)):
+                served = any(map(self._servable, self.slots))
+                # who has the lock settles after it, and sees what we saw
+                if served and not self._serve_all():
                     break
-                # who has it settles after it, and sees what we saw
-                if not self._lock.acquire(blocking=False):
+                if not self._send() and not served:
                     break
-                self._depth += 1
-                try:
-                    for slot in self.slots:
-                        if self._servable(slot):
-                            slot.kicked = False
-                            self._serve(slot)
-                finally:
-                    self._depth -= 1
-                    self._lock.release()
         finally:
             self._settling.discard(thread)
 
-    def _send(self) -> None:
-        for slot in self.slots:
-            if slot.owed:
-                slot.owed = False
-                slot.call.ring()
-        if self.config_owed:
-            self.config_owed = False
+    def _serve_all(self) -> bool:
+        """Serve the kicks that wait; False if somebody has the lock."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        self._depth += 1
+        try:
+            for slot in self.slots:
+                if self._servable(slot):
+                    slot.kicked = False
+                    self._serve(slot)
+        finally:
+            self._depth -= 1
+            self._lock.release()
+        return True
+
+    def _send(self) -> bool:
+        """Send the interrupts that are owed; say whether there was one."""
+        owed = [slot for slot in self.slots if slot.owed]
+        for slot in owed:
+            slot.owed = False
+            slot.call.ring()
+        config, self.config_owed = self.config_owed, False
+        if config:
             self._config()
+        return config or bool(owed)
