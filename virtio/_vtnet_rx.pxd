@@ -1,0 +1,85 @@
+# vtnet's receive queue: posts buffers of its pool, takes packets out of them, and posts them again.
+#
+# A packet's pieces are the pool's buffers. The device is not believed: used ids and lengths are the ring's to check; a
+# header's num_buffers is bounded by what came and by the queue, lengths by the largest frame, and the header itself by
+# net_hdr_check. What cannot be is dropped, counted by reason, and its buffers are posted again.
+#
+# rx_take collects packets in rx.packets and rx.segs; they stay there until they are done with, front first (rx_done):
+# whoever forwards them may find no room for the rest. rx_post gives the buffers back to the device.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from virtio._bell cimport Bell, virtio_bell
+from virtio._driver_queue cimport DriverQueue
+from virtio._memory cimport iovec
+from virtio._net_hdr cimport virtio_net_hdr
+from virtio._port cimport virtio_packet
+from virtio._queue cimport virtio_driver_queue, virtio_request, virtio_sg
+from virtio._vtnet_pool cimport Pool, vtnet_pool
+
+
+cdef enum:
+    RX_PIECES = 1024            # buffers of one frame, at most: VIRTIO_PACKET_PIECES
+    RX_ROOM = 1024 + 64         # and of a burst: the last packet may be the longest
+
+
+# Counters. FreeBSD's are those of sysctl dev.vtnet.N (rxqM), by their names there.
+cdef struct vtnet_rx_stats:
+    uint64_t ipackets
+    uint64_t ibytes            # without headers
+    uint64_t ierrors           # dropped, for one of the reasons below
+    uint64_t iqdrops           # dropped for want of room behind us
+    uint64_t csum              # checksums that the device vouches for
+    uint64_t csum_failed       # of which the header could not be true
+    uint64_t host_lro          # frames that the device has merged
+    uint64_t rescheduled       # times that work was left for the next burst
+    uint64_t mergeable_failed  # num_buffers is 0, or says more than came
+    uint64_t frame_too_large
+    uint64_t frame_too_short   # shorter than a header and an Ethernet header
+    uint64_t bad_header        # net_hdr_check
+    uint64_t enq_replacement_failed  # a buffer that could not be posted
+    uint64_t copied            # bytes copied out of buffers by us
+
+
+cdef struct vtnet_rx:
+    virtio_driver_queue *q
+    virtio_bell *kick
+    virtio_bell *call
+    vtnet_pool *pool
+    uint32_t hdr_size
+    uint32_t separate     # the header has a descriptor of its own: legacy without ANY_LAYOUT
+    uint32_t mergeable
+    uint32_t offloads     # VIRTIO_OFFLOAD_*
+    uint32_t frame_max
+    uint32_t slots        # ring slots of a buffer
+    uint32_t pieces_max   # buffers of a frame
+    # packets that were taken, from the first not done with
+    uint32_t first
+    uint32_t npackets
+    uint32_t nsegs        # segs and buffers of all of them
+    uint32_t ngone        # buffers to be posted
+    vtnet_rx_stats stats
+    uint64_t header_faults[32]    # of VIRTIO_NET_HDR_FAULTS
+    uint64_t reasons[64]          # of VIRTIO_RX_REASONS
+    virtio_packet packets[64]
+    iovec segs[1088]
+    uint32_t buffers[1088]        # of segs
+    uint32_t gone[2176]
+    virtio_request req[64]
+    virtio_sg sg[128]
+
+
+cdef class VtnetReceive:
+    cdef vtnet_rx c
+    cdef readonly DriverQueue queue
+    cdef readonly Pool pool
+    cdef readonly Bell kick
+    cdef readonly Bell interrupt
+    cdef void finish(self) noexcept nogil
+
+# Take up to limit packets, at most VIRTIO_BURST, besides those that are not done with; return how many there are then.
+# The caller holds the lock, as for all of these.
+cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil
+# The first n packets are done with, and their buffers may be posted.
+cdef void rx_done(vtnet_rx *rx, uint32_t n) noexcept nogil
+# Post what may be, and what is free in the pool; return the bell to ring when the lock is free, or NULL.
+cdef virtio_bell *rx_post(vtnet_rx *rx) noexcept nogil

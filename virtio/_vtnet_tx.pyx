@@ -1,0 +1,722 @@
+"""vtnet's transmit queue."""
+
+from libc.stddef cimport size_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from virtio._batch cimport Batch
+from virtio._bell cimport Bell, virtio_bell, virtio_bell_answer, virtio_bell_ring
+from virtio._checksum cimport checksum_complete
+from virtio._driver_queue cimport DriverQueue
+from virtio._frame cimport frame_parse, virtio_frame
+from virtio._memory cimport iovec
+from virtio._net_hdr cimport *
+from virtio._offload_tx cimport *
+from virtio._port cimport *
+from virtio._ring cimport *
+from virtio._segment cimport *
+from virtio._segment_write cimport segment_copy
+from virtio._vtnet_pool cimport *
+
+from virtio._offload_counters import TransmitReason
+from virtio.constants import Feature
+
+cdef enum:
+    ALL_OFFLOADS = (VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
+                    | VIRTIO_OFFLOAD_UFO | VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6 | VIRTIO_OFFLOAD_TUNNEL
+                    | VIRTIO_OFFLOAD_TUNNEL_CSUM)
+
+cdef enum:
+    IS_VIEW = 0x80000000  # in a cookie
+
+
+cdef inline uint64_t cookie_of(uint32_t small, uint32_t large, bint view) noexcept nogil:
+    """What a chain is known by: its buffers, and whether Python may have them."""
+    return small | <uint64_t>large << 32 | (IS_VIEW if view else 0)
+
+
+cdef inline void put_back(vtnet_tx *tx, uint64_t cookie) noexcept nogil:
+    cdef uint32_t small = <uint32_t>cookie & VTNET_NONE
+    cdef uint32_t large = <uint32_t>(cookie >> 32)
+    if virtio_unlikely(cookie & IS_VIEW):
+        if small != VTNET_NONE:
+            pool_put_sent(tx.small, small)
+        else:
+            pool_put_sent(tx.large, large)
+        return
+    if small != VTNET_NONE:
+        pool_put(tx.small, small)
+    if large != VTNET_NONE:
+        pool_put(tx.large, large)
+
+
+cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil:
+    cdef virtio_completion out[VIRTIO_BURST]
+    cdef uint32_t total = 0
+    cdef uint32_t i
+    cdef uint32_t n = VIRTIO_BURST
+    while n == VIRTIO_BURST:
+        n = driver_dequeue_burst(tx.q, out, VIRTIO_BURST)
+        for i in range(n):
+            put_back(tx, out[i].cookie)
+        total += n
+    pool_collect(tx.small)
+    if tx.large is not NULL:
+        pool_collect(tx.large)
+    if not tx.q.intr_enabled and tx.q.flags & VIRTIO_Q_EVENT_IDX and total:
+        driver_disable_intr(tx.q)  # an event index that stays behind is met each 2^16 chains
+    return total
+
+
+cdef void tx_begin(vtnet_tx *tx) noexcept nogil:
+    if tx.q.nfree <= tx.threshold:
+        tx_reclaim(tx)
+
+
+cdef inline bint room_now(const vtnet_tx *tx) noexcept nogil:
+    return (tx.q.nfree >= tx.nslots + tx.slots and tx.small.nfree != 0 and tx.small.host is not NULL
+            and (tx.large is NULL or (tx.large.nfree != 0 and tx.large.host is not NULL)))
+
+
+cdef bint tx_has_room(vtnet_tx *tx) noexcept nogil:
+    if virtio_likely(room_now(tx)):
+        return True
+    if tx.q.fault.code != VIRTIO_FAULT_NONE:
+        return False
+    tx_reclaim(tx)
+    if room_now(tx):
+        return True
+    tx.stats.rescheduled += 1
+    tx.wanting = 1
+    return False
+
+
+cdef void publish(vtnet_tx *tx) noexcept nogil:
+    """Make the frames collected available to the device."""
+    cdef int why = 0
+    cdef uint32_t done, i
+    if tx.nreq == 0:
+        return
+    done = driver_enqueue_burst(tx.q, tx.sg, tx.req, tx.nreq, &why)
+    for i in range(done, tx.nreq):  # the queue broke
+        put_back(tx, tx.req[i].cookie)
+    tx.nreq = tx.nsg = tx.nslots = 0
+
+
+cdef inline void put_header(const vtnet_tx *tx, uint8_t *frame, const virtio_net_hdr *hdr) noexcept nogil:
+    """The header in front of a frame: what a driver may say (5.1.9.2)."""
+    cdef uint8_t *p = frame - tx.hdr_size
+    cdef virtio_net_hdr clean
+    cdef uint64_t first
+    if virtio_likely(tx.hdr_size <= 12):
+        # NEEDS_CSUM is all that may be said without a tunnel: DATA_VALID is the device's
+        first = virtio_get64(hdr) & ~<uint64_t>0xff | (hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
+        virtio_put64(p, first)
+        (<uint16_t *>(p + 8))[0] = hdr.csum_offset
+        if tx.hdr_size == 12:
+            (<uint16_t *>(p + 10))[0] = 0
+        return
+    clean = hdr[0]
+    clean.flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM
+    clean.num_buffers = 0
+    clean.hash_value = 0
+    clean.hash_report = clean.padding = 0
+    memcpy(p, &clean, tx.hdr_size)
+
+
+cdef inline void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small, uint32_t large, uint32_t len,
+                         bint view) noexcept nogil:
+    """Add a frame of len bytes to the burst. It starts in the small buffer if there is one; the rest is in the large."""
+    cdef vtnet_pool *pool = tx.small if small != VTNET_NONE else tx.large
+    cdef uint32_t first = small if small != VTNET_NONE else large
+    cdef uint8_t *frame = pool_frame(pool, first)
+    cdef uint64_t gpa = pool_gpa(pool, first)
+    cdef virtio_sg *sg = &tx.sg[tx.nsg]
+    cdef virtio_request *req = &tx.req[tx.nreq]
+    cdef uint32_t head = len
+    cdef uint32_t pieces = 1
+    put_header(tx, frame, hdr)
+    if head > pool.room:
+        head = pool.room
+    if virtio_likely(not tx.separate):
+        sg[0].gpa = gpa - tx.hdr_size
+        sg[0].len = head + tx.hdr_size
+    else:
+        sg[0].gpa = gpa - tx.hdr_size
+        sg[0].len = tx.hdr_size
+        sg[1].gpa = gpa
+        sg[1].len = head
+        pieces = 2
+    if virtio_unlikely(head < len):
+        sg[pieces].gpa = pool_gpa(tx.large, large)
+        sg[pieces].len = len - head
+        pieces += 1
+    req.cookie = cookie_of(small, large, view)
+    req.readable = <uint16_t>pieces
+    req.writable = 0
+    tx.nreq += 1
+    tx.nsg += pieces
+    tx.nslots += 1 if pieces == 1 or pieces <= tx.q.max_indirect else pieces
+    tx.stats.opackets += 1
+    tx.stats.obytes += len
+    tx.stats.omcasts += frame[0] & 1
+    if virtio_unlikely(hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM):
+        if hdr.gso_type:
+            tx.stats.tso += 1
+        else:
+            tx.stats.csum += 1
+
+
+cdef inline bint beyond(const vtnet_tx *tx, const virtio_net_hdr *hdr) noexcept nogil:
+    """Whether a header leaves something undone that the device does not do."""
+    if virtio_likely(not hdr.gso_type and not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM):
+        return False
+    return net_hdr_undone(hdr) & ~tx.sink.offloads
+
+
+cdef uint32_t net_hdr_undone(const virtio_net_hdr *hdr) noexcept nogil:
+    """VIRTIO_OFFLOAD_*: what must have been negotiated for this header."""
+    cdef uint32_t kind = hdr.gso_type & NET_HDR_GSO_MASK
+    cdef uint32_t needs = VIRTIO_OFFLOAD_CSUM
+    if kind == VIRTIO_NET_HDR_GSO_TCPV4:
+        needs |= VIRTIO_OFFLOAD_TSO4
+    elif kind == VIRTIO_NET_HDR_GSO_TCPV6:
+        needs |= VIRTIO_OFFLOAD_TSO6
+    elif kind == VIRTIO_NET_HDR_GSO_UDP:
+        needs |= VIRTIO_OFFLOAD_UFO
+    elif kind == VIRTIO_NET_HDR_GSO_UDP_L4:
+        needs |= VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6
+    if hdr.gso_type & VIRTIO_NET_HDR_GSO_ECN:
+        needs |= VIRTIO_OFFLOAD_ECN
+    if hdr.gso_type & NET_HDR_TUNNEL:
+        needs |= VIRTIO_OFFLOAD_TUNNEL
+    if hdr.flags & VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM:
+        needs |= VIRTIO_OFFLOAD_TUNNEL_CSUM
+    return needs
+
+
+# ---- what the device does not do ----
+
+cdef int cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
+    """Write the segments of a plan, each into a buffer of its own. 1: sent; 0: no room now; -1: never."""
+    cdef virtio_net_hdr nothing
+    cdef iovec to
+    cdef uint32_t i, small
+    if plan.count > tx.small.count or plan.count > tx.q.size // tx.slots:
+        return -1
+    if plan.header + plan.extra + plan.unit > tx.small.room:
+        return -1
+    # all or none: a frame of which half is sent cannot be given back to whoever sends it
+    if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
+        tx_reclaim(tx)
+        if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
+            tx.stats.rescheduled += 1
+            tx.wanting = 1
+            return 0
+    memset(&nothing, 0, sizeof(nothing))
+    for i in range(plan.count):
+        if tx.nreq == VIRTIO_BURST:
+            publish(tx)
+        small = pool_top(tx.small)
+        tx.small.nfree -= 1
+        to.iov_base = pool_frame(tx.small, small)
+        to.iov_len = tx.small.room
+        collect(tx, &nothing, small, VTNET_NONE, segment_copy(plan, i, &to, 1, 0), False)
+    tx.stats.segments += plan.count
+    return 1
+
+
+cdef int cut_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces) noexcept nogil:
+    """Segment a frame by its header. As cut."""
+    cdef virtio_segmenter plan
+    if segment_plan_pieces(&plan, pieces, npieces, hdr.gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN, hdr.gso_size, 0,
+                           tx.q.size) != VIRTIO_SEGMENT_OK:
+        return -1
+    return cut(tx, &plan)
+
+
+cdef void commit_beyond(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil:
+    """A frame that was read into the reserved room, and whose header says more than was negotiated."""
+    cdef uint32_t small = pool_top(tx.small)
+    cdef uint32_t large = VTNET_NONE
+    cdef virtio_net_hdr nothing
+    cdef iovec pieces[2]
+    cdef uint32_t n = 1
+    cdef int sent
+    pieces[0].iov_base = pool_frame(tx.small, small)
+    pieces[0].iov_len = len
+    tx.small.nfree -= 1
+    if len > tx.small.room:
+        large = pool_top(tx.large)
+        tx.large.nfree -= 1
+        pieces[0].iov_len = tx.small.room
+        pieces[1].iov_base = pool_frame(tx.large, large)
+        pieces[1].iov_len = len - tx.small.room
+        n = 2
+    if hdr.gso_type:
+        sent = cut_pieces(tx, hdr, pieces, n)
+        # it lies in our buffers, and cannot be given back: without room it is lost, as on any full queue
+        if sent < 1:
+            tx.stats.refused += 1
+        put_back(tx, cookie_of(small, large, False))
+        return
+    memset(&nothing, 0, sizeof(nothing))
+    if n == 2 or checksum_complete(<uint8_t *>pieces[0].iov_base, len, hdr.csum_start, hdr.csum_offset):
+        tx.stats.refused += 1
+        put_back(tx, cookie_of(small, large, False))
+        return
+    collect(tx, &nothing, small, VTNET_NONE, len, False)
+
+
+# ---- the sink ----
+
+cdef uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil:
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
+    cdef uint32_t i
+    if tx.nreq == VIRTIO_BURST:
+        publish(tx)
+    if not tx_has_room(tx) or limit < 2:
+        return 0
+    i = pool_top(tx.small)
+    to[0].iov_base = pool_frame(tx.small, i)
+    to[0].iov_len = tx.small.room
+    if tx.large is NULL:
+        return 1
+    to[1].iov_base = pool_frame(tx.large, pool_top(tx.large))
+    to[1].iov_len = sink.frame_max - tx.small.room
+    return 2
+
+
+cdef void tx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil:
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
+    cdef uint32_t small, large
+    if virtio_unlikely(len < VIRTIO_FRAME_MIN or len > sink.frame_max):
+        if len < VIRTIO_FRAME_MIN:
+            tx.stats.too_short += 1
+        else:
+            tx.stats.too_large += 1
+        return
+    if virtio_unlikely(beyond(tx, hdr)):
+        commit_beyond(tx, hdr, len)
+        return
+    small = pool_top(tx.small)
+    tx.small.nfree -= 1
+    large = VTNET_NONE
+    if len > tx.small.room:
+        large = pool_top(tx.large)
+        tx.large.nfree -= 1
+    collect(tx, hdr, small, large, len, False)
+
+
+cdef struct place:
+    """Where a frame is put, or lies already."""
+    uint8_t *frame
+    uint32_t small
+    uint32_t large
+    bint view           # Python has the buffer: the frame lies there already
+
+
+cdef inline uint32_t index_in(const vtnet_pool *pool, const uint8_t *data) noexcept nogil:
+    """The buffer whose frame starts at data, if Python has it and it may be sent; VTNET_NONE otherwise."""
+    cdef uint64_t offset
+    cdef uint32_t i
+    if pool is NULL or pool.host is NULL:
+        return VTNET_NONE
+    offset = <uint64_t>data - <uint64_t>pool.host
+    if virtio_likely(offset >= <uint64_t>pool.count * pool.stride):
+        return VTNET_NONE
+    i = <uint32_t>(offset // pool.stride)
+    if offset % pool.stride != VTNET_HEAD or pool.state[i] != VTNET_VIEW:
+        return VTNET_NONE
+    return i
+
+
+cdef inline bint find_place(vtnet_tx *tx, const uint8_t *data, uint32_t len, place *at) noexcept nogil:
+    """Choose the buffer for a frame of len bytes that lies at data; there is room. False: none is large enough."""
+    at.small = index_in(tx.small, data)
+    at.large = VTNET_NONE if at.small != VTNET_NONE else index_in(tx.large, data)
+    at.view = at.small != VTNET_NONE or at.large != VTNET_NONE
+    if virtio_unlikely(at.view):
+        at.frame = <uint8_t *>data
+        return len <= (tx.small.room if at.small != VTNET_NONE else tx.large.room)
+    if virtio_likely(len <= tx.small.room):
+        at.small = pool_top(tx.small)
+        at.frame = pool_frame(tx.small, at.small)
+        return True
+    if len > tx.sink.frame_max:
+        return False
+    at.large = pool_top(tx.large)
+    at.frame = pool_frame(tx.large, at.large)
+    return True
+
+
+cdef inline void send(vtnet_tx *tx, const virtio_net_hdr *hdr, const place *at, uint32_t len) noexcept nogil:
+    """Take the buffer, and add the frame in it to the burst."""
+    if virtio_unlikely(at.view):
+        if at.small != VTNET_NONE:
+            tx.small.state[at.small] |= VTNET_SENT
+        else:
+            tx.large.state[at.large] |= VTNET_SENT
+    elif at.small != VTNET_NONE:
+        tx.small.nfree -= 1
+    else:
+        tx.large.nfree -= 1
+    collect(tx, hdr, at.small, at.large, len, at.view)
+
+
+cdef int send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
+                     uint32_t len) noexcept nogil:
+    """Send a frame in pieces with its header. 1: taken, sent or dropped; 0: no room now."""
+    cdef virtio_net_hdr nothing
+    cdef place at
+    cdef uint8_t *to
+    cdef uint32_t k
+    cdef int sent
+    cdef bint much = beyond(tx, hdr)
+    if tx.nreq == VIRTIO_BURST:
+        publish(tx)
+    if virtio_unlikely(len < VIRTIO_FRAME_MIN):
+        tx.stats.too_short += 1
+        return 1
+    if virtio_unlikely(much and hdr.gso_type):
+        sent = cut_pieces(tx, hdr, pieces, npieces)
+        tx.stats.refused += sent < 0
+        return sent != 0
+    if virtio_unlikely(not tx_has_room(tx)):
+        return 0
+    if virtio_unlikely(not find_place(tx, <uint8_t *>pieces[0].iov_base, len, &at)):
+        tx.stats.too_large += 1
+        return 1
+    if virtio_likely(not at.view):
+        tx.stats.copied += len
+        to = at.frame
+        for k in range(npieces):
+            memcpy(to, pieces[k].iov_base, pieces[k].iov_len)
+            to += pieces[k].iov_len
+    if virtio_unlikely(much):
+        memset(&nothing, 0, sizeof(nothing))
+        if checksum_complete(at.frame, len, hdr.csum_start, hdr.csum_offset):
+            tx.stats.refused += 1
+            return 1
+        hdr = &nothing
+    send(tx, hdr, &at, len)
+    return 1
+
+
+cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs) noexcept nogil:
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
+    cdef uint32_t i
+    tx_begin(tx)
+    for i in range(n):
+        if not send_pieces(tx, &packets[i].hdr, &segs[packets[i].first], packets[i].nsegs, packets[i].len):
+            return i
+    return n
+
+
+cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil:
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
+    publish(tx)
+    if tx.q.pending and driver_notify(tx.q):
+        return tx.kick
+    return NULL
+
+
+cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
+    """Wait for buffers to come back. Work already, if somebody found no room and there is some now."""
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
+    if tx_reclaim(tx):
+        tx.sleep_us = TX_SLEEP_US
+    if tx.q.fault.code != VIRTIO_FAULT_NONE:
+        return False
+    if tx.wanting and room_now(tx):
+        tx.wanting = 0
+        return True
+    if driver_outstanding(tx.q) == 0:
+        return False
+    virtio_wait_us(wait, tx.sleep_us)
+    if tx.sleep_us < TX_SLEEP_MAX_US:
+        tx.sleep_us *= 2
+    if tx.call is not NULL and tx.stats.opackets - tx.intr_at >= TX_INTR_PACKETS:
+        tx.intr_at = tx.stats.opackets
+        tx.stats.intrs += 1
+        if driver_postpone_intr(tx.q, 1 if tx.wanting else 2):
+            tx_reclaim(tx)
+            if tx.wanting and room_now(tx):
+                tx.wanting = 0
+                return True
+        return virtio_wait_bell(wait, tx.call)
+    return False
+
+
+cdef void tx_disarm(virtio_sink *sink) noexcept nogil:
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
+    if tx.q.intr_enabled:
+        driver_disable_intr(tx.q)
+
+
+# ---- the Python face ----
+
+cdef class Headers:
+    """What Python gives as headers: none, one for all, or one for each, as C structs."""
+
+    cdef virtio_net_hdr *each
+    cdef uint8_t *given
+
+    def __dealloc__(self):
+        free(self.each)
+
+    cdef int load(self, object headers, uint32_t count) except -1:
+        cdef uint32_t i
+        if isinstance(headers, NetHeader):
+            headers = (headers,) * count
+        headers = tuple(headers)
+        if len(headers) != count:
+            raise ValueError(f"{len(headers)} headers for {count} frames")
+        self.each = <virtio_net_hdr *>calloc(count + 1, sizeof(virtio_net_hdr) + 1)
+        if self.each is NULL:
+            raise MemoryError()
+        self.given = <uint8_t *>(self.each + count + 1)
+        for i in range(count):
+            header = (<tuple>headers)[i]
+            if header is None:
+                continue
+            if not isinstance(header, NetHeader):
+                raise TypeError(f"header {i} is a {type(header).__name__}, not a NetHeader")
+            (<NetHeader>header).store(&self.each[i])
+            self.given[i] = 1
+        return 0
+
+
+cdef int send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want, uint32_t mss) noexcept nogil:
+    """Send a frame of which the checksum, or segments, are wanted. 1: taken, sent or dropped; 0: no room now."""
+    cdef virtio_net_hdr hdr
+    cdef virtio_frame parsed
+    cdef virtio_segmenter plan
+    cdef const virtio_layer *layer
+    cdef place at
+    cdef uint32_t offloads = tx.sink.offloads
+    cdef uint32_t head = len
+    cdef int reason, sent
+    if tx.nreq == VIRTIO_BURST:
+        publish(tx)
+    if virtio_unlikely(len < VIRTIO_FRAME_MIN):
+        tx.stats.too_short += 1
+        return 1
+    if virtio_unlikely(not tx_has_room(tx)):
+        return 0
+    frame_parse(&parsed, data, len)
+    layer = &parsed.inner if parsed.tunnel and want & VIRTIO_TX_WANT_INNER else &parsed.outer
+    if mss and layer.end - layer.payload > mss:
+        head = layer.payload  # the rest is copied when it is known where to: the frame may be cut
+    if not find_place(tx, data, len, &at):
+        if head == len:
+            tx.stats.too_large += 1
+            return 1
+        at.frame = data  # which is not touched, as it can only be cut
+        offloads &= VIRTIO_OFFLOAD_CSUM
+    elif not at.view:
+        memcpy(at.frame, data, head)
+    reason = offload_transmit(&hdr, at.frame, &parsed, want, mss, offloads)
+    if tx_outcome(reason) == VIRTIO_TX_SEGMENT_IN_SOFTWARE:
+        sent = -1
+        if segment_plan_parsed(&plan, &parsed, data, SEGMENT_AUTO, mss, 0, tx.q.size) == VIRTIO_SEGMENT_OK:
+            sent = cut(tx, &plan)
+        if sent == 0:
+            return 0
+        tx.stats.refused += sent < 0
+    elif tx_outcome(reason) == VIRTIO_TX_REFUSED:
+        tx.stats.refused += 1
+    else:
+        if not at.view:
+            memcpy(at.frame + head, data + head, len - head)
+            tx.stats.copied += len
+        send(tx, &hdr, &at, len)
+    tx.reasons[reason] += 1
+    return 1
+
+
+cdef uint32_t send_batch(vtnet_tx *tx, Batch batch, uint32_t want, uint32_t mss, Headers headers) noexcept nogil:
+    cdef virtio_net_hdr nothing
+    cdef const virtio_net_hdr *hdr
+    cdef iovec piece
+    cdef uint32_t i
+    cdef int taken
+    memset(&nothing, 0, sizeof(nothing))
+    tx_begin(tx)
+    for i in range(batch.count):
+        if want:
+            taken = send_wanted(tx, batch.data[i], batch.lengths[i], want, mss)
+        else:
+            hdr = &nothing
+            if headers is not None and headers.given[i]:
+                hdr = &headers.each[i]
+                if net_hdr_check(hdr, batch.lengths[i], ALL_OFFLOADS):
+                    tx.stats.bad_header += 1
+                    continue
+            piece.iov_base = batch.data[i]
+            piece.iov_len = batch.lengths[i]
+            taken = send_pieces(tx, hdr, &piece, 1, batch.lengths[i])
+        if not taken:
+            return i
+    return batch.count
+
+
+cdef class VtnetTransmit:
+    """The transmit queue of a vtnet driver: ``queue`` is its ring, ``small`` and ``large`` its buffers in guest memory.
+
+    ``features`` are the negotiated bits. ``kick`` is rung when the device is to look at the queue; ``interrupt`` is what
+    the device rings. With segmentation offloads there must be ``large`` buffers. Any thread may call; calls on one
+    queue wait for each other. Source: VIRTIO 1.4, 5.1.9.1 and 5.1.9.2; if_vtnet(4).
+    """
+
+    def __init__(self, DriverQueue queue not None, Bell kick not None, Bell interrupt, Pool small not None, Pool large,
+                 *, features):
+        cdef vtnet_tx *tx = &self.c
+        cdef uint32_t pieces
+        if self.queue is not None:
+            raise TypeError("queue is initialised already")
+        if small.c.room < VIRTIO_FRAME_MIN or (large is not None and large.c.room < VIRTIO_FRAME_MAX):
+            raise ValueError(f"buffers of {small.room} and {large.room if large else 0} bytes (the large ones take "
+                             f"{VIRTIO_FRAME_MAX})")
+        tx.sink.lock = queue.lock
+        tx.sink.deliver = tx_deliver
+        tx.sink.reserve = tx_reserve
+        tx.sink.commit = tx_commit
+        tx.sink.flush = tx_flush
+        tx.sink.arm = tx_arm
+        tx.sink.disarm = tx_disarm
+        tx.sink.offloads = offloads_of(features, False)
+        tx.sink.frame_max = VIRTIO_FRAME_MAX if large is not None else small.c.room
+        tx.q = queue.q
+        tx.kick = &kick.c
+        tx.call = &interrupt.c if interrupt is not None else NULL
+        tx.small = &small.c
+        tx.large = &large.c if large is not None else NULL
+        tx.hdr_size = header_size_of(features)
+        tx.separate = not features & (Feature.VERSION_1 | Feature.ANY_LAYOUT)
+        pieces = 1 + tx.separate + (large is not None)
+        tx.slots = 1 if pieces <= tx.q.max_indirect else pieces
+        tx.threshold = max(tx.slots, tx.q.size // 4)
+        tx.sleep_us = TX_SLEEP_US
+        if large is None and tx.sink.offloads & ~<uint32_t>(VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_ECN):
+            raise ValueError("segmentation was negotiated, and there are no buffers for large frames")
+        self.queue, self.kick, self.interrupt, self.small, self.large = queue, kick, interrupt, small, large
+        with nogil:
+            queue_lock(tx.sink.lock)
+            driver_disable_intr(tx.q)
+            queue_unlock(tx.sink.lock)
+
+    cdef void finish(self) noexcept nogil:
+        """Show the device what was sent, let go of the lock, and kick."""
+        cdef virtio_bell *bell = tx_flush(&self.c.sink)
+        queue_unlock(self.c.sink.lock)
+        if bell is not NULL:
+            virtio_bell_ring(bell)
+
+    def transmit(self, frames, *, bint checksum=False, uint16_t mss=0, layer=None, headers=None, offsets=None):
+        """Send Ethernet frames; return how many were taken, in order: fewer than given when the queue is full.
+
+        See :meth:`virtio.net.Vtnet.transmit`.
+        """
+        cdef Batch batch = Batch()
+        cdef Headers given = None
+        cdef uint32_t want = 0
+        cdef uint32_t taken
+        if mss or checksum:
+            if headers is not None:
+                raise ValueError("either headers are given, or what they are to say")
+            want = VIRTIO_TX_WANT_CSUM
+            if layer is None:
+                want |= VIRTIO_TX_WANT_INNER if mss else 0
+            elif layer == "inner":
+                want |= VIRTIO_TX_WANT_INNER
+            elif layer != "outer":
+                raise ValueError(f"layer {layer!r} is neither 'inner' nor 'outer'")
+        batch.load(frames, offsets, False)
+        if headers is not None:
+            given = Headers()
+            given.load(headers, batch.count)
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            taken = send_batch(&self.c, batch, want, mss, given)
+            self.finish()
+        return taken
+
+    def buffers(self, uint32_t n, uint32_t length=0):
+        """Return up to ``n`` writable memoryviews of free buffers, ``length`` bytes each (0: all that small ones take).
+
+        See :meth:`virtio.net.Vtnet.buffers`.
+        """
+        cdef Pool pool = self.small
+        cdef uint32_t got = 0
+        cdef uint32_t *taken
+        cdef uint32_t i
+        cdef list views = []
+        if length > pool.c.room and self.large is not None:
+            pool = self.large
+        if length > pool.c.room:
+            raise ValueError(f"length {length} is more than a buffer takes ({pool.c.room})")
+        taken = <uint32_t *>calloc(n + 1, sizeof(uint32_t))
+        if taken is NULL:
+            raise MemoryError()
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            if pool.c.nfree < n:
+                tx_reclaim(&self.c)
+            # one stays, for what is sent from elsewhere
+            while got < n and pool.c.nfree > 1 and pool.c.host is not NULL:
+                taken[got] = pool_top(&pool.c)
+                pool.c.nfree -= 1
+                pool.c.state[taken[got]] = VTNET_VIEW
+                got += 1
+            queue_unlock(self.c.sink.lock)
+        for i in range(got):
+            views.append(pool.view(taken[i], 0, length if length else pool.c.room))
+        free(taken)
+        return views
+
+    def reclaim(self):
+        """Take back what the device has used; return how many frames are still out."""
+        cdef uint32_t out
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            tx_reclaim(&self.c)
+            out = driver_outstanding(self.c.q)
+            queue_unlock(self.c.sink.lock)
+        return out
+
+    def forget(self):
+        """Forget what is out: after a reset of the queue, which alone makes it usable again."""
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            self.c.nreq = self.c.nsg = self.c.nslots = self.c.wanting = 0
+            self.small.refill()
+            if self.large is not None:
+                self.large.refill()
+            driver_disable_intr(self.c.q)
+            queue_unlock(self.c.sink.lock)
+
+    @property
+    def offloads(self):
+        """VIRTIO_OFFLOAD_* bits: what is left to the device."""
+        return self.c.sink.offloads
+
+    @property
+    def frame_max(self):
+        """Bytes of the largest frame that is taken without being cut."""
+        return self.c.sink.frame_max
+
+    def statistics(self):
+        """Return what was counted, by name."""
+        cdef vtnet_tx_stats *stats = &self.c.stats
+        return {
+            "opackets": stats.opackets, "obytes": stats.obytes, "omcasts": stats.omcasts, "csum": stats.csum,
+            "tso": stats.tso, "rescheduled": stats.rescheduled, "segments": stats.segments,
+            "too_large": stats.too_large, "too_short": stats.too_short, "refused": stats.refused,
+            "bad_header": stats.bad_header, "copied": stats.copied, "intrs": stats.intrs,
+        }
+
+    def reasons(self):
+        """Return what became of the offloads that were asked for: TransmitReason to how often."""
+        return {reason: self.c.reasons[int(reason)] for reason in TransmitReason}
