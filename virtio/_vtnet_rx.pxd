@@ -14,6 +14,8 @@ from virtio._memory cimport iovec
 from virtio._net_hdr cimport virtio_net_hdr
 from virtio._port cimport virtio_packet
 from virtio._queue cimport virtio_driver_queue, virtio_request, virtio_sg
+from virtio._offload_rx cimport virtio_rx_offload
+from virtio._records cimport Records
 from virtio._vtnet_pool cimport Pool, vtnet_pool
 
 
@@ -68,6 +70,19 @@ cdef struct vtnet_rx:
     virtio_sg sg[128]
 
 
+# What is known of a packet that was received, for Python.
+cdef struct vtnet_received:
+    uint8_t verdict       # VIRTIO_RX_UNKNOWN to VIRTIO_RX_BAD
+    uint8_t reason        # VIRTIO_RX_*
+    uint16_t reserved
+    uint32_t segments     # packets that the device made it of
+    virtio_net_hdr hdr
+
+
+cdef class Received(Records):
+    cdef void add(self, const virtio_packet *packet, const virtio_rx_offload *info) noexcept
+
+
 cdef class VtnetReceive:
     cdef vtnet_rx c
     cdef readonly DriverQueue queue
@@ -75,6 +90,7 @@ cdef class VtnetReceive:
     cdef readonly Bell kick
     cdef readonly Bell interrupt
     cdef void finish(self) noexcept nogil
+    cdef uint32_t take(self, uint32_t limit) noexcept
 
 # Take up to limit packets, at most VIRTIO_BURST, besides those that are not done with; return how many there are then.
 # The caller holds the lock, as for all of these.

@@ -1,20 +1,38 @@
 """vtnet's receive queue."""
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from collections import namedtuple
+
+from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyObject
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from virtio._bell cimport Bell, virtio_bell, virtio_bell_ring
+from virtio._checksum cimport sum_fold, sum_gather
 from virtio._driver_queue cimport DriverQueue
+from virtio._frame cimport frame_parse, virtio_frame
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport *
+from virtio._offload_rx cimport *
 from virtio._port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, virtio_packet
 from virtio._ring cimport *
+from virtio._segment cimport VIRTIO_SEGMENT_HEADERS_MAX, segment_scratch
 from virtio._vtnet_pool cimport *
 
+from virtio._offload_counters import ReceiveReason, ReceiveVerdict
 from virtio.constants import Feature, NetFeature
+
+
+cdef extern from "Python.h":
+    PyObject *make_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t n)  # NULL: no memory
+    char *bytes_of "PyBytes_AS_STRING"(PyObject *made)
+    void release "Py_DECREF"(PyObject *made)
+
+
+ReceivedFrame = namedtuple("ReceivedFrame", ["verdict", "reason", "segments", "header"])
+_VERDICTS = tuple(ReceiveVerdict)
+_REASONS = {int(reason): reason for reason in ReceiveReason}
 
 
 cdef inline void load_header(const vtnet_rx *rx, virtio_net_hdr *hdr, const uint8_t *p) noexcept nogil:
@@ -137,6 +155,13 @@ cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
     return rx.npackets
 
 
+cdef void rx_forget(vtnet_rx *rx, uint32_t n) noexcept nogil:
+    """The first n packets are done with, and somebody else has their buffers."""
+    rx.first += n
+    if rx.first == rx.npackets:
+        rx.first = rx.npackets = rx.nsegs = 0
+
+
 cdef void rx_done(vtnet_rx *rx, uint32_t n) noexcept nogil:
     cdef uint32_t i, k
     cdef const virtio_packet *packet
@@ -144,9 +169,7 @@ cdef void rx_done(vtnet_rx *rx, uint32_t n) noexcept nogil:
         packet = &rx.packets[i]
         for k in range(packet.first, packet.first + packet.nsegs):
             again(rx, rx.buffers[k])
-    rx.first += n
-    if rx.first == rx.npackets:
-        rx.first = rx.npackets = rx.nsegs = 0
+    rx_forget(rx, n)
 
 
 cdef void post(vtnet_rx *rx, const uint32_t *buffers, uint32_t n) noexcept nogil:
@@ -203,7 +226,114 @@ cdef virtio_bell *rx_post(vtnet_rx *rx) noexcept nogil:
     return NULL
 
 
-# ---- the Python face ----
+# ---- what Python gets ----
+
+cdef bint classify(vtnet_rx *rx, const virtio_packet *packet, const uint8_t *p,
+                   virtio_rx_offload *info) noexcept nogil:
+    """Hold a packet's header against the packet, whose headers at least are at p; whether it can be true."""
+    cdef virtio_frame parsed
+    if virtio_likely(not packet.hdr.flags and not packet.hdr.gso_type):
+        memset(info, 0, sizeof(virtio_rx_offload))
+        info.segments = 1
+        rx.reasons[VIRTIO_RX_CSUM_NONE] += 1
+        return True
+    frame_parse(&parsed, p, packet.len)
+    offload_receive(info, &packet.hdr, p, &parsed, rx.offloads)
+    rx.reasons[info.reason] += 1
+    if info.verdict == VIRTIO_RX_BAD:
+        rx.stats.csum_failed += 1
+        rx.stats.ierrors += 1
+        return False
+    rx.stats.csum += info.verdict != VIRTIO_RX_UNKNOWN
+    return True
+
+
+cdef inline void copy_out(uint8_t *to, const iovec *pieces, uint32_t n) noexcept nogil:
+    cdef uint32_t k
+    for k in range(n):
+        memcpy(to, pieces[k].iov_base, pieces[k].iov_len)
+        to += pieces[k].iov_len
+
+
+cdef const uint8_t *headers_of(const virtio_packet *packet, const iovec *pieces) noexcept nogil:
+    """A packet's headers in one piece, to be parsed: behind those of many pieces there are zeros."""
+    cdef uint8_t *scratch
+    cdef uint32_t k, part
+    cdef uint32_t n = 0
+    if packet.nsegs == 1:
+        return <const uint8_t *>pieces[0].iov_base
+    scratch = segment_scratch()
+    for k in range(packet.nsegs):
+        part = <uint32_t>pieces[k].iov_len
+        if part > VIRTIO_SEGMENT_HEADERS_MAX - n:
+            part = VIRTIO_SEGMENT_HEADERS_MAX - n
+        memcpy(scratch + n, pieces[k].iov_base, part)
+        n += part
+        if n == VIRTIO_SEGMENT_HEADERS_MAX:
+            return scratch
+    memset(scratch + n, 0, VIRTIO_SEGMENT_HEADERS_MAX - n)
+    return scratch
+
+
+cdef void store_at(const iovec *pieces, uint32_t at, uint8_t value) noexcept nogil:
+    """Write one byte of a packet in pieces."""
+    while at >= pieces.iov_len:
+        at -= <uint32_t>pieces.iov_len
+        pieces += 1
+    (<uint8_t *>pieces.iov_base)[at] = value
+
+
+cdef void complete_pieces(const iovec *pieces, uint32_t n, uint32_t start, uint32_t field, uint32_t end) noexcept nogil:
+    """checksum_complete() for what lies in pieces, and ends before they do."""
+    cdef uint16_t checksum = <uint16_t>~sum_fold(sum_gather(pieces, n, start, end - start))
+    cdef const uint8_t *stored = <const uint8_t *>&checksum
+    if checksum == 0:
+        checksum = 0xffff
+    store_at(pieces, start + field, stored[0])
+    store_at(pieces, start + field + 1, stored[1])
+
+
+cdef void complete_in_place(const virtio_packet *packet, const iovec *pieces,
+                            const virtio_rx_offload *info) noexcept nogil:
+    if info.verdict != VIRTIO_RX_NEEDS_CHECKSUM:
+        return
+    if packet.nsegs == 1:
+        offload_complete(<uint8_t *>pieces.iov_base, info)
+        return
+    complete_pieces(pieces, packet.nsegs, info.csum_start, info.csum_offset, info.csum_end)
+    if info.outer_start:
+        complete_pieces(pieces, packet.nsegs, info.outer_start, 6, info.outer_end)
+
+
+cdef Received new_received(uint32_t limit):
+    cdef Received received = Received()
+    received.reserve(limit, sizeof(vtnet_received), b"=BBxxI" b"BBHHHHHIHHHH")
+    received.shape[0] = 0
+    return received
+
+
+cdef class Received(Records):
+    """What the headers of received frames said, as a sequence of :class:`ReceivedFrame`, in the frames' order.
+
+    Also a buffer of records of 32 bytes: verdict, reason (a byte each), 16 bits unused, segments (32 bits), and the
+    virtio_net_hdr.
+    """
+
+    cdef void add(self, const virtio_packet *packet, const virtio_rx_offload *info) noexcept:
+        cdef vtnet_received *record = <vtnet_received *>self.items + self.shape[0]
+        record.verdict = info.verdict
+        record.reason = info.reason
+        record.reserved = 0
+        record.segments = info.segments
+        record.hdr = packet.hdr
+        self.shape[0] += 1
+
+    cdef object record(self, Py_ssize_t i):
+        cdef const vtnet_received *record = <const vtnet_received *>self.items + i
+        cdef NetHeader header = NetHeader()
+        header.load(&record.hdr)
+        return ReceivedFrame(_VERDICTS[record.verdict], _REASONS[record.reason], record.segments, header)
+
 
 cdef class VtnetReceive:
     """The receive queue of a vtnet driver: ``queue`` is its ring, ``pool`` its buffers in guest memory.
@@ -250,32 +380,22 @@ cdef class VtnetReceive:
             queue_lock(&self.c.q.lock)
             self.finish()
 
-    def receive(self, uint32_t limit=64, *, bint info=False):
+    def receive(self, uint32_t limit=64, *, bint info=False, bint complete=True):
         """Take up to ``limit`` frames that wait; return them as a list of bytes.
 
         See :meth:`virtio.net.Vtnet.receive`.
         """
         cdef vtnet_rx *rx = &self.c
         cdef list frames = []
-        cdef Received received = None
+        cdef Received received = new_received(limit) if info else None
+        cdef virtio_rx_offload offload
         cdef const virtio_packet *packet
         cdef PyObject *made
         cdef uint8_t *to
-        cdef uint32_t n, i, want
-        cdef uint32_t got = 0
+        cdef uint32_t n, i
         cdef bint starved = False
-        if info:
-            received = Received()
-            received.reserve(limit, sizeof(vtnet_received), RECEIVED_FORMAT)
-        while got < limit and not starved:
-            want = limit - got
-            with nogil:
-                queue_lock(&rx.q.lock)
-                n = rx_take(rx, want)
-                if n > want:
-                    n = want
-                if n == 0:
-                    self.finish()
+        while limit and not starved:
+            n = self.take(limit)
             if n == 0:
                 break
             # under the lock with the GIL: nothing here runs code of others, or waits
@@ -286,22 +406,145 @@ cdef class VtnetReceive:
                     starved = True
                     rx.stats.iqdrops += 1
                     continue
-                to = <uint8_t *>PyBytes_AS_STRING(<object>made)
+                to = <uint8_t *>bytes_of(made)
                 copy_out(to, &rx.segs[packet.first], packet.nsegs)
-                if virtio_unlikely(packet.hdr.flags or packet.hdr.gso_type) and not self.classify(packet, to, received):
-                    Py_DECREF(<object>made)
-                    continue
-                if received is not None:
-                    received.add(&packet.hdr)
                 rx.stats.copied += packet.len
-                append(frames, <object>made)
-                Py_DECREF(<object>made)
+                if classify(rx, packet, to, &offload):
+                    if complete:
+                        offload_complete(to, &offload)
+                    if received is not None:
+                        received.add(packet, &offload)
+                    frames.append(<object>made)
+                release(made)
             rx_done(rx, n)
+            limit -= n
             with nogil:
                 self.finish()
-            got += n
-        if starved:
-            PyErr_Clear()
-            if not frames:
-                raise MemoryError()
+        if starved and not frames:
+            raise MemoryError()
+        PyErr_Clear()
         return (frames, received) if info else frames
+
+    def receive_views(self, uint32_t limit=64, *, bint info=False, bint complete=True):
+        """Take up to ``limit`` frames that wait, and leave them where they are: each is a tuple of memoryviews.
+
+        See :meth:`virtio.net.Vtnet.receive_views`.
+        """
+        cdef vtnet_rx *rx = &self.c
+        cdef list frames = []
+        cdef Received received = new_received(limit) if info else None
+        cdef virtio_rx_offload offload
+        cdef const virtio_packet *packet
+        cdef const iovec *pieces
+        cdef uint32_t buffers[RX_ROOM]
+        cdef uint32_t lengths[RX_ROOM]
+        cdef uint32_t counts[VIRTIO_BURST]
+        cdef uint32_t n, i, k, kept, at
+        while limit:
+            n = self.take(limit)
+            if n == 0:
+                break
+            at = kept = 0
+            for i in range(rx.first, rx.first + n):
+                packet = &rx.packets[i]
+                pieces = &rx.segs[packet.first]
+                if not classify(rx, packet, headers_of(packet, pieces), &offload):
+                    for k in range(packet.first, packet.first + packet.nsegs):
+                        again(rx, rx.buffers[k])
+                    continue
+                if complete:
+                    complete_in_place(packet, pieces, &offload)
+                if received is not None:
+                    received.add(packet, &offload)
+                for k in range(packet.nsegs):
+                    buffers[at] = rx.buffers[packet.first + k]
+                    lengths[at] = <uint32_t>pieces[k].iov_len
+                    rx.pool.state[buffers[at]] = VTNET_VIEW
+                    at += 1
+                counts[kept] = packet.nsegs
+                kept += 1
+            rx_forget(rx, n)
+            limit -= n
+            with nogil:
+                self.finish()
+            at = 0
+            for i in range(kept):
+                # the pieces after the first start where the first has its header
+                frames.append(tuple([
+                    self.pool.view(buffers[at + k], 0 if k == 0 else -<int32_t>rx.hdr_size, lengths[at + k])
+                    for k in range(counts[i])
+                ]))
+                at += counts[i]
+        return (frames, received) if info else frames
+
+    cdef uint32_t take(self, uint32_t limit) noexcept:
+        """Take up to limit packets, and hold the lock; 0: none waits, and the lock is free again."""
+        cdef uint32_t n
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            n = rx_take(&self.c, limit)
+            if n > limit:
+                n = limit
+            if n == 0:
+                self.finish()
+        return n
+
+    def forget(self):
+        """Forget what is posted and what was taken: after a reset of the queue. Then :meth:`fill` it anew."""
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            self.c.first = self.c.npackets = self.c.nsegs = self.c.ngone = 0
+            self.pool.refill()
+            driver_disable_intr(self.c.q)
+            queue_unlock(&self.c.q.lock)
+
+    def arm(self):
+        """Ask for an interrupt when a frame comes; return whether one waits already. The next call asks for none."""
+        cdef bint waiting
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            waiting = driver_enable_intr(self.c.q)
+            queue_unlock(&self.c.q.lock)
+        return waiting
+
+    def disarm(self):
+        """Ask for no interrupts."""
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            driver_disable_intr(self.c.q)
+            queue_unlock(&self.c.q.lock)
+
+    @property
+    def offloads(self):
+        """VIRTIO_OFFLOAD_* bits: what the device may leave undone, or merge."""
+        return self.c.offloads
+
+    @property
+    def posted(self):
+        """Buffers that the device has."""
+        return driver_outstanding(self.c.q)
+
+    def statistics(self):
+        """Return what was counted, by name."""
+        cdef vtnet_rx_stats *stats = &self.c.stats
+        return {
+            "ipackets": stats.ipackets, "ibytes": stats.ibytes, "ierrors": stats.ierrors, "iqdrops": stats.iqdrops,
+            "csum": stats.csum, "csum_failed": stats.csum_failed, "host_lro": stats.host_lro,
+            "rescheduled": stats.rescheduled, "mergeable_failed": stats.mergeable_failed,
+            "frame_too_large": stats.frame_too_large, "frame_too_short": stats.frame_too_short,
+            "bad_header": stats.bad_header, "enq_replacement_failed": stats.enq_replacement_failed,
+            "copied": stats.copied,
+        }
+
+    def reasons(self):
+        """Return what became of what headers said of checksums: ReceiveReason to how often.
+
+        Headers that contradict what was negotiated are among them, whoever received the frame.
+        """
+        cdef uint32_t fault
+        counts = {reason: self.c.reasons[int(reason)] for reason in ReceiveReason}
+        for fault in range(<uint32_t>VIRTIO_NET_HDR_FAULTS):
+            reason = _REASONS.get(VIRTIO_RX_HDR + fault)
+            if reason is not None:
+                counts[reason] += self.c.header_faults[fault]
+        return counts

@@ -9,8 +9,9 @@ from virtio._batch cimport Batch
 from virtio._bell cimport Bell, virtio_bell, virtio_bell_answer, virtio_bell_ring
 from virtio._checksum cimport checksum_complete
 from virtio._driver_queue cimport DriverQueue
-from virtio._frame cimport frame_parse, virtio_frame
+from virtio._frame cimport frame_parse, virtio_frame, virtio_layer
 from virtio._memory cimport iovec
+from virtio._net_execute cimport net_hdr_needs
 from virtio._net_hdr cimport *
 from virtio._offload_tx cimport *
 from virtio._port cimport *
@@ -172,28 +173,7 @@ cdef inline bint beyond(const vtnet_tx *tx, const virtio_net_hdr *hdr) noexcept 
     """Whether a header leaves something undone that the device does not do."""
     if virtio_likely(not hdr.gso_type and not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM):
         return False
-    return net_hdr_undone(hdr) & ~tx.sink.offloads
-
-
-cdef uint32_t net_hdr_undone(const virtio_net_hdr *hdr) noexcept nogil:
-    """VIRTIO_OFFLOAD_*: what must have been negotiated for this header."""
-    cdef uint32_t kind = hdr.gso_type & NET_HDR_GSO_MASK
-    cdef uint32_t needs = VIRTIO_OFFLOAD_CSUM
-    if kind == VIRTIO_NET_HDR_GSO_TCPV4:
-        needs |= VIRTIO_OFFLOAD_TSO4
-    elif kind == VIRTIO_NET_HDR_GSO_TCPV6:
-        needs |= VIRTIO_OFFLOAD_TSO6
-    elif kind == VIRTIO_NET_HDR_GSO_UDP:
-        needs |= VIRTIO_OFFLOAD_UFO
-    elif kind == VIRTIO_NET_HDR_GSO_UDP_L4:
-        needs |= VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6
-    if hdr.gso_type & VIRTIO_NET_HDR_GSO_ECN:
-        needs |= VIRTIO_OFFLOAD_ECN
-    if hdr.gso_type & NET_HDR_TUNNEL:
-        needs |= VIRTIO_OFFLOAD_TUNNEL
-    if hdr.flags & VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM:
-        needs |= VIRTIO_OFFLOAD_TUNNEL_CSUM
-    return needs
+    return net_hdr_needs(hdr) & ~tx.sink.offloads
 
 
 # ---- what the device does not do ----
@@ -309,8 +289,7 @@ cdef void tx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len) 
     collect(tx, hdr, small, large, len, False)
 
 
-cdef struct place:
-    """Where a frame is put, or lies already."""
+cdef struct place:       # where a frame is put, or lies already
     uint8_t *frame
     uint32_t small
     uint32_t large

@@ -1,0 +1,169 @@
+"""The pump: joins a vtnet driver to a port, so that a TAP makes it a network interface of the kernel."""
+
+from virtio._bell cimport virtio_bell, virtio_bell_ring
+from virtio._net_execute cimport execute_send, executor_figures, executor_free, executor_new
+from virtio._net_hdr cimport *
+from virtio._port cimport VIRTIO_BURST, Port
+from virtio._ring cimport *
+from virtio._vtnet_rx cimport VtnetReceive, rx_done, rx_post, rx_take
+from virtio._vtnet_tx cimport VtnetTransmit, tx_begin, tx_has_room
+from virtio._worker cimport *
+
+cdef enum:
+    # of the offloads of a direction, those that are about frames
+    LEFT_UNDONE = 0xfff & ~(VIRTIO_OFFLOAD_TO_DRIVER | VIRTIO_OFFLOAD_MRG | VIRTIO_OFFLOAD_RSC)
+
+
+# ---- port to device ----
+
+cdef uint32_t transmit_poll(virtio_task *task) noexcept nogil:
+    cdef pump_transmit *pump = <pump_transmit *>task
+    cdef uint32_t n = 0
+    cdef virtio_bell *bell = NULL
+    if not virtio_trylock(pump.tx.sink.lock):
+        return 0
+    if task.active:
+        tx_begin(pump.tx)
+        n = pump.port.receive(pump.port, pump.queue, &pump.tx.sink, VIRTIO_BURST)
+        bell = pump.tx.sink.flush(&pump.tx.sink)
+        pump.bursts += n != 0
+        pump.packets += n
+    queue_unlock(pump.tx.sink.lock)
+    if bell is not NULL:
+        virtio_bell_ring(bell)
+    return n
+
+
+cdef bint transmit_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
+    cdef pump_transmit *pump = <pump_transmit *>task
+    cdef bint work = False
+    if not virtio_trylock(pump.tx.sink.lock):
+        return True
+    if task.active:
+        pump.tx.wanting = 0
+        # without room a frame that waits is no work: the port is not asked to wake us for it
+        if tx_has_room(pump.tx):
+            work = pump.port.arm_receive(pump.port, pump.queue, wait)
+        if not work:
+            work = pump.tx.sink.arm(&pump.tx.sink, wait)
+    queue_unlock(pump.tx.sink.lock)
+    return work
+
+
+cdef void transmit_disarm(virtio_task *task) noexcept nogil:
+    cdef pump_transmit *pump = <pump_transmit *>task
+    queue_lock(pump.tx.sink.lock)
+    if task.active:
+        pump.tx.sink.disarm(&pump.tx.sink)
+        if pump.port.disarm is not NULL:
+            pump.port.disarm(pump.port, pump.queue)
+    queue_unlock(pump.tx.sink.lock)
+
+
+# ---- device to port ----
+
+cdef uint32_t receive_poll(virtio_task *task) noexcept nogil:
+    cdef pump_receive *pump = <pump_receive *>task
+    cdef vtnet_rx *rx = pump.rx
+    cdef virtio_bell *bell = NULL
+    cdef uint32_t n
+    cdef uint32_t sent = 0
+    if not virtio_trylock(&rx.q.lock):
+        return 0
+    if task.active:
+        n = rx_take(rx, VIRTIO_BURST)
+        if n:
+            # what a port can do may change: a TAP's tunnels do
+            if not rx.offloads & LEFT_UNDONE & ~pump.port.offloads:
+                sent = pump.port.send(pump.port, pump.queue, &rx.packets[rx.first], n, rx.segs)
+            else:
+                sent = execute_send(pump.executor, pump.port, pump.queue, &rx.packets[rx.first], n, rx.segs)
+            pump.full = sent < n
+            rx.stats.rescheduled += pump.full
+            rx_done(rx, sent)
+            pump.bursts += 1
+            pump.packets += sent
+        if rx.ngone or rx.pool.nfree or rx.pool.nreturned:
+            bell = rx_post(rx)
+    queue_unlock(&rx.q.lock)
+    if bell is not NULL:
+        virtio_bell_ring(bell)
+    return sent
+
+
+cdef bint receive_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
+    cdef pump_receive *pump = <pump_receive *>task
+    cdef vtnet_rx *rx = pump.rx
+    cdef bint work = False
+    if not virtio_trylock(&rx.q.lock):
+        return True
+    if task.active and rx.q.fault.code == VIRTIO_FAULT_NONE:
+        if rx.npackets:
+            work = pump.port.arm_send(pump.port, pump.queue, wait)
+        elif driver_enable_intr(rx.q):
+            work = True
+        elif rx.call is not NULL:
+            work = virtio_wait_bell(wait, rx.call)
+    queue_unlock(&rx.q.lock)
+    return work
+
+
+cdef void receive_disarm(virtio_task *task) noexcept nogil:
+    cdef pump_receive *pump = <pump_receive *>task
+    queue_lock(&pump.rx.q.lock)
+    if task.active:
+        driver_disable_intr(pump.rx.q)
+        if pump.port.disarm is not NULL:
+            pump.port.disarm(pump.port, pump.queue)
+    queue_unlock(&pump.rx.q.lock)
+
+
+# ---- the Python face ----
+
+cdef class PumpTransmit(Task):
+    """What ``port`` receives on a queue goes to the device. A task for a Worker; not active until resumed."""
+
+    def __init__(self, VtnetTransmit transmit not None, Port port not None, uint32_t queue=0):
+        if self.transmit is not None:
+            raise TypeError("pump is initialised already")
+        if queue >= port.c.queues:
+            raise ValueError(f"queue {queue} out of range (port has {port.c.queues})")
+        self.transmit, self.port = transmit, port
+        self.c.task.poll, self.c.task.arm, self.c.task.disarm = transmit_poll, transmit_arm, transmit_disarm
+        self.c.tx, self.c.port, self.c.queue = &transmit.c, &port.c, queue
+        self.task, self.lock = &self.c.task, transmit.c.sink.lock
+
+    def statistics(self):
+        """Return what was counted, by name."""
+        return {"bursts": self.c.bursts, "packets": self.c.packets}
+
+
+cdef class PumpReceive(Task):
+    """What comes from the device goes to ``port``. A task for a Worker; not active until resumed.
+
+    What the port cannot do (``Port.offloads``) is done here: checksums completed, frames cut.
+    """
+
+    def __init__(self, VtnetReceive receive not None, Port port not None, uint32_t queue=0):
+        if self.receive is not None:
+            raise TypeError("pump is initialised already")
+        if queue >= port.c.queues:
+            raise ValueError(f"queue {queue} out of range (port has {port.c.queues})")
+        self.receive, self.port = receive, port
+        self.c.task.poll, self.c.task.arm, self.c.task.disarm = receive_poll, receive_arm, receive_disarm
+        self.c.rx, self.c.port, self.c.queue = &receive.c, &port.c, queue
+        self.task, self.lock = &self.c.task, &receive.c.q.lock
+        if receive.c.offloads & LEFT_UNDONE:
+            self.c.executor = executor_new()
+            if self.c.executor is NULL:
+                raise MemoryError()
+
+    def __dealloc__(self):
+        executor_free(self.c.executor)
+
+    def statistics(self):
+        """Return what was counted, by name."""
+        figures = {"bursts": self.c.bursts, "packets": self.c.packets}
+        if self.c.executor is not NULL:
+            figures.update(executor_figures(self.c.executor))
+        return figures
