@@ -50,32 +50,38 @@ cdef inline void again(vtnet_rx *rx, uint32_t buffer) noexcept nogil:
     rx.ngone += 1
 
 
-cdef uint32_t more_buffers(vtnet_rx *rx, virtio_packet *packet, uint32_t wanted, uint32_t len) noexcept nogil:
+cdef struct arrivals:   # completions that were dequeued, and not looked at
+    virtio_completion out[64]
+    uint32_t at
+    uint32_t n
+
+
+cdef uint32_t more_buffers(vtnet_rx *rx, virtio_packet *packet, uint32_t wanted, uint32_t len,
+                           arrivals *came) noexcept nogil:
     """Take the buffers of a packet after the first; return the packet's length, 0 if they did not all come.
 
     A device shows all buffers of a packet at once (5.1.9.4): what is not there will not come.
     """
-    cdef virtio_completion out[VIRTIO_BURST]
-    cdef uint32_t got = 0
-    cdef uint32_t n, i, limit
+    cdef const virtio_completion *next
     cdef bint fits = wanted < rx.pieces_max
-    while got < wanted:
-        limit = wanted - got
-        n = driver_dequeue_burst(rx.q, out, limit if limit < VIRTIO_BURST else VIRTIO_BURST)
-        if n == 0:
+    while wanted:
+        if came.at == came.n:
+            came.at = 0
+            came.n = driver_dequeue_burst(rx.q, came.out, wanted if wanted < VIRTIO_BURST else VIRTIO_BURST)
+            if came.n == 0:
+                return 0
+        next = &came.out[came.at]
+        came.at += 1
+        wanted -= 1
+        if not fits or next.len == 0:
             fits = False
-            break
-        for i in range(n):
-            if not fits or out[i].len == 0:
-                fits = False
-                again(rx, <uint32_t>out[i].cookie)
-                continue
-            rx.buffers[rx.nsegs] = <uint32_t>out[i].cookie
-            rx.segs[rx.nsegs].iov_base = pool_frame(rx.pool, <uint32_t>out[i].cookie) - rx.hdr_size
-            rx.segs[rx.nsegs].iov_len = out[i].len
-            rx.nsegs += 1
-            len += out[i].len
-        got += n
+            again(rx, <uint32_t>next.cookie)
+            continue
+        rx.buffers[rx.nsegs] = <uint32_t>next.cookie
+        rx.segs[rx.nsegs].iov_base = pool_frame(rx.pool, <uint32_t>next.cookie) - rx.hdr_size
+        rx.segs[rx.nsegs].iov_len = next.len
+        rx.nsegs += 1
+        len += next.len
     packet.nsegs = rx.nsegs - packet.first
     return len if fits else 0
 
@@ -89,7 +95,7 @@ cdef inline void drop(vtnet_rx *rx, const virtio_packet *packet, uint64_t *count
         again(rx, rx.buffers[rx.nsegs])
 
 
-cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used) noexcept nogil:
+cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used, arrivals *came) noexcept nogil:
     """Whether a packet whose first buffer has `used` bytes is sound; its other buffers are taken here."""
     cdef uint32_t len
     cdef int fault
@@ -102,7 +108,7 @@ cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used) noexcept n
         if packet.hdr.num_buffers == 0:
             drop(rx, packet, &rx.stats.mergeable_failed)
             return False
-        len = more_buffers(rx, packet, <uint32_t>packet.hdr.num_buffers - 1, len)
+        len = more_buffers(rx, packet, <uint32_t>packet.hdr.num_buffers - 1, len, came)
         if len == 0:
             drop(rx, packet, &rx.stats.mergeable_failed)
             return False
@@ -121,35 +127,34 @@ cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used) noexcept n
 
 
 cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
-    cdef virtio_completion out[VIRTIO_BURST]
+    cdef arrivals came
+    cdef const virtio_completion *next
     cdef virtio_packet *packet
-    cdef uint32_t got, i, buffer
+    cdef uint32_t i
     cdef uint8_t *frame
     cdef uint64_t bytes = 0
     if rx.npackets:
         return rx.npackets - rx.first
     if virtio_unlikely(rx.pool.host is NULL):
         return 0
-    if limit > VIRTIO_BURST:
-        limit = VIRTIO_BURST
-    got = driver_dequeue_burst(rx.q, out, limit)
-    for i in range(got):
-        virtio_prefetch(pool_frame(rx.pool, <uint32_t>out[i].cookie) - rx.hdr_size)
-    i = 0
-    while i < got:
-        buffer = <uint32_t>out[i].cookie
-        frame = pool_frame(rx.pool, buffer)
+    came.at = 0
+    came.n = driver_dequeue_burst(rx.q, came.out, limit if limit < VIRTIO_BURST else VIRTIO_BURST)
+    for i in range(came.n):
+        virtio_prefetch(pool_frame(rx.pool, <uint32_t>came.out[i].cookie) - rx.hdr_size)
+    while came.at < came.n:
+        next = &came.out[came.at]
+        came.at += 1
+        frame = pool_frame(rx.pool, <uint32_t>next.cookie)
         packet = &rx.packets[rx.npackets]
         packet.first = rx.nsegs
         packet.nsegs = 1
-        rx.buffers[rx.nsegs] = buffer
+        rx.buffers[rx.nsegs] = <uint32_t>next.cookie
         rx.segs[rx.nsegs].iov_base = frame
         rx.nsegs += 1
         load_header(rx, &packet.hdr, frame - rx.hdr_size)
-        if examine(rx, packet, out[i].len):
+        if examine(rx, packet, next.len, &came):
             rx.npackets += 1
             bytes += packet.len
-        i += 1
     rx.stats.ipackets += rx.npackets
     rx.stats.ibytes += bytes
     return rx.npackets

@@ -682,6 +682,11 @@ cdef class VtnetTransmit:
         return self.c.sink.offloads
 
     @property
+    def header_size(self):
+        """Bytes of the virtio_net_hdr."""
+        return self.c.hdr_size
+
+    @property
     def frame_max(self):
         """Bytes of the largest frame that is taken without being cut."""
         return self.c.sink.frame_max

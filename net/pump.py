@@ -1,0 +1,97 @@
+"""The pump: joins a driver to a port, so that a TAP makes it a network interface of the kernel."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from virtio._port import Port
+from virtio._pump import PumpReceive, PumpTransmit
+from virtio._worker import Task, Worker
+from virtio.errors import ConfigError
+from virtio.net.vtnet import Vtnet
+
+
+class Pump:
+    """What ``port`` receives goes out through ``nic``, and what the nic receives goes to the port. Nothing is copied.
+
+    There are two tasks for each queue pair. ``worker`` runs them: one Worker for all ("one"), one for each pair
+    ("pair"), for each direction ("direction", the default), or none (None), for whoever calls :meth:`poll`. ``mode`` and
+    ``spin_us`` are the workers'. The pump goes on over resets of the nic, until :meth:`close`.
+
+    Raises ConfigError if the nic is not attached, RuntimeError if the port has a user already.
+    """
+
+    def __init__(
+        self,
+        nic: Vtnet,
+        port: Port,
+        *,
+        worker: Literal["one", "pair", "direction"] | None = "direction",
+        mode: Literal["adaptive", "busy"] = "adaptive",
+        spin_us: int = 50,
+    ) -> None:
+        if not nic.pairs:
+            raise ConfigError("the nic is not attached")
+        self.nic = nic
+        self.port = port
+        port.attach(self)
+        pairs = min(len(nic.pairs), port.queues)
+        first = nic.pairs[0]
+        port.receive_offloads(first.transmit.offloads, first.transmit.header_size)
+        port.set_queues(pairs)
+        self.tasks: list[tuple[PumpTransmit, PumpReceive]] = [
+            (PumpTransmit(pair.transmit, port, i), PumpReceive(pair.receive, port, i))
+            for i, pair in enumerate(nic.pairs[:pairs])
+        ]
+        groups: list[list[Task]] = []
+        if worker == "direction":
+            groups = [[task] for pair in self.tasks for task in pair]
+        elif worker == "pair":
+            groups = [list(pair) for pair in self.tasks]
+        elif worker == "one":
+            groups = [[task for pair in self.tasks for task in pair]]
+        self.workers = [Worker(group, mode=mode, spin_us=spin_us) for group in groups]
+        nic.pumps.append(self)
+        if nic.attached:
+            self.resume()
+        for each in self.workers:
+            each.start()
+
+    def poll(self) -> int:
+        """Run each task once, on this thread; return how many packets went through."""
+        return sum(task.poll() for pair in self.tasks for task in pair)
+
+    def resume(self) -> None:
+        """Let it run."""
+        for pair in self.tasks:
+            for task in pair:
+                task.resume()
+
+    def pause(self) -> None:
+        """Stop it, until :meth:`resume`: no burst is under way when this returns."""
+        for pair in self.tasks:
+            for task in pair:
+                task.pause()
+
+    def close(self) -> None:
+        """End the workers, and let go of the port."""
+        for worker in self.workers:
+            worker.stop()
+        self.pause()
+        self.nic.pumps.remove(self)
+        self.port.detach()
+
+    def statistics(self) -> dict[str, int]:
+        """Return the sums of what the tasks counted, by direction and name, and how often workers slept."""
+        counts: dict[str, int] = {"sleeps": sum(worker.sleeps for worker in self.workers)}
+        for transmit, receive in self.tasks:
+            for prefix, figures in (("transmit", transmit.statistics()), ("receive", receive.statistics())):
+                for name, value in figures.items():
+                    counts[f"{prefix}_{name}"] = counts.get(f"{prefix}_{name}", 0) + value
+        return counts
+
+    def __enter__(self) -> Pump:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

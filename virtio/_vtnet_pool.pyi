@@ -1,0 +1,16 @@
+"""Pools of packet buffers in guest memory."""
+
+from __future__ import annotations
+
+from virtio._memory import GuestMemory
+
+def pool_size(room: int, count: int) -> int: ...
+
+class Pool:
+    def __init__(self, memory: GuestMemory, gpa: int, room: int, count: int) -> None: ...
+    @property
+    def nfree(self) -> int: ...
+    @property
+    def room(self) -> int: ...
+    @property
+    def count(self) -> int: ...
