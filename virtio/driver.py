@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -138,7 +139,7 @@ class Driver:
 
     Subclasses set ``device_type``, ``wanted`` and ``required`` (masks of any width; as arguments, names too), say in
     :meth:`plan_queues` which queues they work, and may override the hooks :meth:`adjust`, :meth:`ready`,
-    :meth:`stopping` and :meth:`config_changed`. ``pool`` is the memory for rings; ``timeout`` how long, in seconds, a
+    :meth:`stopping`, :meth:`stopped` and :meth:`config_changed`. ``pool`` is the memory for rings; ``timeout`` how long, in seconds, a
     reset may take. ``clamp_used_len`` is passed to the queues.
 
     One thread at a time; the queues have their own locks. Source: VIRTIO 1.4, 3.1; names as in FreeBSD's virtio(4).
@@ -192,6 +193,12 @@ class Driver:
     def stopping(self) -> None:
         """The device is about to be reset: stop what works its queues."""
 
+    def stopped(self) -> None:
+        """The device was reset, and touches no memory any more: give back what it was given. The queues still exist.
+
+        Called as often as that happens, also when the driver never came to :meth:`ready`.
+        """
+
     def config_changed(self) -> None:
         """The configuration changed: called by :meth:`check`."""
 
@@ -242,6 +249,7 @@ class Driver:
             self.stopping()
         self.attached = False
         self._reset()
+        self.stopped()
 
     def reinit(self) -> None:
         """Bring a stopped device up again, with the same features and queues (FreeBSD's virtio_reinit).
@@ -465,12 +473,14 @@ class Driver:
             self._release()
             self.transport.status = Status.FAILED
         except Exception as second:
-            if not self.queues:
-                self.transport.release()
-            else:
+            if self.queues:
                 error.add_note(f"the driver's memory stays taken until detach(force=True): {second}")
+            else:
+                with suppress(Exception):  # of two errors, the first is what went wrong
+                    self.transport.release()
 
     def _release(self) -> None:
+        self.stopped()
         for attached in self.queues.values():
             attached.queue.drain()
             for gpa in attached.allocated:
