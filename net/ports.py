@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from virtio._cable import Cable, CableEnd
+from virtio._loopback import Loopback
 from virtio._port import Port
 from virtio._tap import Tap
 from virtio._taploop import TapLoop
 
-__all__ = ["Port", "Tap", "TapLoop"]
+__all__ = ["Port", "Tap", "TapLoop", "Cable", "CableEnd", "Loopback"]

@@ -26,10 +26,12 @@ cdef struct bench_sink:
     uint64_t packets
     uint64_t bytes
     bench_frame *frames
-    virtio_bell *bell
+    virtio_bell *bell             # rung for what was delivered
+    virtio_bell *freed            # rung when there is room again
     uint8_t *room                 # reserved
 
 
 cdef class MemorySink:
     cdef bench_sink c
     cdef readonly Bell bell
+    cdef readonly Bell freed

@@ -104,7 +104,7 @@ cdef bint sink_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     check_lock(s)
     s.armed = 1
-    return virtio_wait_bell(wait, s.bell) or s.count < s.size
+    return virtio_wait_bell(wait, s.freed) or s.count < s.size
 
 
 cdef void sink_disarm(virtio_sink *sink) noexcept nogil:
@@ -133,8 +133,8 @@ cdef class MemorySink:
         self.c.size = size
         self.c.piece = piece
         self.c.keep = keep
-        self.bell = Bell()
-        self.c.bell = &self.bell.c
+        self.bell, self.freed = Bell(), Bell()
+        self.c.bell, self.c.freed = &self.bell.c, &self.freed.c
         self.c.room = <uint8_t *>malloc(VIRTIO_FRAME_MAX)
         self.c.frames = <bench_frame *>calloc(size, sizeof(bench_frame))
         for i in range(size):
@@ -162,7 +162,7 @@ cdef class MemorySink:
         return self.c.packets
 
     @property
-    def bytes(self):
+    def octets(self):
         """Bytes of them."""
         return self.c.bytes
 
@@ -179,6 +179,11 @@ cdef class MemorySink:
     def armed(self):
         return bool(self.c.armed)
 
+    def ring_function(self, function):
+        """Ring a function in place of an eventfd."""
+        self.bell = Bell(function)
+        self.c.bell = &self.bell.c
+
     def lock(self):
         """Take the lock, as a receive task does."""
         with nogil:
@@ -188,7 +193,7 @@ cdef class MemorySink:
         queue_unlock(&self.c.lock)
 
     def take(self):
-        """Return and forget what is there: a list of (NetHeader, bytes)."""
+        """Return and forget what is there: a list of (NetHeader, bytes). Whoever waits for room is woken."""
         cdef NetHeader hdr
         cdef bench_frame *frame
         frames = []
@@ -201,6 +206,8 @@ cdef class MemorySink:
             self.c.first = (self.c.first + 1) % self.c.size
             self.c.count -= 1
         self.unlock()
+        if frames and self.c.armed:
+            self.freed.ring()
         return frames
 
 
