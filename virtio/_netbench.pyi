@@ -1,0 +1,24 @@
+"""Exercisers of the network driver."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from virtio._device_queue import DeviceQueue
+from virtio._vtnet_rx import VtnetReceive
+from virtio._vtnet_tx import VtnetTransmit
+from virtio._worker import Task
+
+def transmit_cycle(
+    transmit: VtnetTransmit, device: DeviceQueue, length: int, count: int, *, burst: int = 32
+) -> float: ...
+def receive_cycle(receive: VtnetReceive, device: DeviceQueue, length: int, count: int, *, burst: int = 32) -> float: ...
+def through(
+    transmit: VtnetTransmit | None,
+    receive: VtnetReceive | None,
+    tasks: Iterable[Task],
+    length: int,
+    count: int,
+    *,
+    burst: int = 32,
+) -> tuple[float, int, int]: ...

@@ -1,0 +1,198 @@
+"""Exercisers of the network driver: loops without the GIL, for benchmarks and demonstrations."""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from virtio._bell cimport virtio_bell, virtio_bell_ring
+from virtio._device_queue cimport DeviceQueue
+from virtio._memory cimport iovec
+from virtio._port cimport VIRTIO_BURST, virtio_packet
+from virtio._ring cimport *
+from virtio._vtnet_rx cimport VtnetReceive, rx_done, rx_post, rx_take, vtnet_rx
+from virtio._vtnet_tx cimport VtnetTransmit, vtnet_tx
+from virtio._worker cimport Task, virtio_task
+
+
+cdef extern from "time.h" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    enum:
+        CLOCK_MONOTONIC
+        CLOCK_THREAD_CPUTIME_ID
+    int clock_gettime(int clock, timespec *now)
+
+
+cdef enum:
+    TASKS_MAX = 8
+    IDLE_MAX = 1 << 24  # rounds in which nothing moves: then something is stuck
+
+
+cdef double clock_ns(int clock) noexcept nogil:
+    cdef timespec now
+    clock_gettime(clock, &now)
+    return now.tv_sec * 1e9 + now.tv_nsec
+
+
+cdef class Source:
+    """Frames of ``length`` bytes that a transmit queue is given, ``burst`` at a time. The last 8 bytes count them."""
+
+    cdef virtio_packet packets[64]
+    cdef iovec segs[64]
+    cdef uint8_t *bytes
+    cdef uint32_t burst
+    cdef readonly uint64_t sent
+
+    def __init__(self, uint32_t length, uint32_t burst=32):
+        cdef uint32_t i
+        if not 1 <= burst <= VIRTIO_BURST:
+            raise ValueError(f"burst {burst} out of range (1 to {VIRTIO_BURST})")
+        if length < 60:
+            raise ValueError(f"length {length} is under 60")
+        self.bytes = <uint8_t *>calloc(burst, length)
+        if self.bytes is NULL:
+            raise MemoryError()
+        self.burst = burst
+        memset(self.packets, 0, sizeof(self.packets))
+        for i in range(burst):
+            self.segs[i].iov_base = self.bytes + i * length
+            self.segs[i].iov_len = length
+            self.packets[i].first = i
+            self.packets[i].nsegs = 1
+            self.packets[i].len = length
+            self.bytes[i * length] = 2  # locally administered
+
+    def __dealloc__(self):
+        free(self.bytes)
+
+
+cdef inline uint32_t give(vtnet_tx *tx, Source source) noexcept nogil:
+    """Send one burst; return how many frames were taken."""
+    cdef virtio_bell *bell
+    cdef uint32_t n
+    if not virtio_trylock(tx.sink.lock):
+        return 0
+    n = tx.sink.deliver(&tx.sink, source.packets, source.burst, source.segs)
+    bell = tx.sink.flush(&tx.sink)
+    queue_unlock(tx.sink.lock)
+    if bell is not NULL:
+        virtio_bell_ring(bell)
+    source.sent += n
+    return n
+
+
+cdef inline uint32_t take(vtnet_rx *rx, uint32_t burst) noexcept nogil:
+    """Receive one burst, and forget it; return how many frames there were."""
+    cdef virtio_bell *bell
+    cdef uint32_t n
+    if not virtio_trylock(&rx.q.lock):
+        return 0
+    n = rx_take(rx, burst)
+    rx_done(rx, n)
+    bell = rx_post(rx)
+    queue_unlock(&rx.q.lock)
+    if bell is not NULL:
+        virtio_bell_ring(bell)
+    return n
+
+
+def transmit_cycle(VtnetTransmit transmit not None, DeviceQueue device not None, uint32_t length, long count, *,
+                   uint32_t burst=32):
+    """Send frames, and be the device, which gives the chains back unread; return ns of this thread's CPU a packet."""
+    cdef Source source = Source(length, burst)
+    cdef virtio_chain chains[68]
+    cdef iovec segs[260]
+    cdef virtio_device_queue *q = device.q
+    cdef uint32_t n = 1
+    cdef uint64_t want = <uint64_t>count
+    cdef double start
+    with nogil:
+        queue_lock(&q.lock)
+        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
+        while source.sent < want and n:
+            n = give(&transmit.c, source)
+            n = device_pop_burst(q, chains, VIRTIO_BURST, segs, 256)
+            device_add_used_burst(q, chains, n)
+        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
+        queue_unlock(&q.lock)
+    if n == 0:
+        raise RuntimeError(f"nothing came after {source.sent} frames; {transmit.queue!r}: {transmit.queue.broken}")
+    return start / source.sent
+
+
+def receive_cycle(VtnetReceive receive not None, DeviceQueue device not None, uint32_t length, long count, *,
+                  uint32_t burst=32):
+    """Be the device, which writes only headers, and receive; return ns of this thread's CPU a packet."""
+    cdef virtio_chain chains[68]
+    cdef iovec segs[260]
+    cdef virtio_device_queue *q = device.q
+    cdef uint32_t i
+    cdef uint32_t n = 1
+    cdef uint64_t got = 0
+    cdef uint64_t want = <uint64_t>count
+    cdef double start
+    with nogil:
+        queue_lock(&q.lock)
+        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
+        while got < want and n:
+            n = device_pop_burst(q, chains, burst, segs, 256)
+            for i in range(n):
+                memset(segs[chains[i].first].iov_base, 0, 12)
+                (<uint8_t *>segs[chains[i].first].iov_base)[10] = 1
+                chains[i].written = length + receive.c.hdr_size
+            device_add_used_burst(q, chains, n)
+            n = take(&receive.c, burst)
+            got += n
+        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
+        queue_unlock(&q.lock)
+    if n == 0:
+        raise RuntimeError(f"nothing came after {got} frames; {receive.queue!r}: {receive.queue.broken}")
+    return start / got
+
+
+def through(VtnetTransmit transmit, VtnetReceive receive, tasks, uint32_t length, long count, *, uint32_t burst=32):
+    """Run frames through a device on this thread, with its tasks; return ns of its CPU a packet, and how many moved.
+
+    ``transmit`` sends ``count`` frames of ``length`` bytes, ``receive`` takes what comes; each may be None: then only
+    the other is worked. ``tasks`` are run in turn. Ends when all were sent, and, if there is ``receive``, as many came.
+    Raises RuntimeError when nothing moves any more.
+    """
+    cdef Source source = Source(length, burst)
+    cdef virtio_task *run[TASKS_MAX]
+    cdef uint32_t ntasks = 0
+    cdef vtnet_tx *tx = NULL
+    cdef vtnet_rx *rx = NULL
+    cdef uint64_t want = <uint64_t>count
+    cdef uint64_t got = 0
+    cdef uint32_t idle = 0
+    cdef uint32_t moved, i
+    cdef double start
+    if transmit is not None:
+        tx = &transmit.c
+    if receive is not None:
+        rx = &receive.c
+    for task in tasks:
+        if ntasks == TASKS_MAX:
+            raise ValueError(f"more than {TASKS_MAX} tasks")
+        run[ntasks] = (<Task?>task).task
+        ntasks += 1
+    with nogil:
+        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
+        while idle < IDLE_MAX and ((tx is not NULL and source.sent < want) or (rx is not NULL and got < want)):
+            moved = 0
+            if tx is not NULL and source.sent < want:
+                moved = give(tx, source)
+            for i in range(ntasks):
+                moved += run[i].poll(run[i])
+            if rx is not NULL:
+                i = take(rx, burst)
+                got += i
+                moved += i
+            idle = 0 if moved else idle + 1
+            if not ntasks and not moved:
+                virtio_relax()
+        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
+    if idle == IDLE_MAX:
+        raise RuntimeError(f"nothing moves after {source.sent} frames sent and {got} received")
+    return start / (source.sent if tx is not NULL else got), source.sent, got
