@@ -15,7 +15,7 @@ from virtio.errors import ConfigError, DeviceBroken
 from virtio.layout import LEGACY_ALIGN, QueueLayout
 from virtio.pci.config import COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY
 from virtio.pci.msix import CONTROL, CONTROL_ENABLE, CONTROL_FUNCTION_MASK, VECTOR_CONTROL, VECTOR_MASKED
-from virtio.pci.probe import BUS_PROBE_LOW_PRIORITY, Address, Bar, ConfigAccess, Function
+from virtio.pci.probe import BUS_PROBE_LOW_PRIORITY, PINS, Address, Bar, ConfigAccess, Function
 
 HOST_FEATURES, GUEST_FEATURES = 0x00, 0x04
 QUEUE_PFN, QUEUE_NUM, QUEUE_SELECT, QUEUE_NOTIFY = 0x08, 0x0C, 0x0E, 0x10
@@ -229,12 +229,13 @@ class LegacyTransport:
         if "msix-shared" in self._modes and have >= 2:
             self._start_msix([self._config_bell, Bell(ring_all(bells))])
             return "msix-shared"
-        if not self.function.interrupt_pin:
+        pin = self.function.interrupt_pin
+        if pin not in PINS:
             raise ConfigError(
-                f"{self.function} has no interrupt pin, and {have} MSI-X vectors, of which at least 2 are needed"
+                f"{self.function} has interrupt pin {pin}, none of 1 to 4, and {have} MSI-X vectors (2 would do)"
             )
         self._line = True
-        self._interrupts.connect_line(self.function.address, self.function.interrupt_pin, Bell(self._intx))
+        self._interrupts.connect_line(self.function.address, pin, Bell(self._intx))
         return "intx"
 
     def _start_msix(self, bells: Sequence[Bell]) -> None:

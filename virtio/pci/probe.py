@@ -55,6 +55,7 @@ LEGACY_REVISION = 0
 # sys/bus.h: what a probe method bids for a function
 BUS_PROBE_DEFAULT, BUS_PROBE_LOW_PRIORITY = -20, -40
 
+PINS = {1: "A", 2: "B", 3: "C", 4: "D"}
 CAPABILITY_NAMES = {0x01: "PM", 0x05: "MSI", CAPABILITY_VENDOR: "vendor", 0x10: "PCIe", CAPABILITY_MSIX: "MSI-X"}
 
 
@@ -477,9 +478,9 @@ def pci_report(functions: Iterable[Function]) -> str:
         if others:
             lines.append(f"    capabilities: {', '.join(others)}")
         if function.interrupt_pin:
-            lines.append(f"    INT{'?ABCD'[function.interrupt_pin % 5]}, line {function.interrupt_line}")
+            lines.append(f"    INT{PINS.get(function.interrupt_pin, '?')}, line {function.interrupt_line}")
         if function.fault is not None:
             lines.append(f"    not usable: {function.fault}")
         elif kind and kind != "legacy":
-            lines.append(f"    not driven: of the interfaces, {kind} is not, only legacy is")
+            lines.append(f"    not driven: nothing here drives the interface {kind}")
     return "\n".join(lines)
