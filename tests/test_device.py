@@ -60,8 +60,13 @@ def test_offered_by_default() -> None:
 def test_every_bit_can_be_offered_or_withheld(bit: int) -> None:
     without = Net(withhold=bit)
     assert not without.offered & bit
-    assert without.offered == closed(Net().offered & ~int(bit), DeviceType.NET)
+    assert without.offered == closed(Net().offered & ~int(bit), DeviceType.NET, offer=True)
     assert Net(offer=bit).offered == Net().offered | bit
+
+
+def test_what_is_useless_is_offered_if_it_is_asked_for() -> None:
+    assert not Net(withhold="CTRL_VQ").offered & NetFeature.CTRL_RX_EXTRA
+    assert Net(withhold="CTRL_VQ", offer="CTRL_RX_EXTRA").offered & NetFeature.CTRL_RX_EXTRA
 
 
 def test_by_name() -> None:

@@ -20,6 +20,8 @@ from virtio.device import Device
 from virtio.direct import DirectTransport
 from virtio.dma import DmaPool
 from virtio.driver import Driver, QueuePlan, Transport
+from virtio.net.machine import Machine
+from virtio.pci.legacy_driver import LegacyTransport, Mode
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "entropy.py"
 BUFFERS = 0x40000
@@ -67,13 +69,34 @@ def direct_legacy(device: Device, memory: GuestMemory) -> Transport:
     return DirectTransport(device, memory, legacy=True)
 
 
-TRANSPORTS: list[Callable[[Device, GuestMemory], Transport]] = [direct, direct_legacy]
+def pci(mode: Mode, fast: bool) -> Callable[[Device, GuestMemory], Transport]:
+    """Legacy PCI on a whole machine: found by a probe of its bus."""
+
+    def plug(device: Device, memory: GuestMemory) -> Transport:
+        machine = Machine(1 << 20, memory=memory, fast=fast)
+        machine.plug(device)
+        (function,) = machine.probe()
+        assert function.device_type == DeviceType.ENTROPY
+        return LegacyTransport(machine, function, memory, machine.interrupts, mode=mode)
+
+    return plug
+
+
+TRANSPORTS: dict[str, Callable[[Device, GuestMemory], Transport]] = {
+    "direct": direct,
+    "direct legacy": direct_legacy,
+    **{
+        f"PCI {mode} {'bells' if fast else 'registers'}": pci(mode, fast)
+        for mode in ("msix", "msix-shared", "intx")
+        for fast in (True, False)
+    },
+}
 
 
 @pytest.fixture(params=TRANSPORTS)
 def rng(request: pytest.FixtureRequest) -> Rng:
     memory = GuestMemory.allocate(1 << 20)
-    driver = Rng(request.param(Entropy(), memory), DmaPool(memory, 0x1000, 0x3F000), wanted=RINGS)
+    driver = Rng(TRANSPORTS[request.param](Entropy(), memory), DmaPool(memory, 0x1000, 0x3F000), wanted=RINGS)
     driver.attach()
     return driver
 

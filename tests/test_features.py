@@ -127,6 +127,14 @@ def test_closed_follows_chains_of_needs() -> None:
     assert closed(everything, NET) == everything
 
 
+def test_what_is_useless_is_not_offered_and_yet_allowed() -> None:
+    useless = NetFeature.CTRL_GUEST_OFFLOADS | NetFeature.CTRL_RX_EXTRA | NetFeature.HASH_REPORT
+    assert missing(useless, NET) == []
+    assert closed(useless, NET) == useless
+    assert closed(useless | NetFeature.MAC, NET, offer=True) == NetFeature.MAC
+    assert closed(useless | NetFeature.CTRL_VQ, NET, offer=True) == useless | NetFeature.CTRL_VQ
+
+
 def test_names_lowest_first_and_of_the_right_type() -> None:
     bits = 1 << 70 | 1 << 64 | 1 << 47 | 1 << 34 | 1 << 5 | 1
     assert names_of(bits, NET) == ["CSUM", "MAC", "RING_PACKED", "bit 47", "RSS_CONTEXT", "IPSEC"]

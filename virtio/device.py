@@ -102,9 +102,9 @@ class Device:
             raise ConfigError(str(error)) from None
         if more & less:
             raise ConfigError(f"both offered and withheld: {', '.join(self.names(more & less))}")
-        offered = closed((self.features | more) & ~less, self.device_type)
-        if more & ~offered:
-            lacks = [f"{name} (needs {needs})" for name, needs in missing(offered | more, self.device_type)]
+        offered = more | closed((self.features | more) & ~less, self.device_type, offer=True)
+        if lacking := missing(offered, self.device_type):
+            lacks = [f"{name} (needs {needs})" for name, needs in lacking]
             raise ConfigError(f"cannot be offered: {', '.join(lacks)}")
         return offered
 

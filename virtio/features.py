@@ -22,13 +22,13 @@ LEGACY_ONLY = Feature.NOTIFY_ON_EMPTY | Feature.ANY_LAYOUT | 1 << 30  # bits tha
 class Table:
     """Bits of a device type, or of all of them.
 
-    ``needs`` maps a bit to masks: of each mask at least one bit must be negotiated too. ``legacy_only`` are bits that
-    exist in the legacy interface alone. ``prefix`` is what the specification puts before a name.
+    ``needs`` maps a bit to masks: of each mask at least one bit must be negotiated too. ``useless`` does so for bits
+    that may be negotiated without, but should not be offered. ``legacy_only`` are bits of the legacy interface alone.
     """
 
     names: type[IntFlag]
     needs: Mapping[int, tuple[int, ...]]
-    prefix: str
+    useless: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     legacy_only: int = 0
     by_name: dict[str, int] = field(init=False)
 
@@ -50,7 +50,7 @@ _MODERN = (
     Feature.SUSPEND,
 )
 
-TRANSPORT = Table(Feature, dict.fromkeys(_MODERN, (Feature.VERSION_1,)), "VIRTIO_F_", LEGACY_ONLY)
+TRANSPORT = Table(Feature, dict.fromkeys(_MODERN, (Feature.VERSION_1,)), legacy_only=LEGACY_ONLY)
 
 _N = NetFeature
 _GUEST_TSO = _N.GUEST_TSO4 | _N.GUEST_TSO6
@@ -79,8 +79,8 @@ NET = Table(
         _N.HASH_TUNNEL: (_N.CTRL_VQ, _N.RSS | _N.HASH_REPORT),
         _N.RSS_CONTEXT: (_N.CTRL_VQ, _N.RSS),
     },
-    "VIRTIO_NET_F_",
-    _N.GSO,
+    useless=dict.fromkeys((_N.CTRL_GUEST_OFFLOADS, _N.CTRL_RX_EXTRA, _N.HASH_REPORT), (_N.CTRL_VQ,)),  # 5.1.4.1
+    legacy_only=_N.GSO,
 )
 
 TABLES: dict[int, Table] = {DeviceType.NET: NET}
@@ -160,12 +160,15 @@ def missing(features: int, device_type: int | None = None) -> list[tuple[str, st
     return result
 
 
-def closed(features: int, device_type: int | None = None) -> int:
-    """Return the largest subset in which each bit has what it needs."""
+def closed(features: int, device_type: int | None = None, *, offer: bool = False) -> int:
+    """Return the largest subset in which each bit has what it needs; with ``offer``, what it is useless without."""
+    rules = [table.needs for table in _tables(device_type)]
+    if offer:
+        rules += [table.useless for table in _tables(device_type)]
     while True:
         left = features
-        for table in _tables(device_type):
-            for bit, groups in table.needs.items():
+        for needs in rules:
+            for bit, groups in needs.items():
                 if left & bit and not all(left & group for group in groups):
                     left &= ~bit
         if left == features:
