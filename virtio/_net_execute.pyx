@@ -117,7 +117,7 @@ cdef bint add_segments(net_executor *x, const virtio_packet *packet) noexcept no
     """Cut a packet. False: it goes on in the next batch, behind x.segment segments."""
     cdef virtio_segmenter *s = &x.plan
     cdef uint32_t options = SEGMENT_PARTIAL if x.offloads & VIRTIO_OFFLOAD_CSUM else 0
-    cdef uint32_t stride, n, k, first, views
+    cdef uint32_t stride, n, first, views
     cdef virtio_net_hdr *hdr
     cdef uint8_t *to
     cdef int code
@@ -134,7 +134,7 @@ cdef bint add_segments(net_executor *x, const virtio_packet *packet) noexcept no
         n = min(s.count - x.segment, EXECUTE_BATCH - x.count, (EXECUTE_SCRATCH - x.scratch_used) // stride)
         to = x.scratch + x.scratch_used
         segment_headers(s, x.segment, n, to, stride)
-        for k in range(n):
+        for _ in range(n):
             first = x.npieces
             if first == EXECUTE_PIECES or segment_views(s, x.segment, 1, x.segs + first + 1,
                                                         EXECUTE_PIECES - first - 1, &views) == 0:
@@ -246,11 +246,11 @@ cdef class Executor:
         """
         cdef list items = list(packets), out = []
         cdef list batches = []
-        cdef uint32_t n = <uint32_t>len(items), nsegs = 0, i, k, first
+        cdef uint32_t n = <uint32_t>len(items), nsegs = 0, i, k
         cdef Batch batch
         cdef virtio_packet *input = NULL
         cdef iovec *segs = NULL
-        for header, frame in items:
+        for _, frame in items:
             batch = Batch()
             batch.load(frame if isinstance(frame, (list, tuple)) else (frame,), None, False)
             batches.append(batch)

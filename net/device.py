@@ -1,0 +1,465 @@
+"""The virtio network device (VIRTIO 1.4, 5.1)."""
+
+from __future__ import annotations
+
+import secrets
+import struct
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+from virtio._bell import Bell
+from virtio._memory import GuestMemory
+from virtio._net_rx import NetReceive, guest_offloads
+from virtio._net_tx import NetTransmit
+from virtio._port import Port
+from virtio._worker import Task, Worker
+from virtio.constants import DeviceType, Feature, NetFeature
+from virtio.device import Device
+from virtio.errors import ConfigError
+from virtio.features import Features, parse
+from virtio.net.device_control import COMMAND_MAX, GUEST_OFFLOAD_FEATURES, Control
+from virtio.offload import net_header_size
+from virtio.slot import Interrupt
+
+LINK_UP, ANNOUNCE = 1, 2  # bits of the config space's status
+CONFIG = struct.Struct("<6sHHHIB")  # mac, status, max_virtqueue_pairs, mtu, speed, duplex
+MTU_MIN, MTU_MAX = 68, 65535
+PAIRS_MAX = 0x8000
+SPEED_UNKNOWN, DUPLEX_UNKNOWN = 0xFFFFFFFF, 0xFF
+GUEST_GSO = GUEST_OFFLOAD_FEATURES & ~NetFeature.GUEST_CSUM & ~NetFeature.GUEST_ECN
+FRAME_MAX = 65589
+ROUNDS = 256  # bursts of each queue that a poll by hand does at most: a port may have frames for ever
+
+Workers = Worker | Sequence[Worker] | Literal["own", "busy"] | None
+
+
+def parse_mac(mac: str | bytes | None) -> bytes:
+    """Return 6 bytes: of "52:54:00:12:34:56", of bytes, or random ones (locally administered) of None."""
+    if mac is None:
+        return bytes([0x02]) + secrets.token_bytes(5)
+    try:
+        made = bytes.fromhex(mac.replace(":", "").replace("-", "")) if isinstance(mac, str) else bytes(mac)
+    except ValueError:
+        made = b""
+    if len(made) != 6 or made[0] & 1:
+        raise ConfigError(f"MAC address {mac!r} is not one of an interface (6 bytes, unicast)")
+    return made
+
+
+class NetDevice(Device):
+    """A network device, between a driver and a ``port`` (default: one that drops everything).
+
+    ``mac`` is a text or 6 bytes (default: random), ``mtu`` what the driver is advised of (68 to 65535; None: not
+    offered), ``speed`` in Mbit/s and ``duplex`` ("full", "half") what SPEED_DUPLEX says (None: unknown),
+    ``queue_pairs`` the receive and transmit queues, of ``queue_size``. ``offer`` and ``withhold``: features, as in
+    :class:`Device`. MTU is offered only with an ``mtu``, MQ only with more than one pair.
+
+    ``worker`` runs the data path: None: :meth:`poll` does, by hand; "own": a thread for each queue pair, while a driver
+    is there, that sleeps when there is nothing to do ("busy": that never sleeps); a Worker, or several, among which the
+    pairs are dealt out: the caller starts and stops them.
+
+    Offloads that the guest leaves undone and the port does not take are executed here, and those that the port leaves
+    undone and the guest does not accept. Raises ConfigError for what cannot be.
+
+    Threads: as Device; the data path runs on the workers.
+    """
+
+    device_type: ClassVar[int] = DeviceType.NET
+    features: ClassVar[int] = (
+        Device.features
+        | NetFeature.CSUM
+        | NetFeature.GUEST_CSUM
+        | NetFeature.CTRL_GUEST_OFFLOADS
+        | NetFeature.MTU
+        | NetFeature.MAC
+        | NetFeature.GSO
+        | NetFeature.GUEST_TSO4
+        | NetFeature.GUEST_TSO6
+        | NetFeature.GUEST_ECN
+        | NetFeature.GUEST_UFO
+        | NetFeature.HOST_TSO4
+        | NetFeature.HOST_TSO6
+        | NetFeature.HOST_ECN
+        | NetFeature.HOST_UFO
+        | NetFeature.MRG_RXBUF
+        | NetFeature.STATUS
+        | NetFeature.CTRL_VQ
+        | NetFeature.CTRL_RX
+        | NetFeature.CTRL_VLAN
+        | NetFeature.CTRL_RX_EXTRA
+        | NetFeature.GUEST_ANNOUNCE
+        | NetFeature.MQ
+        | NetFeature.CTRL_MAC_ADDR
+        | NetFeature.GUEST_USO4
+        | NetFeature.GUEST_USO6
+        | NetFeature.HOST_USO
+        | NetFeature.SPEED_DUPLEX
+    )
+
+    def __init__(
+        self,
+        port: Port | None = None,
+        *,
+        mac: str | bytes | None = None,
+        mtu: int | None = None,
+        queue_pairs: int = 1,
+        queue_size: int = 256,
+        speed: int | None = None,
+        duplex: Literal["full", "half"] | None = None,
+        link: bool = True,
+        worker: Workers = None,
+        offer: Features = 0,
+        withhold: Features = 0,
+    ) -> None:
+        if not 1 <= queue_pairs <= PAIRS_MAX:
+            raise ConfigError(f"{queue_pairs} queue pairs out of range (1 to {PAIRS_MAX})")
+        if mtu is not None and not MTU_MIN <= mtu <= MTU_MAX:
+            raise ConfigError(f"MTU {mtu} out of range ({MTU_MIN} to {MTU_MAX})")
+        if speed is not None and not 0 <= speed < 1 << 31:
+            raise ConfigError(f"speed {speed} Mbit/s out of range (0 to {(1 << 31) - 1})")
+        self.port = Port() if port is None else port
+        if port is not None and queue_pairs > self.port.queues:
+            raise ConfigError(f"{queue_pairs} queue pairs, but {self.port!r} has {self.port.queues}")
+        self.max_pairs = queue_pairs
+        self.queue_size = queue_size
+        self.mtu = mtu
+        self.workers = worker
+        self._link = link
+        self._announce = False
+        self._speed = SPEED_UNKNOWN if speed is None else speed
+        self._duplex = {None: DUPLEX_UNKNOWN, "half": 0, "full": 1}[duplex]
+        self._tasks: dict[int, NetReceive | NetTransmit] = {}
+        self._threads: list[Worker] = []
+        self._trouble = Bell(self._rang)
+        self._totals: dict[str, Any] = {}
+        self._restored = False  # the control state is a snapshot's
+        self._second = Bell()  # kicks of receive queue 1, where that may also be the control queue
+        self.control = Control(self, parse_mac(mac))
+        super().__init__(offer=offer, withhold=self._withhold(offer, withhold), queue_size=queue_size)
+        self.config = bytearray(CONFIG.size)
+        self._write_config()
+        self.port.attach(self)
+
+    def _withhold(self, offer: Features, withhold: Features) -> int:
+        try:
+            more, less = parse(offer, self.device_type), parse(withhold, self.device_type)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if self.mtu is None:
+            less |= NetFeature.MTU & ~more
+        if self.max_pairs == 1:
+            less |= NetFeature.MQ & ~more
+        if less & NetFeature.CSUM:
+            less |= NetFeature.GSO & ~more
+        try:
+            net_header_size(more & ~less)
+        except ValueError as error:
+            raise ConfigError(f"cannot be offered: {error}") from None
+        return less
+
+    def queue_sizes(self) -> tuple[int, ...]:
+        """Receive and transmit queues in turn, then the control queue."""
+        return (self.queue_size,) * (2 * self.max_pairs + 1)
+
+    @property
+    def control_index(self) -> int:
+        """Which queue is the control queue: behind the pairs that a driver with, or without, MQ knows (5.1.2)."""
+        return 2 * (self.max_pairs if self.negotiated & NetFeature.MQ else 1)
+
+    def handles(self, index: int) -> bool:
+        """Say whether kicks of a queue go to notified(): those of what may be the control queue."""
+        return index in (2, 2 * self.max_pairs)
+
+    # ---- configuration ----
+
+    def _write_config(self) -> None:
+        status = LINK_UP * self._link | ANNOUNCE * self._announce
+        self.config[:] = CONFIG.pack(
+            self.control.mac, status, self.max_pairs, self.mtu or 0, self._speed, self._duplex
+        )  # fmt: skip
+
+    @property
+    def mac(self) -> str:
+        """MAC address in use: the driver may have set another one."""
+        return self.control.mac.hex(":")
+
+    @property
+    def link(self) -> bool:
+        """Whether the link is up. Set it, and the driver is told; while it is down frames are dropped."""
+        return self._link
+
+    @link.setter
+    def link(self, up: bool) -> None:
+        with self._control():
+            if up == self._link:
+                return
+            self._link = up
+            self._write_config()
+            self._open_or_close()
+            if self.negotiated & NetFeature.STATUS:
+                self.config_changed()
+
+    def announce(self) -> bool:
+        """Ask the driver to announce its addresses on the link; return whether it can be asked (GUEST_ANNOUNCE)."""
+        with self._control():
+            if not (self.live and self.negotiated & NetFeature.GUEST_ANNOUNCE and self.negotiated & NetFeature.STATUS):
+                return False
+            self._announce = True
+            self._write_config()
+            self.config_changed()
+            return True
+
+    def config_written(self, offset: int, data: bytes) -> bool:
+        """Take a MAC address from a legacy driver, which has no other way to set it (5.1.4.3)."""
+        if self.negotiated & (Feature.VERSION_1 | NetFeature.CTRL_MAC_ADDR) or offset + len(data) > 6:
+            return False
+        mac = self.control.mac
+        self.control.mac = mac[:offset] + data + mac[offset + len(data) :]
+        self._write_config()
+        self.filter_changed()
+        return True
+
+    # ---- life ----
+
+    def activate(self, memory: GuestMemory, interrupt: Interrupt) -> None:
+        """Begin to work the queues that the driver set up."""
+        if not self._restored:
+            self.control.reset(self.negotiated)
+        self._restored = False
+        self._write_config()
+        self.port.receive_offloads(self._guest_offloads(), net_header_size(self.negotiated))
+        self.port.set_queues(self.control.pairs)
+        for slot in self.queues[: self.control_index]:
+            if slot.enabled:
+                self.queue_enable(slot.index)
+
+    def queue_enable(self, index: int) -> None:
+        """Work a queue."""
+        if index >= self.control_index:
+            return
+        slot, pair = self.queues[index], index // 2
+        by_hand = self.workers is None
+        task: NetReceive | NetTransmit
+        if index % 2:
+            task = NetTransmit(
+                self.device_queue(index), self.port, pair, self.negotiated,
+                kick=slot.kick, call=slot.call, trouble=self._trouble, by_hand=by_hand,
+            )  # fmt: skip
+        else:
+            task = NetReceive(
+                self.device_queue(index), self.port, pair, self.negotiated,
+                kick=self._second if self.handles(index) else slot.kick, call=slot.call, trouble=self._trouble,
+                frame_max=self._frame_max(), by_hand=by_hand,
+            )  # fmt: skip
+            task.accept(self._accepted())
+            task.filter(**self.control.filter())
+        self._tasks[index] = task
+        task.close(self._closed(pair))
+        task.resume()
+        if isinstance(task, NetReceive):
+            task.connect()
+        if worker := self._worker_of(pair):
+            worker.add(task)
+
+    def queue_reset(self, index: int) -> None:
+        """Let go of a queue."""
+        task = self._tasks.pop(index, None)
+        if task is not None:
+            self._end(index, task)
+
+    def _end(self, index: int, task: NetReceive | NetTransmit) -> None:
+        if isinstance(task, NetReceive):
+            task.disconnect()
+        task.pause()
+        if worker := self._worker_of(index // 2):
+            worker.remove(task)
+        add_up(self._totals, self._figures(index, task))
+
+    def deactivate(self) -> None:
+        """Let go of all queues."""
+        while self._tasks:
+            self._end(*self._tasks.popitem())
+        for thread in self._threads:
+            thread.stop()
+        self._threads.clear()
+
+    def reset(self) -> None:
+        """Go back to where the device was before a driver came: its own MAC address, promiscuous."""
+        with self._control():
+            super().reset()
+            self._announce = self._restored = False
+            self.control.reset(0)
+            self.control.mac = self.control.own_mac
+            self._write_config()
+
+    def close(self) -> None:
+        """Reset, and give the port back."""
+        self.reset()
+        self.port.detach()
+
+    def _worker_of(self, pair: int) -> Worker | None:
+        workers = self.workers
+        if workers is None:
+            return None
+        if isinstance(workers, Worker):
+            return workers
+        if isinstance(workers, str):
+            while len(self._threads) <= pair:
+                self._threads.append(Worker(mode="busy" if workers == "busy" else "adaptive"))
+                self._threads[-1].start()
+            return self._threads[pair]
+        return workers[pair % len(workers)]
+
+    def call_changed(self, index: int) -> None:
+        """Interrupt the driver by another bell."""
+        if task := self._tasks.get(index):
+            task.set_call(self.queues[index].call)
+
+    def pause(self) -> None:
+        """Let no task touch a queue."""
+        for task in self._tasks.values():
+            task.pause()
+
+    def resume(self) -> None:
+        """Undo pause()."""
+        for task in self._tasks.values():
+            task.resume()
+
+    # ---- what the driver says ----
+
+    def notified(self, index: int) -> None:
+        """Execute the commands that wait in the control queue."""
+        if index != self.control_index:  # receive queue 1, of a driver with MQ
+            self._second.ring()
+            return
+        for chain in self.chains(index):
+            if not chain.writable_length:
+                self.control.refuse("command without room for an answer")
+                continue
+            if chain.readable_length > COMMAND_MAX:
+                self.control.refuse(f"command of {chain.readable_length} bytes (limit {COMMAND_MAX})")
+                chain.write(b"\1")
+                continue
+            chain.write(bytes([self.control.execute(chain.read())]))
+
+    def _receivers(self) -> list[NetReceive]:
+        return [task for task in self._tasks.values() if isinstance(task, NetReceive)]
+
+    def filter_changed(self) -> None:
+        """Filter received frames as the driver says now."""
+        for task in self._receivers():
+            task.filter(**self.control.filter())
+
+    def mac_changed(self) -> None:
+        """Show the address that the driver set."""
+        self._write_config()
+
+    def offloads_changed(self) -> None:
+        """Leave undone in received frames only what the driver says now."""
+        for task in self._receivers():
+            task.accept(self._accepted())
+        self.port.receive_offloads(self._guest_offloads(), net_header_size(self.negotiated))
+
+    def pairs_changed(self) -> None:
+        """Use as many queue pairs as the driver says now."""
+        self.port.set_queues(self.control.pairs)
+        self._open_or_close()
+
+    def announced(self) -> None:
+        """Take note that the driver announced itself."""
+        self._announce = False
+        self._write_config()
+
+    def _accepted(self) -> int:
+        """Features as negotiated, less the guest offloads that the driver has switched off."""
+        return self.negotiated & ~GUEST_OFFLOAD_FEATURES | self.control.offloads
+
+    def _guest_offloads(self) -> int:
+        return guest_offloads(self._accepted())
+
+    def _frame_max(self) -> int:
+        if self.negotiated & GUEST_GSO or self.mtu is None:
+            return FRAME_MAX
+        return min(self.mtu + 18, FRAME_MAX)
+
+    def _closed(self, pair: int) -> bool:
+        return not self._link or pair >= self.control.pairs
+
+    def _open_or_close(self) -> None:
+        for index, task in self._tasks.items():
+            task.close(self._closed(index // 2))
+
+    # ---- running ----
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The tasks of the data path, while a driver is there."""
+        return tuple(self._tasks.values())
+
+    def poll(self) -> int:
+        """Work all queues until nothing is left to do, or 256 bursts each, on this thread; return how much was done.
+
+        For a device without workers. Whoever emulates calls it when a queue was kicked or the port has something.
+        """
+        total = 0
+        for _ in range(ROUNDS):
+            done = sum(task.poll() for task in tuple(self._tasks.values()))
+            if not done:
+                break
+            total += done
+        return total
+
+    def _rang(self) -> None:
+        """A task found its queue broken, on a worker's thread, for which somebody with our lock may wait."""
+        if self.workers is None:
+            self._broken(self._epoch)
+        else:
+            threading.Thread(target=self._broken, args=(self._epoch,), daemon=True).start()
+
+    def _broken(self, epoch: int) -> None:
+        with self._control():
+            if epoch != self._epoch or not self.live:
+                return
+            for slot in self.queues:
+                if slot.broken is None and slot.queue is not None and slot.queue.broken is not None:
+                    slot.broken = f"queue {slot.index}: {slot.queue.broken}"
+                    self.counters["fault"] += 1
+                    self.needs_reset(slot.broken)
+
+    def _figures(self, index: int, task: NetReceive | NetTransmit) -> dict[str, Any]:
+        figures = task.statistics() | self.device_queue(index).counters()
+        return {f"{'tx' if index % 2 else 'rx'}{index // 2}": figures}
+
+    def statistics(self) -> dict[str, Any]:
+        """Return what was counted since the device was made, also before resets.
+
+        For each queue, "rx0", "tx0", ..., frames, bytes, what was done to them, why some were dropped, and the ring's
+        chains and interrupts; "control": commands; "port": the port's own.
+        """
+        with self._control():
+            figures: dict[str, Any] = {}
+            add_up(figures, self._totals)
+            for index, task in sorted(self._tasks.items()):
+                add_up(figures, self._figures(index, task))
+            return figures | {"control": dict(self.control.counters), "port": self.port.statistics()}
+
+    # ---- snapshot ----
+
+    def save(self) -> dict[str, Any]:
+        """Return what the driver said on the control queue."""
+        return self.control.save()
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take back what save() gave."""
+        self.control.load(state)
+        self._restored = True
+
+
+def add_up(to: dict[str, Any], more: Mapping[str, Any]) -> None:
+    """Add the numbers of a dict of dicts to another's."""
+    for name, value in more.items():
+        if isinstance(value, Mapping):
+            add_up(to.setdefault(name, {}), value)
+        else:
+            to[name] = to.get(name, 0) + value

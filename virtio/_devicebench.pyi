@@ -1,0 +1,46 @@
+"""A port that tests play, and loops that measure the device end of a network device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from virtio._driver_queue import DriverQueue
+from virtio._net_hdr import NetHeader
+from virtio._net_rx import NetReceive
+from virtio._net_tx import NetTransmit
+from virtio._port import Port
+
+class ScriptPort(Port):
+    calls: list[tuple[Any, ...]]
+    room: int
+    def __init__(self, *, queues: int = 1, offloads: int = 0, in_place: bool = False, keep: bool = True) -> None: ...
+    def give(
+        self, frames: Iterable[tuple[NetHeader, bytes]], *, queue: int = 0, splits: Iterable[int] = ()
+    ) -> None: ...
+    def waiting(self, queue: int = 0) -> int: ...
+    def take(self, queue: int = 0) -> list[tuple[NetHeader, bytes]]: ...
+    @property
+    def refused(self) -> int: ...
+
+def receive_cost(
+    rx: NetReceive,
+    driver: DriverQueue,
+    count: int,
+    *,
+    buffers: int,
+    size: int,
+    length: int,
+    burst: int = 64,
+    flags: int = 0,
+) -> list[float]: ...  # ns a frame, of each burst
+def transmit_cost(
+    tx: NetTransmit,
+    driver: DriverQueue,
+    count: int,
+    *,
+    buffers: int,
+    size: int,
+    length: int,
+    burst: int = 64,
+) -> list[float]: ...

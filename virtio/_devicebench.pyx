@@ -1,0 +1,313 @@
+"""A port that tests play, and loops that measure the device end of a network device."""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from virtio._driver_queue cimport DriverQueue
+from virtio._net_hdr cimport NetHeader
+from virtio._net_rx cimport NetReceive
+from virtio._net_tx cimport NetTransmit
+from virtio._port cimport VIRTIO_BURST, VIRTIO_PACKET_PIECES, virtio_packet, virtio_sink, virtio_wait
+from virtio._ring cimport *
+
+
+cdef extern from "time.h" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    enum:
+        CLOCK_MONOTONIC
+    int clock_gettime(int clock, timespec *now)
+
+
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
+
+
+# ---- the port ----
+
+cdef void free_frame(script_frame *frame) noexcept nogil:
+    if frame is not NULL:
+        free(frame.data)
+        free(frame)
+
+
+cdef script_frame *copy_packet(const virtio_packet *packet, const iovec *segs) noexcept nogil:
+    cdef script_frame *frame = <script_frame *>calloc(1, sizeof(script_frame))
+    cdef uint32_t i, at = 0
+    if frame is NULL:
+        return NULL
+    frame.hdr = packet.hdr
+    frame.len = packet.len
+    frame.nsegs = packet.nsegs
+    frame.data = <uint8_t *>malloc(packet.len + 1)
+    for i in range(packet.first, packet.first + packet.nsegs):
+        memcpy(frame.data + at, segs[i].iov_base, segs[i].iov_len)
+        at += <uint32_t>segs[i].iov_len
+    return frame
+
+
+cdef uint32_t script_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
+                          const iovec *segs) noexcept nogil:
+    cdef script_state *c = <script_state *>port.owner
+    cdef script_queue *q = &c.queues[queue]
+    cdef uint32_t i
+    for i in range(n):
+        if c.room == 0:
+            c.refused += 1
+            return i
+        c.room -= c.room > 0
+        if c.keep:
+            if q.nsent == q.sent_size:
+                q.sent_size = 2 * q.sent_size + 64
+                q.sent = <script_frame **>realloc(q.sent, q.sent_size * sizeof(script_frame *))
+            q.sent[q.nsent] = copy_packet(&packets[i], segs)
+        q.nsent += c.keep
+    return n
+
+
+cdef bint give_in_place(script_frame *frame, virtio_sink *sink) noexcept nogil:
+    cdef iovec room[VIRTIO_PACKET_PIECES]
+    cdef uint32_t n = sink.reserve(sink, room, VIRTIO_PACKET_PIECES), i = 0, at = 0, part
+    if n == 0:
+        return False
+    while at < frame.len and i < n:
+        part = <uint32_t>min(room[i].iov_len, <size_t>(frame.len - at))
+        memcpy(room[i].iov_base, frame.data + at, part)
+        at += part
+        i += 1
+    sink.commit(sink, &frame.hdr, frame.len)
+    return True
+
+
+cdef bint give_copy(script_frame *frame, virtio_sink *sink) noexcept nogil:
+    cdef virtio_packet packet
+    packet.hdr = frame.hdr
+    packet.first = 0
+    packet.nsegs = frame.nsegs
+    packet.len = frame.len
+    return sink.deliver(sink, &packet, 1, frame.segs) == 1
+
+
+cdef uint32_t script_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
+    cdef script_state *c = <script_state *>port.owner
+    cdef script_queue *q = &c.queues[queue]
+    cdef uint32_t done = 0
+    while done < limit and q.count:
+        if not (give_in_place(q.given[q.first], sink) if c.in_place else give_copy(q.given[q.first], sink)):
+            break
+        free_frame(q.given[q.first])
+        q.first += 1
+        q.count -= 1
+        done += 1
+    return done
+
+
+cdef bint script_arm_send(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
+    cdef script_state *c = <script_state *>port.owner
+    c.armed += 1
+    wait.full = 1
+    return c.room != 0
+
+
+cdef bint script_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
+    wait.full = 1
+    return (<script_state *>port.owner).queues[queue].count != 0
+
+
+cdef class ScriptPort(Port):
+    """A port whose frames a test gives, and that keeps what is sent to it.
+
+    ``offloads``: VIRTIO_OFFLOAD_* bits that a frame sent here may leave undone. ``in_place``: frames are written by
+    reserve and commit, in place of deliver. ``calls`` is what the device told it. ``give`` and ``take`` are for a
+    device that nobody runs meanwhile.
+    """
+
+    def __init__(self, *, uint32_t queues=1, uint32_t offloads=0, bint in_place=False, bint keep=True):
+        if self.script.port is not NULL or not 1 <= queues <= SCRIPT_QUEUES:
+            raise ValueError(f"{queues} queues (at most {SCRIPT_QUEUES}), or made already")
+        self.script.port = &self.c
+        self.script.in_place, self.script.keep, self.script.room = in_place, keep, -1
+        self.calls = []
+        self.c.send, self.c.receive = script_send, script_receive
+        self.c.arm_send, self.c.arm_receive = script_arm_send, script_arm_receive
+        self.c.offloads, self.c.queues, self.c.owner = offloads, queues, &self.script
+
+    def __dealloc__(self):
+        cdef script_queue *q
+        cdef uint32_t i, k
+        for k in range(<uint32_t>SCRIPT_QUEUES):
+            q = &self.script.queues[k]
+            for i in range(q.count):
+                free_frame(q.given[q.first + i])
+            for i in range(q.nsent):
+                free_frame(q.sent[i])
+            free(q.given)
+            free(q.sent)
+
+    cdef script_queue *queue_of(self, int queue) except NULL:
+        if not 0 <= queue < SCRIPT_QUEUES:
+            raise ValueError(f"queue {queue} out of range (0 to {SCRIPT_QUEUES - 1})")
+        return &self.script.queues[queue]
+
+    def give(self, frames, *, int queue=0, splits=()):
+        """Let the device receive these: each a (NetHeader, bytes), in pieces that end at ``splits``."""
+        cdef script_queue *q = self.queue_of(queue)
+        cdef script_frame *frame
+        cdef bytes data
+        cdef uint32_t at, end
+        for header, data in frames:
+            if q.first + q.count == q.size:
+                q.size = 2 * q.size + 64
+                q.given = <script_frame **>realloc(q.given, q.size * sizeof(script_frame *))
+            frame = <script_frame *>calloc(1, sizeof(script_frame))
+            (<NetHeader?>header).store(&frame.hdr)
+            frame.len = len(data)
+            frame.data = <uint8_t *>malloc(frame.len + 1)
+            memcpy(frame.data, <const char *>data, frame.len)
+            at = 0
+            for end in (*sorted(set(splits)), frame.len):
+                if at < end <= frame.len:
+                    frame.segs[frame.nsegs].iov_base = frame.data + at
+                    frame.segs[frame.nsegs].iov_len = end - at
+                    frame.nsegs += 1
+                    at = end
+            q.given[q.first + q.count] = frame
+            q.count += 1
+
+    def waiting(self, int queue=0):
+        """Return how many frames the device has not received yet."""
+        return self.queue_of(queue).count
+
+    def take(self, int queue=0):
+        """Return what was sent here since the last call: a list of (NetHeader, bytes)."""
+        cdef script_queue *q = self.queue_of(queue)
+        cdef NetHeader header
+        cdef uint32_t i
+        cdef list out = []
+        for i in range(q.nsent):
+            header = NetHeader()
+            header.load(&q.sent[i].hdr)
+            out.append((header, PyBytes_FromStringAndSize(<char *>q.sent[i].data, q.sent[i].len)))
+            free_frame(q.sent[i])
+        q.nsent = 0
+        return out
+
+    @property
+    def room(self):
+        """Frames that it still takes until it is full; -1: any number."""
+        return self.script.room
+
+    @room.setter
+    def room(self, int64_t room):
+        self.script.room = room
+
+    @property
+    def refused(self):
+        """How often it did not take all of a burst."""
+        return self.script.refused
+
+    cdef int connect(self, uint32_t queue, virtio_sink *sink) except -1:
+        self.calls.append(("connect" if sink is not NULL else "disconnect", queue))
+        return 0
+
+    def receive_offloads(self, uint32_t offloads, int header_size):
+        """Note it in ``calls``."""
+        self.calls.append(("receive_offloads", offloads, header_size))
+
+    def set_queues(self, int pairs):
+        """Note it in ``calls``."""
+        self.calls.append(("set_queues", pairs))
+
+
+# ---- loops ----
+
+def receive_cost(NetReceive rx not None, DriverQueue driver not None, int count, *, uint64_t buffers, uint32_t size,
+                 uint32_t length, int burst=VIRTIO_BURST, int flags=0):
+    """Deliver ``count`` bursts of frames; return the nanoseconds of deliver and flush in each, as a list.
+
+    The driver's part is played in between, and not counted: it gives back each buffer (of ``size`` bytes, one behind
+    the other from guest address ``buffers`` on). ``flags`` are those of the frames' headers, whose checksum then starts
+    at byte 34. Raises RuntimeError for a frame that is not taken.
+    """
+    cdef virtio_packet packets[64]
+    cdef iovec segs[64]
+    cdef virtio_sg sg[64]
+    cdef virtio_request req[64]
+    cdef virtio_completion out[64]
+    cdef uint8_t *frames = <uint8_t *>malloc(64 * 2048)
+    cdef int64_t *times = <int64_t *>calloc(count, sizeof(int64_t))
+    cdef virtio_sink *sink = &rx.rx.sink
+    cdef uint32_t n = burst, got = burst, i, rounds = count
+    cdef int64_t start
+    cdef uint32_t round = 0
+    cdef int why = 0
+    memset(packets, 0, sizeof(packets))
+    memset(frames, 1, 64 * 2048)
+    for i in range(n):
+        packets[i].hdr.flags = flags
+        packets[i].hdr.csum_start = 34
+        packets[i].hdr.csum_offset = 6
+        packets[i].first = i
+        packets[i].nsegs = 1
+        packets[i].len = length
+        segs[i].iov_base = frames + i * 2048
+        segs[i].iov_len = length
+        sg[i].gpa = buffers + i * <uint64_t>size
+        sg[i].len = size
+        req[i].cookie = i
+        req[i].readable = 0
+        req[i].writable = 1
+    with nogil:
+        for round in range(rounds):
+            driver_enqueue_burst(driver.q, sg, req, n, &why)
+            start = now_ns()
+            queue_lock(sink.lock)
+            got = sink.deliver(sink, packets, n, segs)
+            sink.flush(sink)
+            queue_unlock(sink.lock)
+            times[round] = now_ns() - start
+            if got != n or driver_dequeue_burst(driver.q, out, n) != n:
+                break
+    result = [times[i] / n for i in range(rounds)]
+    free(frames)
+    free(times)
+    if got != n:
+        raise RuntimeError(f"{got} of {n} frames were taken in round {round}")
+    return result
+
+
+def transmit_cost(NetTransmit tx not None, DriverQueue driver not None, int count, *, uint64_t buffers, uint32_t size,
+                  uint32_t length, int burst=VIRTIO_BURST):
+    """The same for the transmit task: ``count`` bursts of frames, each a header and ``length`` bytes in one piece."""
+    cdef virtio_sg sg[64]
+    cdef virtio_request req[64]
+    cdef virtio_completion out[64]
+    cdef int64_t *times = <int64_t *>calloc(count, sizeof(int64_t))
+    cdef uint32_t n = burst, got = burst, i, rounds = count
+    cdef int64_t start
+    cdef uint32_t round = 0
+    cdef int why = 0
+    for i in range(n):
+        sg[i].gpa = buffers + i * <uint64_t>size
+        sg[i].len = tx.tx.header + length
+        req[i].cookie = i
+        req[i].readable = 1
+        req[i].writable = 0
+    with nogil:
+        for round in range(rounds):
+            driver_enqueue_burst(driver.q, sg, req, n, &why)
+            start = now_ns()
+            got = tx.task.poll(tx.task)
+            times[round] = now_ns() - start
+            if got != n or driver_dequeue_burst(driver.q, out, n) != n:
+                break
+    result = [times[i] / n for i in range(rounds)]
+    free(times)
+    if got != n:
+        raise RuntimeError(f"{got} of {n} frames were sent in round {round}")
+    return result

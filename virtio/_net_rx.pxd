@@ -1,0 +1,97 @@
+# The receive queue of a network device: frames from a port into a guest's buffers.
+#
+# It is a virtio_sink (include/virtio/port.h) over a DeviceQueue, and the task that asks the port for frames. A frame is
+# copied once, or read by the port straight into the guest's memory; its virtio_net_hdr is written beside it. What the
+# guest does not accept undone (sink.offloads) is done here: a checksum during or after the copy, segments straight into
+# the buffers.
+#
+# Chains are popped for a burst, and those not used are put back by flush: between bursts none is held.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from virtio._bell cimport Bell, virtio_bell
+from virtio._device_queue cimport DeviceQueue
+from virtio._net_filter cimport net_filter
+from virtio._port cimport Port, virtio_port, virtio_sink
+from virtio._queue cimport iovec, virtio_chain, virtio_device_queue
+from virtio._segment cimport virtio_segmenter
+from virtio._worker cimport Task, virtio_task
+
+
+cdef enum:
+    RX_CHAINS = 1088         # chains held at once: a frame has at most VIRTIO_PACKET_PIECES
+
+    # why a frame was dropped
+    RX_DROP_CLOSED = 0       # the link is down, or the queue pair is not in use
+    RX_DROP_BROKEN = 1       # the guest broke the queue
+    RX_DROP_TOO_LARGE = 2    # no buffer, or not all of them together, takes it
+    RX_DROP_SEGMENT = 3      # it is to be cut, and cannot be
+    RX_DROP_CHECKSUM = 4     # there is no checksum field where the header says
+    RX_DROP_NO_ROOM = 5      # it was read from the port before it showed that there is no room
+    RX_DROPS = 6
+
+
+cdef struct net_rx
+
+
+cdef struct net_rx_task:
+    virtio_task task         # first: a virtio_task * is one of these
+    net_rx *rx
+
+
+cdef struct net_rx:
+    virtio_sink sink         # first: a virtio_sink * is one of these
+    virtio_device_queue *q
+    uint32_t header          # bytes of virtio_net_hdr
+    uint32_t mergeable
+    uint32_t flags           # of a header, those that the guest accepts
+    uint32_t closed          # frames are dropped
+    uint32_t used            # chains[0 .. used) are written, [used .. popped) are free
+    uint32_t popped
+    uint32_t published       # something was, since the last flush
+    uint32_t stalled         # a frame found no room
+    uint64_t wanted          # bytes, header included, that it found no room for
+    virtio_chain *chains     # [RX_CHAINS]
+    iovec *segs              # [nsegs]
+    uint32_t nsegs
+    uint32_t reserved        # chains of the last reserve,
+    uint64_t room            # and bytes of frame in them
+    uint8_t *scratch         # what a port may overrun them by
+    net_filter filter
+    # a frame that is cut, and found no room in the middle
+    uint32_t resume          # segments of it that are out,
+    uint32_t resume_len      # and which frame it was
+    const void *resume_at
+    virtio_segmenter plan
+    # the task
+    net_rx_task task
+    virtio_port *port
+    uint32_t pair
+    uint32_t by_hand         # no worker arms it: poll leaves the notifications as they are to be
+    uint32_t blocked         # the last receive stopped for want of room
+    uint32_t troubled        # trouble was rung
+    virtio_bell *kick
+    virtio_bell *call
+    virtio_bell *trouble     # rung once when the guest breaks the queue
+    # figures
+    uint64_t frames
+    uint64_t bytes           # of frames
+    uint64_t merged          # frames in more than one buffer
+    uint64_t csum            # frames given with the checksum undone,
+    uint64_t gso             # and uncut
+    uint64_t gso_bytes
+    uint64_t cut             # frames cut
+    uint64_t checksums       # completed
+    uint64_t filtered
+    uint64_t bad_chains      # not writable, or smaller than a header
+    uint64_t stalls
+    uint64_t dropped[6]      # RX_DROPS
+
+
+cdef class NetReceive(Task):
+    cdef net_rx rx
+    cdef DeviceQueue queue
+    cdef Port port
+    cdef Bell call_bell
+    cdef Bell kick_bell
+    cdef Bell trouble_bell
+    cdef readonly bint connected

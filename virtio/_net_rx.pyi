@@ -1,0 +1,46 @@
+"""The receive queue of a network device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from virtio._bell import Bell
+from virtio._device_queue import DeviceQueue
+from virtio._port import Port
+from virtio._worker import Task
+
+def guest_offloads(features: int) -> int: ...
+
+class NetReceive(Task):
+    connected: bool
+    def __init__(
+        self,
+        queue: DeviceQueue,
+        port: Port,
+        pair: int,
+        features: int,
+        *,
+        kick: Bell,
+        call: Bell,
+        trouble: Bell,
+        frame_max: int = 65589,
+        by_hand: bool = False,
+    ) -> None: ...
+    def accept(self, features: int) -> None: ...
+    @property
+    def offloads(self) -> int: ...  # VIRTIO_OFFLOAD_* bits
+    def set_call(self, bell: Bell) -> None: ...
+    def close(self, closed: bool) -> None: ...
+    def filter(
+        self,
+        *,
+        modes: int,
+        mac: bytes,
+        unicast: Sequence[bytes] = (),
+        multicast: Sequence[bytes] = (),
+        vlans: bytes | None = None,
+    ) -> None: ...
+    def connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def statistics(self) -> dict[str, Any]: ...

@@ -1,0 +1,694 @@
+"""The receive queue of a network device."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
+
+from virtio._bell cimport virtio_bell_ring
+from virtio._checksum cimport store_sum16, sum_copy, sum_fold, sum_gather
+from virtio._memory cimport VIRTIO_REGIONS_MAX
+from virtio._net_execute cimport EXECUTE_SEGMENTS_MAX, net_hdr_needs
+from virtio._net_filter cimport *
+from virtio._net_hdr cimport *
+from virtio._port cimport *
+from virtio._ring cimport *
+from virtio._segment cimport *
+from virtio._segment_write cimport segment_copy
+
+
+cdef extern from "virtio/net_copy.h" nogil:
+    void copy_frame "virtio_copy_frame"(uint8_t *to, const uint8_t *p, size_t n)
+    void put_net_hdr "virtio_put_net_hdr"(uint8_t *to, const virtio_net_hdr *hdr, uint16_t num_buffers, uint32_t size)
+    void put_no_hdr "virtio_put_no_hdr"(uint8_t *to, uint32_t size)
+    uint16_t net_hdr_says "virtio_net_hdr_says"(const virtio_net_hdr *hdr)
+
+
+cdef enum:
+    NO_ROOM = 0
+    NEVER = -1
+    TCP_FIELD = 16
+    UDP_FIELD = 6
+    PREFETCH = 4      # chains ahead
+
+
+cdef inline void set_written(virtio_chain *chain, uint32_t written) noexcept nogil:
+    """chain.written, stored with the word that it is loaded with later."""
+    virtio_put64(&chain.written, virtio_get64(&chain.written) >> 32 << 32 | written)
+
+
+# ---- chains ----
+
+cdef void publish(net_rx *rx) noexcept nogil:
+    """Give the written chains back to the guest."""
+    cdef uint32_t i
+    if rx.used == 0:
+        return
+    if virtio_unlikely(rx.q.memory.log is not NULL):
+        for i in range(rx.used):
+            device_log_written(rx.q, &rx.chains[i], rx.segs)
+    device_add_used_burst(rx.q, rx.chains, rx.used)
+    rx.published = 1
+
+
+cdef void put_back(net_rx *rx) noexcept nogil:
+    """Hold no chain any more."""
+    publish(rx)
+    if rx.popped > rx.used:
+        device_unpop_burst(rx.q, rx.chains + rx.used, rx.popped - rx.used)
+    rx.used = rx.popped = 0
+
+
+cdef uint32_t refill(net_rx *rx, uint32_t limit) noexcept nogil:
+    """Pop chains, the free ones anew; return how many there are: 0 when none waits."""
+    put_back(rx)
+    rx.popped = device_pop_burst(rx.q, rx.chains, min(limit, <uint32_t>RX_CHAINS), rx.segs, rx.nsegs)
+    return rx.popped
+
+
+cdef bint is_whole_queue(net_rx *rx) noexcept nogil:
+    """Say whether no more chains can come while those popped are not used."""
+    cdef bint by_pieces = not rx.q.packed and not rx.q.flags & VIRTIO_Q_INDIRECT
+    cdef uint32_t i, descriptors = 0
+    for i in range(rx.popped):
+        descriptors += rx.chains[i].nwritable if by_pieces else rx.chains[i].slots
+    return descriptors >= rx.q.size
+
+
+cdef int gather(net_rx *rx, uint64_t total) noexcept nogil:
+    """Return how many chains from rx.used on take total bytes, header included; NO_ROOM: not now; NEVER: never.
+
+    Their pieces are one list. Not mergeable: the next chain does or it does not.
+    """
+    cdef uint64_t have = 0
+    cdef uint32_t i = rx.used, before = 0
+    cdef virtio_chain *chain
+    while True:
+        while i < rx.popped:
+            chain = rx.chains + i
+            i += 1
+            if virtio_unlikely(chain.nreadable != 0 or chain.writable < rx.header):
+                # no buffer for a frame. In order, so with those before it
+                while rx.used < i:
+                    set_written(&rx.chains[rx.used], 0)
+                    rx.used += 1
+                rx.bad_chains += 1
+                have = 0
+                continue
+            have += chain.writable
+            if have >= total:
+                return <int>(i - rx.used)
+            if not rx.mergeable:
+                return NEVER
+        # not enough of them are held: pop again, as many as there are
+        if refill(rx, RX_CHAINS) <= before:
+            break
+        before = rx.popped
+        have = 0
+        i = 0
+    if have and (is_whole_queue(rx) or device_navail(rx.q)):  # or more wait than can be held
+        return NEVER
+    if rx.q.fault.code != VIRTIO_FAULT_NONE:
+        return NEVER
+    rx.stalls += not rx.stalled
+    rx.stalled = 1
+    rx.wanted = total
+    return NO_ROOM
+
+
+cdef inline uint32_t pieces_of(const net_rx *rx, uint32_t n) noexcept nogil:
+    """Pieces of the n chains from rx.used on, which start at room_of."""
+    cdef const virtio_chain *last = rx.chains + rx.used + n - 1
+    return last.first + last.nwritable - rx.chains[rx.used].first
+
+
+cdef inline iovec *room_of(const net_rx *rx) noexcept nogil:
+    return rx.segs + rx.chains[rx.used].first
+
+
+cdef void take(net_rx *rx, uint32_t n, uint64_t total) noexcept nogil:
+    """The n chains from rx.used on have a frame: total bytes, header included."""
+    cdef virtio_chain *chain
+    rx.frames += 1
+    rx.bytes += total - rx.header
+    rx.merged += n > 1
+    for _ in range(n):
+        chain = rx.chains + rx.used
+        set_written(chain, <uint32_t>min(total, <uint64_t>chain.writable))
+        total -= chain.written
+        rx.used += 1
+
+
+# ---- frames in pieces ----
+
+cdef void scatter(const iovec *to, uint64_t skip, const uint8_t *p, uint64_t n) noexcept nogil:
+    """Write n bytes, skip bytes into the pieces, which hold them."""
+    cdef uint64_t part
+    while n:
+        if skip >= to.iov_len:
+            skip -= to.iov_len
+        else:
+            part = min(to.iov_len - skip, n)
+            memcpy(<uint8_t *>to.iov_base + skip, p, part)
+            p += part
+            n -= part
+            skip = 0
+        to += 1
+
+
+cdef void write_header(net_rx *rx, const iovec *to, const virtio_net_hdr *hdr, uint32_t length,
+                       uint32_t buffers) noexcept nogil:
+    """The header, at the start of the pieces; one that says nothing unless the guest accepts what it says."""
+    cdef uint8_t bytes[24]
+    cdef virtio_net_hdr none
+    if hdr.flags & ~rx.flags:
+        memset(&none, 0, sizeof(none))
+        put_net_hdr(bytes, &none, <uint16_t>buffers, rx.header)
+    else:
+        put_net_hdr(bytes, hdr, <uint16_t>buffers, rx.header)
+        rx.csum += hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
+        if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
+            rx.gso += 1
+            rx.gso_bytes += length
+    scatter(to, 0, bytes, rx.header)
+
+
+cdef bint complete(const iovec *to, uint32_t npieces, uint32_t skip, const virtio_net_hdr *hdr,
+                   uint32_t length) noexcept nogil:
+    """Complete the checksum of a frame, skip bytes into the pieces, as checksum_complete does."""
+    cdef uint32_t field = <uint32_t>hdr.csum_start + hdr.csum_offset
+    cdef uint16_t checksum
+    if field + 2 > length:
+        return False
+    checksum = <uint16_t>~sum_fold(sum_gather(to, npieces, skip + hdr.csum_start, length - hdr.csum_start))
+    if checksum == 0:
+        checksum = 0xffff
+    scatter(to, skip + field, <const uint8_t *>&checksum, 2)
+    return True
+
+
+cdef bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uint32_t skip) noexcept nogil:
+    """Ask the filter about a frame, skip bytes into the pieces."""
+    cdef uint8_t head[FILTER_HEAD]
+    cdef uint64_t part, got = 0, at = skip
+    cdef uint32_t i
+    memset(head, 0, sizeof(head))
+    for i in range(npieces):
+        if at >= pieces[i].iov_len:
+            at -= pieces[i].iov_len
+            continue
+        part = min(pieces[i].iov_len - at, FILTER_HEAD - got)
+        memcpy(head + got, <const uint8_t *>pieces[i].iov_base + at, part)
+        got += part
+        at = 0
+        if got == FILTER_HEAD:
+            break
+    return filter_passes(&rx.filter, head)
+
+
+# ---- the sink ----
+
+cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noexcept nogil:
+    """Put a frame in as segments. False: no room for all of them; it goes on where it stopped."""
+    cdef virtio_segmenter *s = &rx.plan
+    cdef uint32_t first = 0, i, size
+    cdef virtio_net_hdr hdr
+    cdef iovec *to
+    cdef int n
+    if rx.resume and rx.resume_len == packet.len and rx.resume_at == source.iov_base:
+        first = rx.resume
+    rx.resume = 0
+    if segment_plan_pieces(s, source, packet.nsegs, packet.hdr.gso_type, packet.hdr.gso_size,
+                           SEGMENT_PARTIAL if rx.sink.offloads & VIRTIO_OFFLOAD_CSUM else 0, EXECUTE_SEGMENTS_MAX):
+        rx.dropped[RX_DROP_SEGMENT] += 1
+        return True
+    memset(&hdr, 0, sizeof(hdr))
+    if s.partial and s.kind != VIRTIO_SEGMENT_IPV4_FRAGMENT:
+        hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
+        hdr.csum_start = s.l4
+        hdr.csum_offset = TCP_FIELD if s.kind == VIRTIO_SEGMENT_TCP else UDP_FIELD
+    rx.cut += first == 0
+    for i in range(first, s.count):
+        size = segment_header_size(s, i) + segment_payload_size(s, i)
+        n = gather(rx, rx.header + size)
+        if n == NO_ROOM:
+            rx.resume = i
+            rx.resume_len = packet.len
+            rx.resume_at = source.iov_base
+            return False
+        if n == NEVER:
+            rx.dropped[RX_DROP_TOO_LARGE] += 1
+            continue
+        to = room_of(rx)
+        segment_copy(s, i, to, pieces_of(rx, n), rx.header)
+        write_header(rx, to, &hdr, size, n)
+        take(rx, n, rx.header + size)
+    return True
+
+
+cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) noexcept nogil:
+    """Put a frame in, whatever it is. False: no room now."""
+    cdef uint32_t needs = net_hdr_needs(&packet.hdr), i
+    cdef const virtio_net_hdr *hdr = &packet.hdr
+    cdef uint64_t at = rx.header
+    cdef bint summed = False
+    cdef iovec *to
+    cdef int n
+    if needs & ~rx.sink.offloads:
+        if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
+            return cut(rx, packet, source)
+        if <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > packet.len:
+            rx.dropped[RX_DROP_CHECKSUM] += 1
+            return True
+        summed = True
+    n = gather(rx, rx.header + <uint64_t>packet.len)
+    if n == NO_ROOM:
+        return False
+    if n == NEVER:
+        rx.dropped[RX_DROP_TOO_LARGE] += 1
+        return True
+    to = room_of(rx)
+    for i in range(packet.nsegs):
+        scatter(to, at, <const uint8_t *>source[i].iov_base, source[i].iov_len)
+        at += source[i].iov_len
+    if summed:
+        complete(to, pieces_of(rx, n), rx.header, hdr, packet.len)
+        rx.checksums += 1
+    write_header(rx, to, hdr, packet.len, n)
+    take(rx, n, at)
+    return True
+
+
+cdef inline void copy_complete(uint8_t *to, const uint8_t *p, uint32_t length,
+                               const virtio_net_hdr *hdr) noexcept nogil:
+    """Copy a frame and complete its checksum in one pass; the field is within the frame."""
+    cdef uint32_t start = hdr.csum_start
+    cdef uint16_t checksum
+    memcpy(to, p, start)
+    checksum = <uint16_t>~sum_fold(sum_copy(to + start, p + start, length - start))
+    store_sum16(to + start + hdr.csum_offset, checksum if checksum else 0xffff)
+
+
+cdef uint32_t refuse(net_rx *rx, uint32_t n) noexcept nogil:
+    """What deliver answers when it is not open."""
+    if not rx.task.task.active:
+        return 0
+    rx.dropped[RX_DROP_CLOSED if rx.closed else RX_DROP_BROKEN] += n
+    return n
+
+
+cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n,
+                         const iovec *segs) noexcept nogil:
+    cdef net_rx *rx = <net_rx *>sink
+    cdef virtio_chain *chains = rx.chains
+    cdef virtio_chain *chain
+    cdef const iovec *room = rx.segs
+    cdef const virtio_packet *packet
+    cdef const iovec *source
+    cdef uint32_t header = rx.header, used = rx.used, popped = rx.popped, i = 0, says, total
+    cdef bint all = rx.filter.modes & FILTER_PROMISC
+    cdef uint64_t bytes = 0
+    cdef uint32_t frames = 0
+    cdef uint8_t *to
+    if virtio_unlikely(not rx.task.task.active or rx.closed or rx.q.fault.code != VIRTIO_FAULT_NONE):
+        return refuse(rx, n)
+    while i < n:
+        packet = packets + i
+        source = segs + packet.first
+        if virtio_unlikely(not all) and not is_wanted(rx, source, packet.nsegs, 0):
+            rx.filtered += 1
+            i += 1
+            continue
+        if used == popped:
+            rx.used = used
+            popped = refill(rx, n - i)
+            used = 0
+        chain = chains + used
+        total = header + packet.len
+        says = net_hdr_says(&packet.hdr)
+        if virtio_likely(packet.nsegs == 1 and used < popped and chain.nreadable == 0 and chain.nwritable == 1
+                         and total <= chain.writable and says <= 0xff):  # no gso_type
+            to = <uint8_t *>room[chain.first].iov_base
+            if virtio_likely(says == 0):
+                put_no_hdr(to, header)
+                copy_frame(to + header, <const uint8_t *>source.iov_base, packet.len)
+            elif says & ~rx.flags == 0:
+                put_net_hdr(to, &packet.hdr, 1, header)
+                rx.csum += says & VIRTIO_NET_HDR_F_NEEDS_CSUM
+                copy_frame(to + header, <const uint8_t *>source.iov_base, packet.len)
+            else:
+                put_no_hdr(to, header)
+                if (says & VIRTIO_NET_HDR_F_NEEDS_CSUM
+                        and <uint32_t>packet.hdr.csum_start + packet.hdr.csum_offset + 2 <= packet.len):
+                    copy_complete(to + header, <const uint8_t *>source.iov_base, packet.len, &packet.hdr)
+                    rx.checksums += 1
+                else:
+                    memcpy(to + header, source.iov_base, packet.len)
+            set_written(chain, total)
+            used += 1
+            frames += 1
+            bytes += packet.len
+        else:
+            rx.used = used
+            if not place(rx, packet, source):
+                used, popped = rx.used, rx.popped
+                break
+            used, popped = rx.used, rx.popped
+        i += 1
+    rx.used = used
+    rx.frames += frames
+    rx.bytes += bytes
+    if virtio_unlikely(i < n and rx.q.fault.code != VIRTIO_FAULT_NONE):
+        return i + refuse(rx, n - i)
+    return i
+
+
+cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil:
+    """Room for a frame. Where the chains are fewer bytes than frame_max, scratch shows that a frame is too large."""
+    cdef net_rx *rx = <net_rx *>sink
+    cdef uint64_t left = sink.frame_max, skip = rx.header, part
+    cdef const iovec *piece
+    cdef const iovec *end
+    cdef uint32_t n = 0
+    cdef int chains = NEVER
+    rx.reserved = 0
+    rx.room = 0
+    if not rx.task.task.active:
+        return 0
+    if not rx.closed and rx.q.fault.code == VIRTIO_FAULT_NONE:
+        chains = gather(rx, rx.header + (left if rx.mergeable else VIRTIO_FRAME_MIN))
+        if chains == NO_ROOM:
+            return 0
+        if chains == NEVER and rx.mergeable:  # all that there is
+            chains = <int>(rx.popped - rx.used)
+    if chains > 0:
+        rx.reserved = chains
+        piece = room_of(rx)
+        end = piece + pieces_of(rx, chains)
+        while piece < end and left and n + 1 < limit:
+            if skip >= piece.iov_len:
+                skip -= piece.iov_len
+            else:
+                part = min(piece.iov_len - skip, left)
+                to[n].iov_base = <uint8_t *>piece.iov_base + skip
+                to[n].iov_len = part
+                n += 1
+                rx.room += part
+                left -= part
+                skip = 0
+            piece += 1
+    if left:
+        to[n].iov_base = rx.scratch
+        to[n].iov_len = left
+        n += 1
+    return n
+
+
+cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
+    cdef net_rx *rx = <net_rx *>sink
+    cdef uint32_t reserved = rx.reserved, n = 0, npieces
+    cdef uint64_t total = rx.header + <uint64_t>length, have = 0
+    cdef virtio_packet packet
+    cdef iovec whole
+    cdef iovec *to
+    rx.reserved = 0
+    if reserved == 0 or length > rx.room:
+        if rx.closed or rx.q.fault.code != VIRTIO_FAULT_NONE:
+            rx.dropped[RX_DROP_CLOSED if rx.closed else RX_DROP_BROKEN] += 1
+        else:
+            rx.dropped[RX_DROP_TOO_LARGE] += 1
+        return
+    to = room_of(rx)
+    npieces = pieces_of(rx, reserved)
+    if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, to, npieces, rx.header):
+        rx.filtered += 1
+        return
+    if net_hdr_needs(hdr) & ~rx.sink.offloads:
+        if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:  # it is in the way of its own segments
+            whole.iov_base = rx.scratch
+            whole.iov_len = collect(rx.scratch, to, rx.header, length)
+            packet.hdr = hdr[0]
+            packet.first = 0
+            packet.nsegs = 1
+            packet.len = length
+            if not cut(rx, &packet, &whole):
+                rx.resume = 0
+                rx.dropped[RX_DROP_NO_ROOM] += 1
+            return
+        if not complete(to, npieces, rx.header, hdr, length):
+            rx.dropped[RX_DROP_CHECKSUM] += 1
+            return
+        rx.checksums += 1
+    while have < total:
+        have += rx.chains[rx.used + n].writable
+        n += 1
+    write_header(rx, to, hdr, length, n)
+    take(rx, n, total)
+
+
+cdef uint64_t collect(uint8_t *to, const iovec *pieces, uint64_t skip, uint64_t n) noexcept nogil:
+    """Copy n bytes, skip bytes into the pieces; return n."""
+    cdef uint64_t done = 0, part
+    while done < n:
+        if skip >= pieces.iov_len:
+            skip -= pieces.iov_len
+        else:
+            part = min(pieces.iov_len - skip, n - done)
+            memcpy(to + done, <const uint8_t *>pieces.iov_base + skip, part)
+            done += part
+            skip = 0
+        pieces += 1
+    return n
+
+
+cdef virtio_bell *rx_flush(virtio_sink *sink) noexcept nogil:
+    cdef net_rx *rx = <net_rx *>sink
+    put_back(rx)
+    if not rx.published:
+        return NULL
+    rx.published = 0
+    return rx.call if device_needs_notification(rx.q) else NULL
+
+
+cdef bint ask_for_room(net_rx *rx) noexcept nogil:
+    """Turn kicks on; say whether there is room already for what found none.
+
+    Chains that are too few were announced before: the kick is to come for the next ones, so it is asked for behind
+    them.
+    """
+    cdef uint64_t have = 0
+    cdef bint more
+    cdef uint32_t i
+    refill(rx, RX_CHAINS)
+    for i in range(rx.popped):
+        have += rx.chains[i].writable
+    more = device_enable_notification(rx.q)
+    put_back(rx)
+    return more or have >= (rx.wanted if rx.mergeable else 1) or rx.q.fault.code != VIRTIO_FAULT_NONE
+
+
+cdef bint rx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
+    cdef net_rx *rx = <net_rx *>sink
+    if not rx.task.task.active:
+        wait.full = 1  # it will be, or the port will be told that it is gone
+        return False
+    if rx.closed or ask_for_room(rx):
+        return True
+    return virtio_wait_bell(wait, rx.kick)
+
+
+cdef void rx_disarm(virtio_sink *sink) noexcept nogil:
+    cdef net_rx *rx = <net_rx *>sink
+    if rx.task.task.active:
+        device_disable_notification(rx.q)
+
+
+# ---- the task ----
+
+cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
+    cdef net_rx *rx = (<net_rx_task *>task).rx
+    cdef virtio_bell *bell
+    cdef virtio_bell *trouble = NULL
+    cdef uint32_t done
+    if not virtio_trylock(&rx.q.lock):
+        return 0
+    if not task.active:
+        queue_unlock(&rx.q.lock)
+        return 0
+    rx.stalled = 0
+    done = rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST)
+    bell = rx_flush(&rx.sink)
+    rx.blocked = rx.stalled
+    if rx.by_hand and rx.blocked:
+        ask_for_room(rx)
+    if virtio_unlikely(rx.q.fault.code != VIRTIO_FAULT_NONE and not rx.troubled):
+        rx.troubled = 1
+        trouble = rx.trouble
+    queue_unlock(&rx.q.lock)
+    if bell is not NULL:
+        virtio_bell_ring(bell)
+    if trouble is not NULL:
+        virtio_bell_ring(trouble)
+    return done
+
+
+cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
+    cdef net_rx *rx = (<net_rx_task *>task).rx
+    cdef bint work = False
+    if not virtio_trylock(&rx.q.lock):
+        return True
+    if task.active:
+        if rx.blocked:
+            work = rx_arm(&rx.sink, wait)
+        else:
+            work = rx.port.arm_receive(rx.port, rx.pair, wait)
+    queue_unlock(&rx.q.lock)
+    return work
+
+
+cdef void task_disarm(virtio_task *task) noexcept nogil:
+    cdef net_rx *rx = (<net_rx_task *>task).rx
+    queue_lock(&rx.q.lock)
+    if task.active:
+        if rx.blocked:
+            rx_disarm(&rx.sink)
+        elif rx.port.disarm is not NULL:
+            rx.port.disarm(rx.port, rx.pair)
+    queue_unlock(&rx.q.lock)
+
+
+# ---- the Python face ----
+
+_DROPS = ("closed", "broken", "too_large", "segment", "checksum", "no_room")
+
+
+def guest_offloads(features):
+    """Return what the GUEST_* bits among features allow a frame to the guest to leave undone: VIRTIO_OFFLOAD_* bits."""
+    return offloads_of(features, True) & ~<uint32_t>(VIRTIO_OFFLOAD_TO_DRIVER | VIRTIO_OFFLOAD_MRG)
+
+
+cdef class NetReceive(Task):
+    """The task that takes frames from a port and puts them into a guest's receive queue, of queue pair ``pair``.
+
+    ``features`` are the negotiated ones: they say how large the header is, whether buffers are mergeable, and what the
+    guest accepts undone. ``kick`` is rung when the guest has added buffers, ``call`` by us to interrupt it, ``trouble``
+    once when it breaks the queue. ``frame_max`` is the largest frame that the port is asked for. ``by_hand``: no Worker
+    runs it.
+
+    It starts paused. Methods are called by one thread at a time, the device's; the bursts run on any.
+    """
+
+    def __init__(self, DeviceQueue queue not None, Port port not None, int pair, features, *, Bell kick not None,
+                 Bell call not None, Bell trouble not None, uint32_t frame_max=VIRTIO_FRAME_MAX, bint by_hand=False):
+        cdef net_rx *rx = &self.rx
+        if self.task is not NULL:
+            raise TypeError("receive task is initialised already")
+        if not VIRTIO_FRAME_MIN <= frame_max <= VIRTIO_FRAME_MAX:
+            raise ValueError(f"frame_max {frame_max} out of range ({VIRTIO_FRAME_MIN} to {VIRTIO_FRAME_MAX})")
+        self.queue, self.port = queue, port
+        self.kick_bell, self.call_bell, self.trouble_bell = kick, call, trouble
+        rx.q = queue.q
+        rx.nsegs = max(<uint32_t>RX_CHAINS, queue.q.max_chain) + VIRTIO_REGIONS_MAX
+        rx.chains = <virtio_chain *>calloc(RX_CHAINS, sizeof(virtio_chain))
+        rx.segs = <iovec *>calloc(rx.nsegs, sizeof(iovec))
+        rx.scratch = <uint8_t *>malloc(VIRTIO_FRAME_MAX)
+        if rx.chains is NULL or rx.segs is NULL or rx.scratch is NULL:
+            raise MemoryError()
+        rx.header = header_size_of(features)
+        rx.port, rx.pair, rx.by_hand = &port.c, pair, by_hand
+        rx.kick, rx.call, rx.trouble = &kick.c, &call.c, &trouble.c
+        rx.filter.modes = FILTER_PROMISC
+        rx.sink.lock = &queue.q.lock
+        rx.sink.deliver, rx.sink.reserve, rx.sink.commit = rx_deliver, rx_reserve, rx_commit
+        rx.sink.flush, rx.sink.arm, rx.sink.disarm = rx_flush, rx_arm, rx_disarm
+        rx.sink.frame_max = frame_max
+        rx.task.rx = rx
+        rx.task.task.poll, rx.task.task.arm, rx.task.task.disarm = task_poll, task_arm, task_disarm
+        self.accept(features)
+        self.lock = &queue.q.lock
+        self.task = &rx.task.task
+
+    def __dealloc__(self):
+        free(self.rx.chains)
+        free(self.rx.segs)
+        free(self.rx.scratch)
+
+    def accept(self, features):
+        """Be told what the guest accepts undone: the GUEST_* bits among features."""
+        cdef uint32_t offloads = offloads_of(features, True)
+        cdef uint32_t flags = 0
+        if offloads & VIRTIO_OFFLOAD_CSUM:
+            flags |= VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID
+        if offloads & VIRTIO_OFFLOAD_RSC:
+            flags |= VIRTIO_NET_HDR_F_RSC_INFO
+        if offloads & VIRTIO_OFFLOAD_TUNNEL_CSUM:
+            flags |= VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+        self.rx.flags = flags
+        self.rx.mergeable = offloads & VIRTIO_OFFLOAD_MRG != 0
+        self.rx.sink.offloads = offloads
+        queue_unlock(self.rx.sink.lock)
+
+    @property
+    def offloads(self):
+        """What the guest accepts undone: VIRTIO_OFFLOAD_* bits."""
+        return self.rx.sink.offloads
+
+    def set_call(self, Bell bell not None):
+        """Interrupt the guest by this bell from now on."""
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+        self.rx.call = &bell.c
+        queue_unlock(self.rx.sink.lock)
+        self.call_bell = bell
+
+    def close(self, bint closed):
+        """Drop frames from now on, or no longer: the link is down, or the pair is not in use."""
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+        self.rx.closed = closed
+        queue_unlock(self.rx.sink.lock)
+
+    def filter(self, *, int modes, bytes mac, unicast=(), multicast=(), vlans=None):
+        """Filter frames: ``modes`` are FILTER_* bits, addresses are 6 bytes, ``vlans`` 512 bytes of bits or None."""
+        cdef net_filter f
+        cdef bytes address
+        cdef uint32_t i = 0
+        memset(&f, 0, sizeof(f))
+        if len(unicast) + len(multicast) > FILTER_TABLE:
+            raise ValueError(f"{len(unicast) + len(multicast)} addresses (limit {FILTER_TABLE})")
+        f.modes = modes
+        f.mac = int.from_bytes(mac, "little")
+        f.nuni, f.nmulti = len(unicast), len(multicast)
+        for address in (*unicast, *multicast):
+            f.table[i] = int.from_bytes(address, "little")
+            i += 1
+        if vlans is not None:
+            f.vlan_filter = 1
+            for i in range(64):
+                f.vlans[i] = int.from_bytes(vlans[8 * i:8 * i + 8], "little")
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+        self.rx.filter = f
+        queue_unlock(self.rx.sink.lock)
+
+    def connect(self):
+        """Give the port the queue: ports that deliver of themselves do so from now on."""
+        self.port.connect(self.rx.pair, &self.rx.sink)
+        self.connected = True
+
+    def disconnect(self):
+        """Take the queue from the port: it is not touched once this returns."""
+        if self.connected:
+            self.connected = False
+            self.port.connect(self.rx.pair, NULL)
+
+    def statistics(self):
+        """Return what was counted since it was made."""
+        cdef net_rx *rx = &self.rx
+        return {
+            "frames": rx.frames, "bytes": rx.bytes, "merged": rx.merged, "csum": rx.csum, "gso": rx.gso,
+            "gso_bytes": rx.gso_bytes, "cut": rx.cut, "checksums": rx.checksums,
+            "filtered": rx.filtered, "bad_chains": rx.bad_chains, "stalls": rx.stalls,
+            "dropped": {name: rx.dropped[i] for i, name in enumerate(_DROPS) if rx.dropped[i]},
+        }

@@ -1,0 +1,27 @@
+"""The transmit queue of a network device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from virtio._bell import Bell
+from virtio._device_queue import DeviceQueue
+from virtio._port import Port
+from virtio._worker import Task
+
+class NetTransmit(Task):
+    def __init__(
+        self,
+        queue: DeviceQueue,
+        port: Port,
+        pair: int,
+        features: int,
+        *,
+        kick: Bell,
+        call: Bell,
+        trouble: Bell,
+        by_hand: bool = False,
+    ) -> None: ...
+    def set_call(self, bell: Bell) -> None: ...
+    def close(self, closed: bool) -> None: ...
+    def statistics(self) -> dict[str, Any]: ...

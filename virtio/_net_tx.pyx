@@ -1,0 +1,247 @@
+"""The transmit queue of a network device."""
+
+from libc.stdint cimport uint8_t, uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy
+
+from virtio._bell cimport virtio_bell_ring
+from virtio._memory cimport VIRTIO_REGIONS_MAX
+from virtio._net_execute cimport *
+from virtio._port cimport *
+from virtio._ring cimport *
+from virtio._net_hdr import NetHeaderFault
+
+
+cdef extern from "virtio/net_copy.h" nogil:
+    uint16_t net_hdr_says "virtio_net_hdr_says"(const virtio_net_hdr *hdr)
+
+
+cdef enum:
+    BURST = 64  # VIRTIO_BURST: the size of the arrays
+
+
+cdef bint skip_header(uint8_t *bytes, iovec *segs, virtio_packet *packet, uint32_t size) noexcept nogil:
+    """Take the first size bytes of a packet's pieces, which have more, out of them."""
+    cdef uint32_t got = 0, part
+    cdef iovec *seg = segs + packet.first
+    while got < size:
+        part = <uint32_t>min(seg.iov_len, <size_t>(size - got))
+        memcpy(bytes + got, seg.iov_base, part)
+        got += part
+        seg.iov_base = <uint8_t *>seg.iov_base + part
+        seg.iov_len -= part
+        if seg.iov_len == 0:
+            seg += 1
+            packet.first += 1
+            packet.nsegs -= 1
+    return True
+
+
+cdef int load(net_tx *tx, const virtio_chain *chain, virtio_packet *packet) noexcept nogil:
+    """Make a packet of a chain; return why it is to be dropped, or 0."""
+    cdef uint32_t size = tx.header
+    cdef iovec *seg = tx.segs + chain.first
+    cdef uint8_t bytes[24]
+    if virtio_unlikely(chain.nwritable != 0):
+        return TX_DROP_WRITABLE
+    if virtio_unlikely(chain.readable < size + VIRTIO_FRAME_MIN):
+        return TX_DROP_SHORT
+    packet.len = chain.readable - size
+    if virtio_unlikely(packet.len > VIRTIO_FRAME_MAX):
+        return TX_DROP_LONG
+    packet.first = chain.first
+    packet.nsegs = chain.nreadable
+    if virtio_likely(seg.iov_len > size):
+        net_hdr_load(&packet.hdr, <const uint8_t *>seg.iov_base, size)
+        seg.iov_base = <uint8_t *>seg.iov_base + size
+        seg.iov_len -= size
+    else:
+        skip_header(bytes, tx.segs, packet, size)
+        net_hdr_load(&packet.hdr, bytes, size)
+    if virtio_unlikely(packet.nsegs > VIRTIO_PACKET_PIECES):
+        return TX_DROP_PIECES
+    if virtio_likely(net_hdr_says(&packet.hdr) == 0):
+        return VIRTIO_NET_HDR_OK
+    return net_hdr_check(&packet.hdr, packet.len, tx.offloads)
+
+
+cdef uint32_t send(net_tx *tx, uint32_t n) noexcept nogil:
+    """Send the n chains popped; return how many of them are done."""
+    cdef uint32_t i, count = 0, bad = 0, taken, done = n, needs = 0, allowed = tx.port.offloads
+    cdef virtio_packet *packet
+    cdef int why
+    for i in range(n):
+        packet = &tx.packets[count]
+        why = load(tx, &tx.chains[i], packet)
+        tx.why[i] = <uint8_t>why
+        if virtio_unlikely(why):
+            bad += 1
+            continue
+        if packet.hdr.flags:
+            needs |= net_hdr_needs(&packet.hdr)
+        tx.chain_of[count] = i
+        count += 1
+    if count and tx.chain_of[0]:
+        tx.executor.resume = 0  # what was cut in part is not there any more
+    if virtio_likely(needs & ~allowed == 0):
+        tx.executor.resume = 0
+        taken = tx.port.send(tx.port, tx.pair, tx.packets, count, tx.segs) if count else 0
+    else:
+        taken = execute_send(tx.executor, tx.port, tx.pair, tx.packets, count, tx.segs)
+    tx.frames += taken
+    if virtio_unlikely(taken < count):
+        tx.stalls += 1
+        tx.full = 1
+        done = tx.chain_of[taken]
+    for i in range(taken):
+        packet = &tx.packets[i]
+        tx.bytes += packet.len
+        if net_hdr_says(&packet.hdr):
+            tx.csum += packet.hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
+            tx.gso += packet.hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE
+            tx.gso_bytes += packet.len if packet.hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE else 0
+    if virtio_unlikely(bad):
+        for i in range(done):
+            tx.dropped[tx.why[i]] += tx.why[i] != 0
+    return done
+
+
+cdef uint32_t burst(net_tx *tx) noexcept nogil:
+    """Pop, send, give back; return how many chains are done."""
+    cdef virtio_device_queue *q = tx.q
+    cdef uint32_t n = device_pop_burst(q, tx.chains, BURST, tx.segs, tx.nsegs), done
+    tx.full = 0
+    if n == 0:
+        return 0
+    if virtio_unlikely(tx.closed):
+        tx.dropped[TX_DROP_CLOSED] += n
+        done = n
+    else:
+        done = send(tx, n)
+    device_add_used_burst(q, tx.chains, done)
+    if virtio_unlikely(done < n):
+        device_unpop_burst(q, tx.chains + done, n - done)
+    return done
+
+
+cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
+    cdef net_tx *tx = (<net_tx_task *>task).tx
+    cdef virtio_device_queue *q = tx.q
+    cdef virtio_bell *bell = NULL
+    cdef virtio_bell *trouble = NULL
+    cdef uint32_t done = 0
+    if not virtio_trylock(&q.lock):
+        return 0
+    if task.active:
+        done = burst(tx)
+        while tx.by_hand and done == 0 and not tx.full and device_enable_notification(q):
+            done = burst(tx)
+        if done and device_needs_notification(q):
+            bell = tx.call
+        if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE and not tx.troubled):
+            tx.troubled = 1
+            trouble = tx.trouble
+    queue_unlock(&q.lock)
+    if bell is not NULL:
+        virtio_bell_ring(bell)
+    if trouble is not NULL:
+        virtio_bell_ring(trouble)
+    return done
+
+
+cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
+    cdef net_tx *tx = (<net_tx_task *>task).tx
+    cdef bint work = False
+    if not virtio_trylock(&tx.q.lock):
+        return True
+    if task.active:
+        if tx.full and not tx.closed:
+            work = tx.port.arm_send(tx.port, tx.pair, wait)
+        else:
+            work = device_enable_notification(tx.q)
+            work |= virtio_wait_bell(wait, tx.kick)
+    queue_unlock(&tx.q.lock)
+    return work
+
+
+cdef void task_disarm(virtio_task *task) noexcept nogil:
+    cdef net_tx *tx = (<net_tx_task *>task).tx
+    queue_lock(&tx.q.lock)
+    if task.active:
+        if tx.full:
+            if tx.port.disarm is not NULL:
+                tx.port.disarm(tx.port, tx.pair)
+        else:
+            device_disable_notification(tx.q)
+    queue_unlock(&tx.q.lock)
+
+
+# ---- the Python face ----
+
+_DROPS = {fault.value: fault.name.lower() for fault in NetHeaderFault if fault}
+_DROPS.update({
+    TX_DROP_WRITABLE: "writable", TX_DROP_SHORT: "short", TX_DROP_LONG: "long", TX_DROP_PIECES: "pieces",
+    TX_DROP_CLOSED: "closed",
+})
+
+
+cdef class NetTransmit(Task):
+    """The task that takes frames from a guest's transmit queue, of queue pair ``pair``, and gives them to a port.
+
+    ``features`` are the negotiated ones: they say how large the header is, and what a frame may leave undone. ``kick``
+    is rung by the guest when there are frames, ``call`` by us to interrupt it, ``trouble`` once when it breaks the
+    queue. ``by_hand``: no Worker runs it.
+
+    It starts paused. Methods are called by one thread at a time, the device's; the bursts run on any.
+    """
+
+    def __init__(self, DeviceQueue queue not None, Port port not None, int pair, features, *, Bell kick not None,
+                 Bell call not None, Bell trouble not None, bint by_hand=False):
+        cdef net_tx *tx = &self.tx
+        if self.task is not NULL:
+            raise TypeError("transmit task is initialised already")
+        self.queue, self.port = queue, port
+        self.kick_bell, self.call_bell, self.trouble_bell = kick, call, trouble
+        tx.q = queue.q
+        tx.header = header_size_of(features)
+        tx.offloads = offloads_of(features, False)
+        tx.port, tx.pair, tx.by_hand = &port.c, pair, by_hand
+        tx.kick, tx.call, tx.trouble = &kick.c, &call.c, &trouble.c
+        tx.nsegs = queue.q.max_chain + VIRTIO_REGIONS_MAX + BURST
+        tx.segs = <iovec *>calloc(tx.nsegs, sizeof(iovec))
+        tx.executor = executor_new()
+        if tx.segs is NULL or tx.executor is NULL:
+            raise MemoryError()
+        tx.task.tx = tx
+        tx.task.task.poll, tx.task.task.arm, tx.task.task.disarm = task_poll, task_arm, task_disarm
+        self.lock = &queue.q.lock
+        self.task = &tx.task.task
+
+    def __dealloc__(self):
+        free(self.tx.segs)
+        executor_free(self.tx.executor)
+
+    def set_call(self, Bell bell not None):
+        """Interrupt the guest by this bell from now on."""
+        with nogil:
+            queue_lock(&self.tx.q.lock)
+        self.tx.call = &bell.c
+        queue_unlock(&self.tx.q.lock)
+        self.call_bell = bell
+
+    def close(self, bint closed):
+        """Drop frames from now on, or no longer: the link is down."""
+        with nogil:
+            queue_lock(&self.tx.q.lock)
+        self.tx.closed = closed
+        queue_unlock(&self.tx.q.lock)
+
+    def statistics(self):
+        """Return what was counted since it was made."""
+        cdef net_tx *tx = &self.tx
+        return {
+            "frames": tx.frames, "bytes": tx.bytes, "csum": tx.csum, "gso": tx.gso,
+            "gso_bytes": tx.gso_bytes, "stalls": tx.stalls,
+            "dropped": {name: tx.dropped[i] for i, name in _DROPS.items() if tx.dropped[i]},
+            "executed": executor_figures(tx.executor),
+        }
