@@ -220,7 +220,7 @@ def scan(
     """Find every function from ``bus`` on, behind bridges too; return them in the order of the walk.
 
     BARs that have no address get one from the windows ``io`` and ``memory``, where these are given. A function is sized
-    with its decoding off, which is as it was afterwards.
+    with its decoding off, which is as it was afterwards: do not scan while another thread uses the registers.
     """
     functions = list(_walk(access, bus, {bus}))
     for function in functions:
