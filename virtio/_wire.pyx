@@ -18,8 +18,7 @@ cdef uint32_t wire_send(wire *w, const virtio_packet *packets, uint32_t n, const
         return n
     queue_lock(sink.lock)
     taken = sink.deliver(sink, packets, n, segs)
-    if taken:
-        bell = sink.flush(sink)
+    bell = sink.flush(sink)  # also if none was taken: of one that is cut, segments may be in
     queue_unlock(sink.lock)
     w.counts.packets += taken
     for i in range(taken):

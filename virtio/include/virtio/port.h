@@ -42,7 +42,8 @@ struct virtio_sink {
     uint32_t (*reserve)(virtio_sink *sink, struct iovec *to, uint32_t limit);
     /* len bytes were written into the room reserved last. */
     void (*commit)(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len);
-    /* Show the peer what was delivered and committed. Returns the bell to ring when the lock is free, or NULL. */
+    /* Show the peer what was delivered and committed; due after each of these calls or group of them, whatever they
+     * returned (of a frame that was not taken, segments may be in). Returns the bell to ring when the lock is free, or NULL. */
     virtio_bell *(*flush)(virtio_sink *sink);
     /* Wait for room; as in virtio_task. Called with the lock held. */
     int (*arm)(virtio_sink *sink, virtio_wait *wait);
