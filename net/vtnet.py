@@ -11,8 +11,8 @@ from typing_extensions import Buffer
 
 from virtio._bell import Bell
 from virtio._vtnet_pool import Pool, pool_size
-from virtio._vtnet_rx import Received, VtnetReceive
-from virtio._vtnet_tx import VtnetTransmit
+from virtio._vtnet_receive import Received, VtnetReceive
+from virtio._vtnet_transmit import VtnetTransmit
 from virtio.constants import DeviceType, Feature
 from virtio.constants import NetFeature as Net
 from virtio.dma import DmaPool

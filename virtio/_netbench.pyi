@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from virtio._device_queue import DeviceQueue
-from virtio._vtnet_rx import VtnetReceive
-from virtio._vtnet_tx import VtnetTransmit
+from virtio._vtnet_receive import VtnetReceive
+from virtio._vtnet_transmit import VtnetTransmit
 from virtio._worker import Task
 
 def transmit_cycle(

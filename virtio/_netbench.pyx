@@ -9,8 +9,10 @@ from virtio._device_queue cimport DeviceQueue
 from virtio._memory cimport iovec
 from virtio._port cimport VIRTIO_BURST, virtio_packet
 from virtio._ring cimport *
-from virtio._vtnet_rx cimport VtnetReceive, rx_done, rx_post, rx_take, vtnet_rx
-from virtio._vtnet_tx cimport VtnetTransmit, vtnet_tx
+from virtio._vtnet_receive cimport VtnetReceive
+from virtio._vtnet_rx cimport rx_done, rx_post, rx_take, vtnet_rx
+from virtio._vtnet_transmit cimport VtnetTransmit
+from virtio._vtnet_tx cimport vtnet_tx
 from virtio._worker cimport Task, virtio_task
 
 

@@ -4,8 +4,10 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from virtio._net_execute cimport net_executor
 from virtio._port cimport Port, virtio_port
-from virtio._vtnet_rx cimport VtnetReceive, vtnet_rx
-from virtio._vtnet_tx cimport VtnetTransmit, vtnet_tx
+from virtio._vtnet_receive cimport VtnetReceive
+from virtio._vtnet_rx cimport vtnet_rx
+from virtio._vtnet_transmit cimport VtnetTransmit
+from virtio._vtnet_tx cimport vtnet_tx
 from virtio._worker cimport Task, virtio_task
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from virtio._port import Port
-from virtio._vtnet_rx import VtnetReceive
-from virtio._vtnet_tx import VtnetTransmit
+from virtio._vtnet_receive import VtnetReceive
+from virtio._vtnet_transmit import VtnetTransmit
 from virtio._worker import Task
 
 class PumpTransmit(Task):

@@ -5,8 +5,10 @@ from virtio._net_execute cimport execute_send, executor_figures, executor_free, 
 from virtio._net_hdr cimport *
 from virtio._port cimport VIRTIO_BURST, Port
 from virtio._ring cimport *
-from virtio._vtnet_rx cimport VtnetReceive, rx_done, rx_post, rx_take
-from virtio._vtnet_tx cimport VtnetTransmit, tx_begin, tx_has_room
+from virtio._vtnet_receive cimport VtnetReceive
+from virtio._vtnet_rx cimport rx_done, rx_post, rx_take
+from virtio._vtnet_transmit cimport VtnetTransmit
+from virtio._vtnet_tx cimport tx_begin, tx_has_room
 from virtio._worker cimport *
 
 cdef enum:

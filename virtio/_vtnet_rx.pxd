@@ -8,15 +8,13 @@
 # whoever forwards them may find no room for the rest. rx_post gives the buffers back to the device.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio._bell cimport Bell, virtio_bell
-from virtio._driver_queue cimport DriverQueue
+from virtio._bell cimport virtio_bell
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport virtio_net_hdr
 from virtio._port cimport virtio_packet
 from virtio._queue cimport virtio_driver_queue, virtio_request, virtio_sg
 from virtio._offload_rx cimport virtio_rx_offload
-from virtio._records cimport Records
-from virtio._vtnet_pool cimport Pool, vtnet_pool
+from virtio._vtnet_pool cimport vtnet_pool
 
 
 cdef enum:
@@ -70,28 +68,17 @@ cdef struct vtnet_rx:
     virtio_sg sg[128]
 
 
-# What is known of a packet that was received, for Python.
-cdef struct vtnet_received:
-    uint8_t verdict       # VIRTIO_RX_UNKNOWN to VIRTIO_RX_BAD
-    uint8_t reason        # VIRTIO_RX_*
-    uint16_t reserved
-    uint32_t segments     # packets that the device made it of
-    virtio_net_hdr hdr
+cdef inline void rx_again(vtnet_rx *rx, uint32_t buffer) noexcept nogil:
+    """Post a buffer again, with the next rx_post."""
+    rx.gone[rx.ngone] = buffer
+    rx.ngone += 1
 
 
-cdef class Received(Records):
-    cdef void add(self, const virtio_packet *packet, const virtio_rx_offload *info) noexcept
-
-
-cdef class VtnetReceive:
-    cdef vtnet_rx c
-    cdef readonly DriverQueue queue
-    cdef readonly Pool pool
-    cdef readonly Bell kick
-    cdef readonly Bell interrupt
-    cdef void finish(self) noexcept nogil
-    cdef uint32_t take(self, uint32_t limit) noexcept
-
+cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *pool,
+                  uint32_t hdr_size, bint mergeable, bint separate, uint32_t offloads,
+                  uint32_t frame_max) noexcept nogil
+# After a reset of the queue: nothing is posted or taken. The pool is the caller's to fill again.
+cdef void rx_reset(vtnet_rx *rx) noexcept nogil
 # Take up to limit packets, at most VIRTIO_BURST, besides those that are not done with; return how many there are then.
 # The caller holds the lock, as for all of these.
 cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil
@@ -99,3 +86,14 @@ cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil
 cdef void rx_done(vtnet_rx *rx, uint32_t n) noexcept nogil
 # Post what may be, and what is free in the pool; return the bell to ring when the lock is free, or NULL.
 cdef virtio_bell *rx_post(vtnet_rx *rx) noexcept nogil
+# The first n packets are done with, and somebody else has their buffers.
+cdef void rx_forget(vtnet_rx *rx, uint32_t n) noexcept nogil
+
+# Hold a packet's header against the packet, of which the headers at least are at p; whether it can be true. Counts.
+cdef bint rx_classify(vtnet_rx *rx, const virtio_packet *packet, const uint8_t *p,
+                      virtio_rx_offload *info) noexcept nogil
+# A packet's headers in one piece.
+cdef const uint8_t *rx_headers(const virtio_packet *packet, const iovec *pieces) noexcept nogil
+# Compute what NEEDS_CHECKSUM says is missing, in the buffers.
+cdef void rx_complete(const virtio_packet *packet, const iovec *pieces, const virtio_rx_offload *info) noexcept nogil
+cdef void rx_copy(uint8_t *to, const iovec *pieces, uint32_t n) noexcept nogil

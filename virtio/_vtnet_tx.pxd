@@ -8,20 +8,19 @@
 # VIRTIO_FRAME_MAX bytes end (reserve) or lie whole (deliver).
 #
 # Completions. Transmit interrupts are off. Buffers are taken back at the start of a burst, once less than a quarter of
-# the ring is free (FreeBSD's vtnet_txq threshold), and when one is wanted and none is there. When a worker goes to sleep
-# while the device has something of ours, it sleeps for TX_SLEEP_US, and twice as long each time that nothing came back,
+# the ring is free (FreeBSD's vtnet_txq threshold), and when one is wanted and none is there. When a worker goes to
+# sleep while the device has something of ours, it sleeps for TX_SLEEP_US, and twice as long each time that nothing came back,
 # up to TX_SLEEP_MAX_US: within that time buffers are taken back when traffic stops. An interrupt besides is asked for
 # only if TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and empties does not
 # cost one each time.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio._batch cimport Batch
-from virtio._bell cimport Bell, virtio_bell
-from virtio._driver_queue cimport DriverQueue
+from virtio._bell cimport virtio_bell
+from virtio._memory cimport iovec
 from virtio._net_hdr cimport virtio_net_hdr
 from virtio._port cimport virtio_packet, virtio_sink
 from virtio._queue cimport virtio_driver_queue, virtio_request, virtio_sg
-from virtio._vtnet_pool cimport Pool, vtnet_pool
+from virtio._vtnet_pool cimport vtnet_pool
 
 
 cdef enum:
@@ -71,18 +70,18 @@ cdef struct vtnet_tx:
     virtio_sg sg[192]
 
 
-cdef class VtnetTransmit:
-    cdef vtnet_tx c
-    cdef readonly DriverQueue queue
-    cdef readonly Pool small
-    cdef readonly Pool large
-    cdef readonly Bell kick
-    cdef readonly Bell interrupt
-    cdef void finish(self) noexcept nogil
-
+cdef void tx_open(vtnet_tx *tx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *small,
+                  vtnet_pool *large, uint32_t hdr_size, bint separate, uint32_t offloads) noexcept nogil
+# After a reset of the queue: nothing is out. The pools are the caller's to fill again.
+cdef void tx_forget(vtnet_tx *tx) noexcept nogil
 # Take back what the device has used; return how many frames. The caller holds the lock, as for all of these.
 cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil
 # What precedes a burst.
 cdef void tx_begin(vtnet_tx *tx) noexcept nogil
 # Whether there is room for a frame; looks at the ring if there seems to be none.
 cdef bint tx_has_room(vtnet_tx *tx) noexcept nogil
+# Send a frame in pieces with its header, such as net_hdr_check passes for any offloads; or one of which the checksum
+# is wanted (VIRTIO_TX_WANT_*), and segments of mss bytes of payload (0: not). 1: taken, sent or dropped; 0: no room.
+cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
+                        uint32_t len) noexcept nogil
+cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want, uint32_t mss) noexcept nogil

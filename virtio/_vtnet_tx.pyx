@@ -1,14 +1,10 @@
-"""vtnet's transmit queue."""
+"""vtnet's transmit queue at C level."""
 
-from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from virtio._batch cimport Batch
-from virtio._bell cimport Bell, virtio_bell, virtio_bell_answer, virtio_bell_ring
+from virtio._bell cimport virtio_bell
 from virtio._checksum cimport checksum_complete
-from virtio._driver_queue cimport DriverQueue
 from virtio._frame cimport frame_parse, virtio_frame, virtio_layer
 from virtio._memory cimport iovec
 from virtio._net_execute cimport net_hdr_needs
@@ -19,14 +15,6 @@ from virtio._ring cimport *
 from virtio._segment cimport *
 from virtio._segment_write cimport segment_copy
 from virtio._vtnet_pool cimport *
-
-from virtio._offload_counters import TransmitReason
-from virtio.constants import Feature
-
-cdef enum:
-    ALL_OFFLOADS = (VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
-                    | VIRTIO_OFFLOAD_UFO | VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6 | VIRTIO_OFFLOAD_TUNNEL
-                    | VIRTIO_OFFLOAD_TUNNEL_CSUM)
 
 cdef enum:
     IS_VIEW = 0x80000000  # in a cookie
@@ -128,7 +116,7 @@ cdef inline void put_header(const vtnet_tx *tx, uint8_t *frame, const virtio_net
 
 cdef inline void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small, uint32_t large, uint32_t len,
                          bint view) noexcept nogil:
-    """Add a frame of len bytes to the burst. It starts in the small buffer if there is one; the rest is in the large."""
+    """Add a frame of len bytes to the burst. It starts in the small buffer, if there is one; the rest is in large."""
     cdef vtnet_pool *pool = tx.small if small != VTNET_NONE else tx.large
     cdef uint32_t first = small if small != VTNET_NONE else large
     cdef uint8_t *frame = pool_frame(pool, first)
@@ -344,8 +332,8 @@ cdef inline void send(vtnet_tx *tx, const virtio_net_hdr *hdr, const place *at, 
     collect(tx, hdr, at.small, at.large, len, at.view)
 
 
-cdef int send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
-                     uint32_t len) noexcept nogil:
+cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
+                        uint32_t len) noexcept nogil:
     """Send a frame in pieces with its header. 1: taken, sent or dropped; 0: no room now."""
     cdef virtio_net_hdr nothing
     cdef place at
@@ -383,91 +371,7 @@ cdef int send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *piece
     return 1
 
 
-cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs) noexcept nogil:
-    cdef vtnet_tx *tx = <vtnet_tx *>sink
-    cdef uint32_t i
-    tx_begin(tx)
-    for i in range(n):
-        if not send_pieces(tx, &packets[i].hdr, &segs[packets[i].first], packets[i].nsegs, packets[i].len):
-            return i
-    return n
-
-
-cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil:
-    cdef vtnet_tx *tx = <vtnet_tx *>sink
-    publish(tx)
-    if tx.q.pending and driver_notify(tx.q):
-        return tx.kick
-    return NULL
-
-
-cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
-    """Wait for buffers to come back. Work already, if somebody found no room and there is some now."""
-    cdef vtnet_tx *tx = <vtnet_tx *>sink
-    if tx_reclaim(tx):
-        tx.sleep_us = TX_SLEEP_US
-    if tx.q.fault.code != VIRTIO_FAULT_NONE:
-        return False
-    if tx.wanting and room_now(tx):
-        tx.wanting = 0
-        return True
-    if driver_outstanding(tx.q) == 0:
-        return False
-    virtio_wait_us(wait, tx.sleep_us)
-    if tx.sleep_us < TX_SLEEP_MAX_US:
-        tx.sleep_us *= 2
-    if tx.call is not NULL and tx.stats.opackets - tx.intr_at >= TX_INTR_PACKETS:
-        tx.intr_at = tx.stats.opackets
-        tx.stats.intrs += 1
-        if driver_postpone_intr(tx.q, 1 if tx.wanting else 2):
-            tx_reclaim(tx)
-            if tx.wanting and room_now(tx):
-                tx.wanting = 0
-                return True
-        return virtio_wait_bell(wait, tx.call)
-    return False
-
-
-cdef void tx_disarm(virtio_sink *sink) noexcept nogil:
-    cdef vtnet_tx *tx = <vtnet_tx *>sink
-    if tx.q.intr_enabled:
-        driver_disable_intr(tx.q)
-
-
-# ---- the Python face ----
-
-cdef class Headers:
-    """What Python gives as headers: none, one for all, or one for each, as C structs."""
-
-    cdef virtio_net_hdr *each
-    cdef uint8_t *given
-
-    def __dealloc__(self):
-        free(self.each)
-
-    cdef int load(self, object headers, uint32_t count) except -1:
-        cdef uint32_t i
-        if isinstance(headers, NetHeader):
-            headers = (headers,) * count
-        headers = tuple(headers)
-        if len(headers) != count:
-            raise ValueError(f"{len(headers)} headers for {count} frames")
-        self.each = <virtio_net_hdr *>calloc(count + 1, sizeof(virtio_net_hdr) + 1)
-        if self.each is NULL:
-            raise MemoryError()
-        self.given = <uint8_t *>(self.each + count + 1)
-        for i in range(count):
-            header = (<tuple>headers)[i]
-            if header is None:
-                continue
-            if not isinstance(header, NetHeader):
-                raise TypeError(f"header {i} is a {type(header).__name__}, not a NetHeader")
-            (<NetHeader>header).store(&self.each[i])
-            self.given[i] = 1
-        return 0
-
-
-cdef int send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want, uint32_t mss) noexcept nogil:
+cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want, uint32_t mss) noexcept nogil:
     """Send a frame of which the checksum, or segments, are wanted. 1: taken, sent or dropped; 0: no room now."""
     cdef virtio_net_hdr hdr
     cdef virtio_frame parsed
@@ -515,192 +419,85 @@ cdef int send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want, u
     return 1
 
 
-cdef uint32_t send_batch(vtnet_tx *tx, Batch batch, uint32_t want, uint32_t mss, Headers headers) noexcept nogil:
-    cdef virtio_net_hdr nothing
-    cdef const virtio_net_hdr *hdr
-    cdef iovec piece
+cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs) noexcept nogil:
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
     cdef uint32_t i
-    cdef int taken
-    memset(&nothing, 0, sizeof(nothing))
     tx_begin(tx)
-    for i in range(batch.count):
-        if want:
-            taken = send_wanted(tx, batch.data[i], batch.lengths[i], want, mss)
-        else:
-            hdr = &nothing
-            if headers is not None and headers.given[i]:
-                hdr = &headers.each[i]
-                if net_hdr_check(hdr, batch.lengths[i], ALL_OFFLOADS):
-                    tx.stats.bad_header += 1
-                    continue
-            piece.iov_base = batch.data[i]
-            piece.iov_len = batch.lengths[i]
-            taken = send_pieces(tx, hdr, &piece, 1, batch.lengths[i])
-        if not taken:
+    for i in range(n):
+        if not tx_send_pieces(tx, &packets[i].hdr, &segs[packets[i].first], packets[i].nsegs, packets[i].len):
             return i
-    return batch.count
+    return n
 
 
-cdef class VtnetTransmit:
-    """The transmit queue of a vtnet driver: ``queue`` is its ring, ``small`` and ``large`` its buffers in guest memory.
+cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil:
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
+    publish(tx)
+    if tx.q.pending and driver_notify(tx.q):
+        return tx.kick
+    return NULL
 
-    ``features`` are the negotiated bits. ``kick`` is rung when the device is to look at the queue; ``interrupt`` is what
-    the device rings. With segmentation offloads there must be ``large`` buffers. Any thread may call; calls on one
-    queue wait for each other. Source: VIRTIO 1.4, 5.1.9.1 and 5.1.9.2; if_vtnet(4).
-    """
 
-    def __init__(self, DriverQueue queue not None, Bell kick not None, Bell interrupt, Pool small not None, Pool large,
-                 *, features):
-        cdef vtnet_tx *tx = &self.c
-        cdef uint32_t pieces
-        if self.queue is not None:
-            raise TypeError("queue is initialised already")
-        if small.c.room < VIRTIO_FRAME_MIN or (large is not None and large.c.room < VIRTIO_FRAME_MAX):
-            raise ValueError(f"buffers of {small.room} and {large.room if large else 0} bytes (the large ones take "
-                             f"{VIRTIO_FRAME_MAX})")
-        tx.sink.lock = queue.lock
-        tx.sink.deliver = tx_deliver
-        tx.sink.reserve = tx_reserve
-        tx.sink.commit = tx_commit
-        tx.sink.flush = tx_flush
-        tx.sink.arm = tx_arm
-        tx.sink.disarm = tx_disarm
-        tx.sink.offloads = offloads_of(features, False)
-        tx.sink.frame_max = VIRTIO_FRAME_MAX if large is not None else small.c.room
-        tx.q = queue.q
-        tx.kick = &kick.c
-        tx.call = &interrupt.c if interrupt is not None else NULL
-        tx.small = &small.c
-        tx.large = &large.c if large is not None else NULL
-        tx.hdr_size = header_size_of(features)
-        tx.separate = not features & (Feature.VERSION_1 | Feature.ANY_LAYOUT)
-        pieces = 1 + tx.separate + (large is not None)
-        tx.slots = 1 if pieces <= tx.q.max_indirect else pieces
-        tx.threshold = max(tx.slots, tx.q.size // 4)
+cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
+    """Wait for buffers to come back. Work already, if somebody found no room and there is some now."""
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
+    if tx_reclaim(tx):
         tx.sleep_us = TX_SLEEP_US
-        if large is None and tx.sink.offloads & ~<uint32_t>(VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_ECN):
-            raise ValueError("segmentation was negotiated, and there are no buffers for large frames")
-        self.queue, self.kick, self.interrupt, self.small, self.large = queue, kick, interrupt, small, large
-        with nogil:
-            queue_lock(tx.sink.lock)
-            driver_disable_intr(tx.q)
-            queue_unlock(tx.sink.lock)
+    if tx.q.fault.code != VIRTIO_FAULT_NONE:
+        return False
+    if tx.wanting and room_now(tx):
+        tx.wanting = 0
+        return True
+    if driver_outstanding(tx.q) == 0:
+        return False
+    virtio_wait_us(wait, tx.sleep_us)
+    if tx.sleep_us < TX_SLEEP_MAX_US:
+        tx.sleep_us *= 2
+    if tx.call is not NULL and tx.stats.opackets - tx.intr_at >= TX_INTR_PACKETS:
+        tx.intr_at = tx.stats.opackets
+        tx.stats.intrs += 1
+        if driver_postpone_intr(tx.q, 1 if tx.wanting else 2):
+            tx_reclaim(tx)
+            if tx.wanting and room_now(tx):
+                tx.wanting = 0
+                return True
+        return virtio_wait_bell(wait, tx.call)
+    return False
 
-    cdef void finish(self) noexcept nogil:
-        """Show the device what was sent, let go of the lock, and kick."""
-        cdef virtio_bell *bell = tx_flush(&self.c.sink)
-        queue_unlock(self.c.sink.lock)
-        if bell is not NULL:
-            virtio_bell_ring(bell)
 
-    def transmit(self, frames, *, bint checksum=False, uint16_t mss=0, layer=None, headers=None, offsets=None):
-        """Send Ethernet frames; return how many were taken, in order: fewer than given when the queue is full.
+cdef void tx_disarm(virtio_sink *sink) noexcept nogil:
+    cdef vtnet_tx *tx = <vtnet_tx *>sink
+    if tx.q.intr_enabled:
+        driver_disable_intr(tx.q)
 
-        See :meth:`virtio.net.Vtnet.transmit`.
-        """
-        cdef Batch batch = Batch()
-        cdef Headers given = None
-        cdef uint32_t want = 0
-        cdef uint32_t taken
-        if mss or checksum:
-            if headers is not None:
-                raise ValueError("either headers are given, or what they are to say")
-            want = VIRTIO_TX_WANT_CSUM
-            if layer is None:
-                want |= VIRTIO_TX_WANT_INNER if mss else 0
-            elif layer == "inner":
-                want |= VIRTIO_TX_WANT_INNER
-            elif layer != "outer":
-                raise ValueError(f"layer {layer!r} is neither 'inner' nor 'outer'")
-        batch.load(frames, offsets, False)
-        if headers is not None:
-            given = Headers()
-            given.load(headers, batch.count)
-        with nogil:
-            queue_lock(self.c.sink.lock)
-            taken = send_batch(&self.c, batch, want, mss, given)
-            self.finish()
-        return taken
 
-    def buffers(self, uint32_t n, uint32_t length=0):
-        """Return up to ``n`` writable memoryviews of free buffers, ``length`` bytes each (0: all that small ones take).
+cdef void tx_open(vtnet_tx *tx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *small,
+                  vtnet_pool *large, uint32_t hdr_size, bint separate, uint32_t offloads) noexcept nogil:
+    cdef uint32_t pieces = 1 + separate + (large is not NULL)
+    memset(tx, 0, sizeof(vtnet_tx))
+    tx.sink.lock = &q.lock
+    tx.sink.deliver = tx_deliver
+    tx.sink.reserve = tx_reserve
+    tx.sink.commit = tx_commit
+    tx.sink.flush = tx_flush
+    tx.sink.arm = tx_arm
+    tx.sink.disarm = tx_disarm
+    tx.sink.offloads = offloads
+    tx.sink.frame_max = VIRTIO_FRAME_MAX if large is not NULL else small.room
+    tx.q = q
+    tx.kick = kick
+    tx.call = call
+    tx.small = small
+    tx.large = large
+    tx.hdr_size = hdr_size
+    tx.separate = separate
+    tx.slots = 1 if pieces <= q.max_indirect else pieces
+    tx.threshold = q.size // 4
+    if tx.threshold < tx.slots:
+        tx.threshold = tx.slots
+    tx.sleep_us = TX_SLEEP_US
+    driver_disable_intr(q)
 
-        See :meth:`virtio.net.Vtnet.buffers`.
-        """
-        cdef Pool pool = self.small
-        cdef uint32_t got = 0
-        cdef uint32_t *taken
-        cdef uint32_t i
-        cdef list views = []
-        if length > pool.c.room and self.large is not None:
-            pool = self.large
-        if length > pool.c.room:
-            raise ValueError(f"length {length} is more than a buffer takes ({pool.c.room})")
-        taken = <uint32_t *>calloc(n + 1, sizeof(uint32_t))
-        if taken is NULL:
-            raise MemoryError()
-        with nogil:
-            queue_lock(self.c.sink.lock)
-            if pool.c.nfree < n:
-                tx_reclaim(&self.c)
-            # one stays, for what is sent from elsewhere
-            while got < n and pool.c.nfree > 1 and pool.c.host is not NULL:
-                taken[got] = pool_top(&pool.c)
-                pool.c.nfree -= 1
-                pool.c.state[taken[got]] = VTNET_VIEW
-                got += 1
-            queue_unlock(self.c.sink.lock)
-        for i in range(got):
-            views.append(pool.view(taken[i], 0, length if length else pool.c.room))
-        free(taken)
-        return views
 
-    def reclaim(self):
-        """Take back what the device has used; return how many frames are still out."""
-        cdef uint32_t out
-        with nogil:
-            queue_lock(self.c.sink.lock)
-            tx_reclaim(&self.c)
-            out = driver_outstanding(self.c.q)
-            queue_unlock(self.c.sink.lock)
-        return out
-
-    def forget(self):
-        """Forget what is out: after a reset of the queue, which alone makes it usable again."""
-        with nogil:
-            queue_lock(self.c.sink.lock)
-            self.c.nreq = self.c.nsg = self.c.nslots = self.c.wanting = 0
-            self.small.refill()
-            if self.large is not None:
-                self.large.refill()
-            driver_disable_intr(self.c.q)
-            queue_unlock(self.c.sink.lock)
-
-    @property
-    def offloads(self):
-        """VIRTIO_OFFLOAD_* bits: what is left to the device."""
-        return self.c.sink.offloads
-
-    @property
-    def header_size(self):
-        """Bytes of the virtio_net_hdr."""
-        return self.c.hdr_size
-
-    @property
-    def frame_max(self):
-        """Bytes of the largest frame that is taken without being cut."""
-        return self.c.sink.frame_max
-
-    def statistics(self):
-        """Return what was counted, by name."""
-        cdef vtnet_tx_stats *stats = &self.c.stats
-        return {
-            "opackets": stats.opackets, "obytes": stats.obytes, "omcasts": stats.omcasts, "csum": stats.csum,
-            "tso": stats.tso, "rescheduled": stats.rescheduled, "segments": stats.segments,
-            "too_large": stats.too_large, "too_short": stats.too_short, "refused": stats.refused,
-            "bad_header": stats.bad_header, "copied": stats.copied, "intrs": stats.intrs,
-        }
-
-    def reasons(self):
-        """Return what became of the offloads that were asked for: TransmitReason to how often."""
-        return {reason: self.c.reasons[int(reason)] for reason in TransmitReason}
+cdef void tx_forget(vtnet_tx *tx) noexcept nogil:
+    tx.nreq = tx.nsg = tx.nslots = tx.wanting = 0
+    driver_disable_intr(tx.q)

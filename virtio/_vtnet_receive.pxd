@@ -1,0 +1,33 @@
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+
+from virtio._bell cimport Bell
+from virtio._driver_queue cimport DriverQueue
+from virtio._net_hdr cimport virtio_net_hdr
+from virtio._offload_rx cimport virtio_rx_offload
+from virtio._port cimport virtio_packet
+from virtio._records cimport Records
+from virtio._vtnet_pool cimport Pool
+from virtio._vtnet_rx cimport vtnet_rx
+
+
+# What is known of a packet that was received, for Python.
+cdef struct vtnet_received:
+    uint8_t verdict       # VIRTIO_RX_UNKNOWN to VIRTIO_RX_BAD
+    uint8_t reason        # VIRTIO_RX_*
+    uint16_t reserved
+    uint32_t segments     # packets that the device made it of
+    virtio_net_hdr hdr
+
+
+cdef class Received(Records):
+    cdef void add(self, const virtio_packet *packet, const virtio_rx_offload *info) noexcept
+
+
+cdef class VtnetReceive:
+    cdef vtnet_rx c
+    cdef readonly DriverQueue queue
+    cdef readonly Pool pool
+    cdef readonly Bell kick
+    cdef readonly Bell interrupt
+    cdef void finish(self) noexcept nogil
+    cdef uint32_t take(self, uint32_t limit) noexcept

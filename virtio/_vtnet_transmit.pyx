@@ -1,0 +1,228 @@
+"""vtnet's transmit queue, for Python."""
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from virtio._batch cimport Batch
+from virtio._bell cimport Bell, virtio_bell, virtio_bell_ring
+from virtio._driver_queue cimport DriverQueue
+from virtio._memory cimport iovec
+from virtio._net_hdr cimport *
+from virtio._offload_tx cimport VIRTIO_TX_WANT_CSUM, VIRTIO_TX_WANT_INNER
+from virtio._port cimport VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN
+from virtio._ring cimport *
+from virtio._vtnet_pool cimport *
+from virtio._vtnet_tx cimport *
+
+from virtio._offload_counters import TransmitReason
+from virtio.constants import Feature
+
+cdef enum:
+    ALL_OFFLOADS = (VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
+                    | VIRTIO_OFFLOAD_UFO | VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6 | VIRTIO_OFFLOAD_TUNNEL
+                    | VIRTIO_OFFLOAD_TUNNEL_CSUM)
+
+cdef class Headers:
+    """What Python gives as headers: none, one for all, or one for each, as C structs."""
+
+    cdef virtio_net_hdr *each
+    cdef uint8_t *given
+
+    def __dealloc__(self):
+        free(self.each)
+
+    cdef int load(self, object headers, uint32_t count) except -1:
+        cdef uint32_t i
+        if isinstance(headers, NetHeader):
+            headers = (headers,) * count
+        headers = tuple(headers)
+        if len(headers) != count:
+            raise ValueError(f"{len(headers)} headers for {count} frames")
+        self.each = <virtio_net_hdr *>calloc(count + 1, sizeof(virtio_net_hdr) + 1)
+        if self.each is NULL:
+            raise MemoryError()
+        self.given = <uint8_t *>(self.each + count + 1)
+        for i in range(count):
+            header = (<tuple>headers)[i]
+            if header is None:
+                continue
+            if not isinstance(header, NetHeader):
+                raise TypeError(f"header {i} is a {type(header).__name__}, not a NetHeader")
+            (<NetHeader>header).store(&self.each[i])
+            self.given[i] = 1
+        return 0
+
+
+cdef uint32_t send_batch(vtnet_tx *tx, Batch batch, uint32_t want, uint32_t mss, Headers headers) noexcept nogil:
+    cdef virtio_net_hdr nothing
+    cdef const virtio_net_hdr *hdr
+    cdef iovec piece
+    cdef uint32_t i
+    cdef int taken
+    memset(&nothing, 0, sizeof(nothing))
+    tx_begin(tx)
+    for i in range(batch.count):
+        if want:
+            taken = tx_send_wanted(tx, batch.data[i], batch.lengths[i], want, mss)
+        else:
+            hdr = &nothing
+            if headers is not None and headers.given[i]:
+                hdr = &headers.each[i]
+                if net_hdr_check(hdr, batch.lengths[i], ALL_OFFLOADS):
+                    tx.stats.bad_header += 1
+                    continue
+            piece.iov_base = batch.data[i]
+            piece.iov_len = batch.lengths[i]
+            taken = tx_send_pieces(tx, hdr, &piece, 1, batch.lengths[i])
+        if not taken:
+            return i
+    return batch.count
+
+
+cdef class VtnetTransmit:
+    """The transmit queue of a vtnet driver: ``queue`` is its ring, ``small`` and ``large`` its buffers in guest memory.
+
+    ``features`` are the negotiated bits. ``kick`` is rung when the device is to look at the queue; ``interrupt`` is
+    what the device rings. With segmentation offloads there must be ``large`` buffers. Any thread may call; calls on one
+    queue wait for each other. Source: VIRTIO 1.4, 5.1.9.1 and 5.1.9.2; if_vtnet(4).
+    """
+
+    def __init__(self, DriverQueue queue not None, Bell kick not None, Bell interrupt, Pool small not None, Pool large,
+                 *, features):
+        cdef vtnet_tx *tx = &self.c
+        if self.queue is not None:
+            raise TypeError("queue is initialised already")
+        if small.c.room < VIRTIO_FRAME_MIN or (large is not None and large.c.room < VIRTIO_FRAME_MAX):
+            raise ValueError(f"buffers of {small.room} and {large.room if large else 0} bytes (the large ones take "
+                             f"{VIRTIO_FRAME_MAX})")
+        cdef uint32_t offloads = offloads_of(features, False)
+        cdef uint32_t hdr_size = header_size_of(features)
+        cdef bint separate = not features & (Feature.VERSION_1 | Feature.ANY_LAYOUT)
+        cdef virtio_bell *call = &interrupt.c if interrupt is not None else NULL
+        cdef vtnet_pool *more = &large.c if large is not None else NULL
+        if large is None and offloads & ~<uint32_t>(VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_ECN):
+            raise ValueError("segmentation was negotiated, and there are no buffers for large frames")
+        self.queue, self.kick, self.interrupt, self.small, self.large = queue, kick, interrupt, small, large
+        with nogil:
+            queue_lock(queue.lock)
+            tx_open(tx, queue.q, &kick.c, call, &small.c, more, hdr_size, separate, offloads)
+            queue_unlock(queue.lock)
+
+    cdef void finish(self) noexcept nogil:
+        """Show the device what was sent, let go of the lock, and kick."""
+        cdef virtio_bell *bell = self.c.sink.flush(&self.c.sink)
+        queue_unlock(self.c.sink.lock)
+        if bell is not NULL:
+            virtio_bell_ring(bell)
+
+    def transmit(self, frames, *, bint checksum=False, uint16_t mss=0, layer=None, headers=None, offsets=None):
+        """Send Ethernet frames; return how many were taken, in order: fewer than given when the queue is full.
+
+        See :meth:`virtio.net.Vtnet.transmit`.
+        """
+        cdef Batch batch = Batch()
+        cdef Headers given = None
+        cdef uint32_t want = 0
+        cdef uint32_t taken
+        if mss or checksum:
+            if headers is not None:
+                raise ValueError("either headers are given, or what they are to say")
+            want = VIRTIO_TX_WANT_CSUM
+            if layer is None:
+                want |= VIRTIO_TX_WANT_INNER if mss else 0
+            elif layer == "inner":
+                want |= VIRTIO_TX_WANT_INNER
+            elif layer != "outer":
+                raise ValueError(f"layer {layer!r} is neither 'inner' nor 'outer'")
+        batch.load(frames, offsets, False)
+        if headers is not None:
+            given = Headers()
+            given.load(headers, batch.count)
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            taken = send_batch(&self.c, batch, want, mss, given)
+            self.finish()
+        return taken
+
+    def buffers(self, uint32_t n, uint32_t length=0):
+        """Return up to ``n`` writable memoryviews of free buffers, ``length`` bytes each (0: all that small ones take).
+
+        See :meth:`virtio.net.Vtnet.buffers`.
+        """
+        cdef Pool pool = self.small
+        cdef uint32_t got = 0
+        cdef uint32_t *taken
+        cdef uint32_t i
+        cdef list views = []
+        if length > pool.c.room and self.large is not None:
+            pool = self.large
+        if length > pool.c.room:
+            raise ValueError(f"length {length} is more than a buffer takes ({pool.c.room})")
+        taken = <uint32_t *>calloc(n + 1, sizeof(uint32_t))
+        if taken is NULL:
+            raise MemoryError()
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            if pool.c.nfree < n:
+                tx_reclaim(&self.c)
+            # one stays, for what is sent from elsewhere
+            while got < n and pool.c.nfree > 1 and pool.c.host is not NULL:
+                taken[got] = pool_top(&pool.c)
+                pool.c.nfree -= 1
+                pool.c.state[taken[got]] = VTNET_VIEW
+                got += 1
+            queue_unlock(self.c.sink.lock)
+        for i in range(got):
+            views.append(pool.view(taken[i], 0, length if length else pool.c.room))
+        free(taken)
+        return views
+
+    def reclaim(self):
+        """Take back what the device has used; return how many frames are still out."""
+        cdef uint32_t out
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            tx_reclaim(&self.c)
+            out = driver_outstanding(self.c.q)
+            queue_unlock(self.c.sink.lock)
+        return out
+
+    def forget(self):
+        """Forget what is out: after a reset of the queue, which alone makes it usable again."""
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            tx_forget(&self.c)
+            self.small.refill()
+            if self.large is not None:
+                self.large.refill()
+            queue_unlock(self.c.sink.lock)
+
+    @property
+    def offloads(self):
+        """VIRTIO_OFFLOAD_* bits: what is left to the device."""
+        return self.c.sink.offloads
+
+    @property
+    def header_size(self):
+        """Bytes of the virtio_net_hdr."""
+        return self.c.hdr_size
+
+    @property
+    def frame_max(self):
+        """Bytes of the largest frame that is taken without being cut."""
+        return self.c.sink.frame_max
+
+    def statistics(self):
+        """Return what was counted, by name."""
+        cdef vtnet_tx_stats *stats = &self.c.stats
+        return {
+            "opackets": stats.opackets, "obytes": stats.obytes, "omcasts": stats.omcasts, "csum": stats.csum,
+            "tso": stats.tso, "rescheduled": stats.rescheduled, "segments": stats.segments,
+            "too_large": stats.too_large, "too_short": stats.too_short, "refused": stats.refused,
+            "bad_header": stats.bad_header, "copied": stats.copied, "intrs": stats.intrs,
+        }
+
+    def reasons(self):
+        """Return what became of the offloads that were asked for: TransmitReason to how often."""
+        return {reason: self.c.reasons[int(reason)] for reason in TransmitReason}
