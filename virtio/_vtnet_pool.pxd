@@ -2,7 +2,8 @@
 #
 # All buffers of a pool have one size and lie in one piece of guest memory. Each has VTNET_HEAD bytes in front of its
 # frame, of which the last ones take the virtio_net_hdr: header and frame are one run of bytes, and the frame starts on
-# a cache line. The stride is an odd number of cache lines, so that buffers do not all fall into the same sets of a cache.
+# a cache line. The stride is an odd number of cache lines, so that buffers do not all fall into the same sets of a
+# cache.
 #
 # A pool is its queue's: whoever touches it holds the queue's lock. Only views come back from any thread, at any time:
 # they wait in `returned`, under a lock of its own that is held for a few instructions and never while the GIL is
