@@ -324,6 +324,13 @@ def test_a_queue_that_is_planned_twice(memory, pool):
     fails_with(driver, ConfigError, "queue 0 is planned as rx and tx")
 
 
+@pytest.mark.parametrize("index", [-1, 65536])
+def test_indices_that_no_queue_has(memory, pool, index):
+    driver = nic(memory, pool)
+    driver.plans = (QueuePlan(index, "ctrl"),)
+    fails_with(driver, ConfigError, rf"queue {index} \(ctrl\) does not exist: indices are 0 to 65535")
+
+
 def test_features_that_change(memory, pool):
     driver = nic(memory, pool)
     seen = iter([Feature.VERSION_1 | NetFeature.MAC, Feature.VERSION_1 | NetFeature.CSUM])
@@ -336,7 +343,7 @@ def test_a_status_that_never_clears(memory, pool):
     driver.transport.resets = False
     with pytest.raises(DeviceBroken, match=r"status reads 0x0f, not 0, 0.05 s after the reset"):
         driver.attach()
-    assert pool.allocations == {} and driver.transport.log[-1] == "release"
+    assert pool.allocations == {} and driver.transport.log[-2:] == ["release", FAILED]
 
 
 def test_memory_of_a_device_that_does_not_let_go_stays_taken(memory, pool):

@@ -25,6 +25,7 @@ from virtio.negotiation import Negotiation, agree
 # what the rings here can do, and a driver does well to ask for
 RING_FEATURES = Feature.INDIRECT_DESC | Feature.EVENT_IDX | Feature.ANY_LAYOUT | Feature.VERSION_1 | Feature.RING_RESET
 
+QUEUES_MAX = 0x10000  # an index has 16 bits
 CONFIG_READS = 64  # a field that changes during this many reads in a row never stands still
 
 
@@ -139,8 +140,8 @@ class Driver:
 
     Subclasses set ``device_type``, ``wanted`` and ``required`` (masks of any width; as arguments, names too), say in
     :meth:`plan_queues` which queues they work, and may override the hooks :meth:`adjust`, :meth:`ready`,
-    :meth:`stopping`, :meth:`stopped` and :meth:`config_changed`. ``pool`` is the memory for rings; ``timeout`` how long, in seconds, a
-    reset may take. ``clamp_used_len`` is passed to the queues.
+    :meth:`stopping`, :meth:`stopped` and :meth:`config_changed`. ``pool`` is the memory for rings; ``timeout`` how long,
+    in seconds, a reset may take. ``clamp_used_len`` is passed to the queues.
 
     One thread at a time; the queues have their own locks. Source: VIRTIO 1.4, 3.1; names as in FreeBSD's virtio(4).
     """
@@ -398,6 +399,8 @@ class Driver:
     def _queue_size(self, plan: QueuePlan) -> int:
         """Return the size to set a queue up with."""
         what = f"queue {plan.index} ({plan.name})"
+        if not 0 <= plan.index < QUEUES_MAX:
+            raise ConfigError(f"{what} does not exist: indices are 0 to {QUEUES_MAX - 1}")
         size = self.transport.queue_size(plan.index)
         if size == 0:
             raise ConfigError(f"{what} does not exist: its size reads 0")
@@ -463,21 +466,22 @@ class Driver:
             attached.interrupt = bell
 
     def _give_up(self, error: BaseException) -> None:
-        """Leave the device reset and FAILED, and nothing taken."""
-        if self.attached:
-            self.attached = False
-            self.stopping()
+        """Leave the device reset and FAILED, and nothing taken. What else goes wrong becomes a note of ``error``."""
         try:
+            if self.attached:
+                self.attached = False
+                self.stopping()
             self.transport.status = Status.FAILED
             self._reset()
             self._release()
-            self.transport.status = Status.FAILED
         except Exception as second:
             if self.queues:
                 error.add_note(f"the driver's memory stays taken until detach(force=True): {second}")
             else:
-                with suppress(Exception):  # of two errors, the first is what went wrong
+                with suppress(Exception):
                     self.transport.release()
+        with suppress(Exception):
+            self.transport.status = Status.FAILED
 
     def _release(self) -> None:
         self.stopped()
