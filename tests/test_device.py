@@ -640,6 +640,46 @@ def test_an_interrupt_finds_no_lock_held() -> None:
     assert not thread.is_alive()
 
 
+def test_a_kick_does_not_wait_for_a_hook_and_is_served_after_it() -> None:
+    kicked = threading.Event()
+    served = []
+
+    class Waits(Echo):
+        def notified(self, index: int) -> None:
+            served.append(index)
+            if index == 0:
+                assert kicked.wait(30)
+
+    guest = Guest(Waits()).up()
+    slow = threading.Thread(target=guest.device.kick, args=(0,), daemon=True)
+    slow.start()
+    while not served:
+        pass
+    other = threading.Thread(target=guest.device.kick, args=(1,), daemon=True)
+    other.start()
+    other.join(30)
+    assert not other.is_alive()
+    assert served == [0]
+    kicked.set()
+    slow.join(30)
+    assert served == [0, 1]
+
+
+def test_a_kick_out_of_an_interrupt_is_served() -> None:
+    guest = Guest(Echo()).up()
+    guest.send(b"a", kick=False)
+    guest.device.set_call(0, Bell(lambda: guest.device.kick(0)))
+    guest.device.interrupt(0)
+    assert guest.received() == [b"A"]
+
+
+def test_a_change_of_the_configuration_out_of_an_interrupt_is_told() -> None:
+    guest = Guest(Echo()).up()
+    guest.device.set_call(0, Bell(guest.device.config_changed))
+    guest.device.interrupt(0)
+    assert guest.calls.configs == 1
+
+
 def test_interrupts_that_a_hook_raises_go_out_after_it() -> None:
     order = []
 

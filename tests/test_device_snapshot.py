@@ -180,6 +180,7 @@ def outside(state: dict[str, Any]) -> None:
     ("change", "error", "text"),
     [
         (lambda state: state.update(device_type=1), ValueError, "of type 1, this one is of 3"),
+        (lambda state: state.update(legacy=True), ValueError, "of the legacy interface, not of the modern one"),
         (no_such_queue, ValueError, "state has 3 queues, this device 2"),
         (too_large, ValueError, "which this device cannot have"),
         (other_format, ValueError, "which this device cannot have"),

@@ -544,6 +544,9 @@ class Device:
             raise ValueError(
                 f"state is of a device of type {state['device_type']}, this one is of {int(self.device_type)}"
             )
+        if state["legacy"] != self.legacy:
+            kinds = ("modern", "legacy")
+            raise ValueError(f"state is of the {kinds[state['legacy']]} interface, not of the {kinds[self.legacy]} one")
         if len(state["queues"]) != len(self.queues):
             raise ValueError(f"state has {len(state['queues'])} queues, this device {len(self.queues)}")
         if lacking := state["negotiated"] & ~self.offered:
@@ -554,7 +557,7 @@ class Device:
         if len(config) != len(self.config):
             raise ValueError(f"state has a config space of {len(config)} bytes, this device {len(self.config)}")
         self.config[:] = config
-        self.legacy, self._acked, self.negotiated = state["legacy"], state["acked"], state["negotiated"]
+        self._acked, self.negotiated = state["acked"], state["negotiated"]
         self.status, self.reason, self.generation = state["status"], state["reason"], state["generation"]
         for slot, saved in zip(self.queues, state["queues"], strict=True):
             if saved["layout"]:
