@@ -20,5 +20,5 @@ cdef inline void count_error(port_counts *counts, int error) noexcept nogil:
     counts.errors[error if 0 < error < ERRNO_MAX else 0] += 1
 
 
-# Add counts to a dict: "<name>_packets", "<name>_bytes", "<name>_dropped", "<name>_full", and "<name>_EIO" and the like.
+# Add counts to a dict: "<name>_packets", "<name>_bytes", "<name>_dropped", "<name>_full"; "<name>_EIO" and the like.
 cdef int add_counts(dict to, str name, const port_counts *counts) except -1

@@ -1,7 +1,7 @@
 # A wire: frames go straight from the queue they are sent from into a sink, which may come and go at any time.
 #
-# What cables and loopback are made of. Its lock guards the sink against a concurrent connect; it is taken after the lock
-# of the queue that sends and before the sink's.
+# What cables and loopback are made of. Its lock guards the sink against a concurrent connect; it is taken after the
+# lock of the queue that sends and before the sink's.
 from libc.stdint cimport uint32_t
 
 from virtio._bell cimport virtio_bell
@@ -26,8 +26,8 @@ cdef struct wire:
     port_counts counts
 
 
-# Whether a sender's worker sleeps on a wire, and which thread it is: another one's disarm, of the other direction of the
-# same queue, is none of its business.
+# Whether a sender's worker sleeps on a wire, and which thread it is: another one's disarm, of the other direction of
+# the same queue, is none of its business.
 cdef struct wire_wait:
     wire *on                  # NULL: it does not
     pthread_t thread
