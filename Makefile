@@ -7,7 +7,7 @@ SOURCES := $(wildcard virtio/*.pyx virtio/*.pxd virtio/include/virtio/*.h) setup
 .PHONY: demo test bench lint sanitize fuzz peers pythons clean
 
 demo: $(VENV)/package
-	$(BIN)/virtio demo
+	$(BIN)/virtio iperf
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest
