@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from virtio.net.iperf_report import DIRECTIONS, Direction, Row
-from virtio.net.iperf_traffic import Iperf3, Result, Space, Streams, TrafficError
+from virtio.errors import VirtioError
+from virtio.net.iperf_paths import Counts, Path, Settings, TapLoopPath
+from virtio.net.iperf_report import Direction, Row
+from virtio.net.iperf_traffic import Iperf3, Result, Streams, TrafficError
 
-ROWS = ("vtnet", "vtnet-off", "tap-loop")
-SPIN_US = 20
 HASHED = 32 << 20  # bytes of the warm-up, which is verified by SHA-256
 HASHED_OFF = 8 << 20  # where each takes longer
 Say = Callable[[str], None]
@@ -23,52 +22,6 @@ Say = Callable[[str], None]
 
 class IperfError(Exception):
     """The measurement cannot be made; the message says why."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured. ``withheld``: feature bits that the device does not offer in the row with offloads."""
-
-    runs: int = 5
-    seconds: float = 1.0
-    directions: Sequence[Direction] = DIRECTIONS
-    rows: Sequence[str] = ROWS
-    mtu: int = 1500
-    ipv6: bool = False
-    queues: int = 1
-    streams: int = 1
-    withheld: int = 0
-    packed: bool = False
-    queue_size: int = 256
-    workers: int = 1
-    mode: str = "adaptive"
-    spin_us: int = SPIN_US
-    iperf3: bool = False
-
-
-@dataclass
-class Counts:
-    """Of a path since it was made: frames each way, by direction, and what they took."""
-
-    packets: dict[Direction, int]
-    frame_bytes: dict[Direction, int]
-    kicks: int = 0
-    interrupts: int = 0
-    copied: int = 0
-
-
-class Path(Protocol):
-    """A way between two namespaces."""
-
-    nic: str
-    offloads: bool
-    label: str
-    spaces: dict[Direction, tuple[Space, Space]]
-    addresses: dict[Direction, str]
-
-    def counts(self) -> Counts: ...
-    def about(self) -> str: ...
-    def close(self) -> None: ...
 
 
 @dataclass
@@ -136,7 +89,16 @@ def measure(paths: Sequence[Path], settings: Settings, progress: Say) -> Found:
 def run(settings: Settings, say: Say, progress: Say) -> Found:
     """Make the paths that the settings ask for, measure them, and take them down again."""
     with ExitStack() as stack:
-        paths = make_paths(settings, stack)
+        progress("making network namespaces")
+        try:
+            paths = [make_path(row, settings, stack) for row in settings.rows]
+        except (OSError, VirtioError) as error:
+            raise IperfError(str(error)) from None
         for path in paths:
             say(f"{path.label}: {path.about()}")
         return measure(paths, settings, progress)
+
+
+def make_path(row: str, settings: Settings, stack: ExitStack) -> Path:
+    """Make the path of a row; the stack takes it down."""
+    return TapLoopPath(settings, stack)

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from virtio import features as feature_sets
 from virtio.constants import DeviceType, Feature, NetFeature
 from virtio.net import iperf, iperf_report
-from virtio.net.iperf import ROWS, Settings
+from virtio.net.iperf_paths import ROWS, SPIN_US, Settings
 
 N = NetFeature
 # what --no-NAME withholds; the rest by --withhold
@@ -117,7 +117,7 @@ by a bare loop of read and write (tap-loop: the price of no device at all). Ever
         help="threads: 1 for driver and device together, 2: one each (default %(default)s)",
     )  # fmt: skip
     add("--mode", choices=("adaptive", "busy"), default="adaptive", help="of the threads (default %(default)s)")
-    add("--spin-us", type=number(0, 10**6), default=iperf.SPIN_US, metavar="US",
+    add("--spin-us", type=number(0, 10**6), default=SPIN_US, metavar="US",
         help="microseconds that an idle thread polls before it sleeps (default %(default)s)")  # fmt: skip
     add("--iperf3", action="store_true", help="traffic of iperf3 (its content is not looked at: see the manual)")
     add("--json", action="store_true", help="print one JSON object instead of text")

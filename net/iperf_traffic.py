@@ -13,6 +13,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -30,7 +31,7 @@ class Space(Protocol):
     """What is needed of a network namespace."""
 
     def socket(self, family: int, kind: int) -> socket.socket: ...
-    def command(self, *words: str) -> list[str]: ...
+    def popen(self, words: Sequence[str], **options: Any) -> subprocess.Popen[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -201,11 +202,11 @@ class Iperf3:
     def run(self, sender: Space, receiver: Space, address: str, seconds: float) -> Result:
         """Run iperf3 for so many seconds (whole ones, at least 1). Raises TrafficError."""
         words = ["-s", "-1", "-B", address, "--forceflush"]
-        with self._start(receiver.command(self.program, *words)) as server:
+        with self._start(receiver, words) as server:
             try:
                 self._listening(server)
                 words = ["-c", address, "-t", str(max(1, round(seconds))), "-P", str(self.count), "-J"]
-                with self._start(sender.command(self.program, *words)) as client:
+                with self._start(sender, words) as client:
                     try:
                         out, _ = client.communicate(timeout=seconds + 3 * STALL)
                     except subprocess.TimeoutExpired:
@@ -216,13 +217,12 @@ class Iperf3:
                 server.kill()
         return read_iperf3(out)
 
-    @staticmethod
-    def _start(command: list[str]) -> subprocess.Popen[str]:
+    def _start(self, space: Space, words: list[str]) -> subprocess.Popen[str]:
+        pipe, none = subprocess.PIPE, subprocess.DEVNULL
         try:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                process_group=0,
-            )  # fmt: skip
+            return space.popen(
+                [self.program, *words], stdin=none, stdout=pipe, stderr=subprocess.STDOUT, text=True, process_group=0
+            )
         except FileNotFoundError as error:
             raise TrafficError(f"iperf3 cannot be run: {error}") from None
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ class Here:
     def socket(self, family: int, kind: int) -> socket.socket:
         return socket.socket(family, kind)
 
-    def command(self, *words: str) -> list[str]:
-        return list(words)
+    def popen(self, words: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        return subprocess.Popen(words, **options)
 
 
 HERE = Here()

@@ -1,0 +1,111 @@
+"""The paths that ``virtio iperf`` measures: from a network namespace on the guest's side to one on the host's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from virtio._tap import Tap
+from virtio._taploop import TapLoop
+from virtio.net.iperf_report import DIRECTIONS, Direction
+from virtio.net.iperf_traffic import Space
+from virtio.net.netns import Namespace
+
+ROWS = ("vtnet", "vtnet-off", "tap-loop")
+SPIN_US = 20
+EVERY_OFFLOAD = 0xFFFFFFFF
+MACS = ("02:00:00:00:77:01", "02:00:00:00:77:02")
+ADDRESSES = {False: ("10.77.0.1", "10.77.0.2"), True: ("fd77::1", "fd77::2")}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. ``withheld``: feature bits that the device does not offer, in any row."""
+
+    runs: int = 5
+    seconds: float = 1.0
+    directions: Sequence[Direction] = DIRECTIONS
+    rows: Sequence[str] = ROWS
+    mtu: int = 1500
+    ipv6: bool = False
+    queues: int = 1
+    streams: int = 1
+    withheld: int = 0
+    packed: bool = False
+    queue_size: int = 256
+    workers: int = 1
+    mode: Literal["adaptive", "busy"] = "adaptive"
+    spin_us: int = SPIN_US
+    iperf3: bool = False
+
+
+@dataclass
+class Counts:
+    """Of a path since it was made: frames each way, by direction, and what they took."""
+
+    packets: dict[Direction, int]
+    frame_bytes: dict[Direction, int]
+    kicks: int = 0
+    interrupts: int = 0
+    copied: int = 0
+
+
+class Path(Protocol):
+    """A way between two namespaces. ``spaces`` and ``addresses``: per direction sender and receiver, and where to."""
+
+    nic: str
+    offloads: bool
+    label: str
+    spaces: dict[Direction, tuple[Space, Space]]
+    addresses: dict[Direction, str]
+
+    def counts(self) -> Counts: ...
+    def about(self) -> str: ...
+
+
+class Ends:
+    """Two namespaces, A on the guest's side and B on the host's, with a TAP each."""
+
+    def __init__(self, settings: Settings, stack: ExitStack, guest_mac: str = MACS[0], queues: int = 1) -> None:
+        guest, host = (stack.enter_context(Namespace()) for _ in range(2))
+        macs, addresses = (guest_mac, MACS[1]), ADDRESSES[settings.ipv6]
+        self.taps: list[Tap] = []
+        for i, space in enumerate((guest, host)):
+            tap = space.tap(
+                "vtnet0" if i == 0 else "tap0",
+                mac=macs[i],
+                mtu=settings.mtu,
+                addresses=[f"{addresses[i]}/{64 if settings.ipv6 else 24}"],
+                neighbours=[(addresses[1 - i], macs[1 - i])],
+                queues=queues,
+            )
+            self.taps.append(stack.enter_context(tap))
+        for space in (guest, host):
+            space.settle()
+        self.spaces: dict[Direction, tuple[Space, Space]] = {
+            "guest-to-host": (guest, host),
+            "host-to-guest": (host, guest),
+        }
+        self.addresses: dict[Direction, str] = {"guest-to-host": addresses[1], "host-to-guest": addresses[0]}
+
+
+class TapLoopPath(Ends):
+    """Two TAPs joined by a loop of read and write: no device, no driver, no ring."""
+
+    nic, offloads, label = "tap-loop", True, "tap-loop"
+
+    def __init__(self, settings: Settings, stack: ExitStack) -> None:
+        super().__init__(settings, stack)
+        self.loop = stack.enter_context(TapLoop(*self.taps, offloads=EVERY_OFFLOAD))
+
+    def counts(self) -> Counts:
+        found = self.loop.statistics()
+        return Counts(
+            {"guest-to-host": int(found["a_to_b_packets"]), "host-to-guest": int(found["b_to_a_packets"])},
+            {"guest-to-host": int(found["a_to_b_bytes"]), "host-to-guest": int(found["b_to_a_bytes"])},
+        )
+
+    def about(self) -> str:
+        return "two TAPs, and a loop in C that reads from one and writes to the other"
