@@ -10,10 +10,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from virtio.errors import VirtioError
+from virtio.errors import ConfigError, VirtioError
 from virtio.net.iperf_paths import Counts, Path, Settings, TapLoopPath
 from virtio.net.iperf_report import Direction, Row
 from virtio.net.iperf_traffic import Iperf3, Result, Streams, TrafficError
+from virtio.net.netns import become_root
 
 HASHED = 32 << 20  # bytes of the warm-up, which is verified by SHA-256
 HASHED_OFF = 8 << 20  # where each takes longer
@@ -88,6 +89,11 @@ def measure(paths: Sequence[Path], settings: Settings, progress: Say) -> Found:
 
 def run(settings: Settings, say: Say, progress: Say) -> Found:
     """Make the paths that the settings ask for, measure them, and take them down again."""
+    try:
+        if become_root():
+            say("no root: in a user namespace, in which we are")
+    except ConfigError as error:
+        raise IperfError(f"no network namespaces can be made: {error}") from None
     with ExitStack() as stack:
         progress("making network namespaces")
         try:

@@ -109,3 +109,60 @@ class TapLoopPath(Ends):
 
     def about(self) -> str:
         return "two TAPs, and a loop in C that reads from one and writes to the other"
+
+
+class VtnetPath(Ends):
+    """A machine of our own: vtnet finds and drives a virtio-net device, whose port is B's TAP; A's TAP feeds vtnet."""
+
+    nic = "vtnet"
+
+    def __init__(self, settings: Settings, stack: ExitStack, offloads: bool) -> None:
+        super().__init__(settings, stack, queues=settings.queues)
+        self.offloads, self.label = offloads, "vtnet" if offloads else "vtnet, offloads off"
+        withheld = settings.withheld | (0 if offloads else OFFLOADS)
+        guest_tap, host_tap = self.taps
+        # all of it on one thread: sender and receiver need the other CPUs
+        workers = [Worker(mode=settings.mode, spin_us=settings.spin_us) for _ in range(settings.workers)]
+        self.machine = Machine(MEMORY * settings.queues)
+        self.device = NetDevice(
+            host_tap,
+            mac=MACS[0],
+            mtu=settings.mtu,
+            queue_pairs=settings.queues,
+            queue_size=settings.queue_size,
+            withhold=withheld,
+            worker=workers[0],
+        )
+        stack.callback(self.device.close)
+        if settings.packed:
+            transport = DirectTransport(self.device, self.machine.memory)
+            self.driver = Vtnet(transport, self.machine.pool, want=Feature.RING_PACKED, pairs=settings.queues)
+            self.driver.attach()
+        else:
+            self.machine.plug(self.device)
+            (function,) = virtio_functions(self.machine.probe())
+            self.driver = cast(Vtnet, self.machine.attach(function, pairs=settings.queues))
+        stack.callback(self.driver.detach)
+        self.pump = Pump(self.driver, guest_tap, worker=None)
+        stack.callback(self.pump.close)
+        for pair in self.pump.tasks:
+            for task in pair:
+                workers[-1].add(task)
+        for worker in workers:
+            worker.start()
+            stack.callback(worker.stop)
+
+    def counts(self) -> Counts:
+        pairs, queues = self.driver.pairs, self.driver.queues[: 2 * len(self.driver.pairs)]
+        sent = [pair.transmit.statistics() for pair in pairs]
+        got = [pair.receive.statistics() for pair in pairs]
+        return Counts(
+            {"guest-to-host": total(sent, "opackets"), "host-to-guest": total(got, "ipackets")},
+            {"guest-to-host": total(sent, "obytes"), "host-to-guest": total(got, "ibytes")},
+            sum(queue.kick.rings for queue in queues),
+            sum(queue.interrupt.rings for queue in queues if queue.interrupt),
+            total(sent, "copied") + total(got, "copied"),
+        )
+
+    def about(self) -> str:
+        return f"{self.driver.transport!r}, {self.driver.negotiation}"
