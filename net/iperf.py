@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from virtio.errors import ConfigError, VirtioError
-from virtio.net.iperf_paths import Counts, Path, Settings, TapLoopPath
+from virtio.net.iperf_paths import Counts, Path, Settings, TapLoopPath, VtnetPath
 from virtio.net.iperf_report import Direction, Row
 from virtio.net.iperf_traffic import Iperf3, Result, Streams, TrafficError
 from virtio.net.netns import become_root
@@ -107,4 +107,6 @@ def run(settings: Settings, say: Say, progress: Say) -> Found:
 
 def make_path(row: str, settings: Settings, stack: ExitStack) -> Path:
     """Make the path of a row; the stack takes it down."""
-    return TapLoopPath(settings, stack)
+    if row == "tap-loop":
+        return TapLoopPath(settings, stack)
+    return VtnetPath(settings, stack, offloads=row == "vtnet")

@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import reduce
+from operator import or_
+from typing import Literal, Protocol, cast
 
 from virtio._tap import Tap
 from virtio._taploop import TapLoop
+from virtio._worker import Worker
+from virtio.constants import Feature, NetFeature
+from virtio.direct import DirectTransport
+from virtio.net.device import NetDevice
 from virtio.net.iperf_report import DIRECTIONS, Direction
 from virtio.net.iperf_traffic import Space
+from virtio.net.machine import Machine
 from virtio.net.netns import Namespace
+from virtio.net.pump import Pump
+from virtio.net.vtnet import Vtnet
+from virtio.pci.probe import virtio_functions
+
+N = NetFeature
+# by the names of the command's options: what the row without offloads withholds
+OFFLOADS: dict[str, int] = {
+    "csum": N.CSUM | N.GUEST_CSUM,
+    "tso4": N.HOST_TSO4 | N.GUEST_TSO4,
+    "tso6": N.HOST_TSO6 | N.GUEST_TSO6,
+    "ecn": N.HOST_ECN | N.GUEST_ECN,
+    "ufo": N.HOST_UFO | N.GUEST_UFO,
+    "uso": N.HOST_USO | N.GUEST_USO4 | N.GUEST_USO6,
+}
 
 ROWS = ("vtnet", "vtnet-off", "tap-loop")
 SPIN_US = 20
-EVERY_OFFLOAD = 0xFFFFFFFF
+EVERY_OFFLOAD = 0xFFFFFFFF  # VIRTIO_OFFLOAD_*, as far as the kernel knows them
+MEMORY = 64 << 20  # of the guest, for each queue pair
 MACS = ("02:00:00:00:77:01", "02:00:00:00:77:02")
 ADDRESSES = {False: ("10.77.0.1", "10.77.0.2"), True: ("fd77::1", "fd77::2")}
 
@@ -111,6 +133,15 @@ class TapLoopPath(Ends):
         return "two TAPs, and a loop in C that reads from one and writes to the other"
 
 
+def union(masks: Iterable[int]) -> int:
+    """Return all bits of all masks."""
+    return reduce(or_, masks, 0)
+
+
+def total(figures: Sequence[dict[str, int]], name: str) -> int:
+    return sum(figure[name] for figure in figures)
+
+
 class VtnetPath(Ends):
     """A machine of our own: vtnet finds and drives a virtio-net device, whose port is B's TAP; A's TAP feeds vtnet."""
 
@@ -119,7 +150,7 @@ class VtnetPath(Ends):
     def __init__(self, settings: Settings, stack: ExitStack, offloads: bool) -> None:
         super().__init__(settings, stack, queues=settings.queues)
         self.offloads, self.label = offloads, "vtnet" if offloads else "vtnet, offloads off"
-        withheld = settings.withheld | (0 if offloads else OFFLOADS)
+        withheld = settings.withheld | (0 if offloads else union(OFFLOADS.values()))
         guest_tap, host_tap = self.taps
         # all of it on one thread: sender and receiver need the other CPUs
         workers = [Worker(mode=settings.mode, spin_us=settings.spin_us) for _ in range(settings.workers)]
