@@ -20,6 +20,7 @@ from virtio.driver import AttachedQueue, Driver, QueuePlan, Transport
 from virtio.errors import ConfigError
 from virtio.features import Features, parse
 from virtio.offload import NetHeader
+from virtio.pci.attach import register_driver
 
 if TYPE_CHECKING:
     from virtio.net.pump import Pump
@@ -309,3 +310,6 @@ class Vtnet(Driver):
     def interrupt(self, queue: int = 0) -> Bell | None:
         """Return the bell that the device rings for a receive queue, after :meth:`VtnetReceive.arm`."""
         return self.pairs[queue].receive.interrupt
+
+
+register_driver(DeviceType.NET, Vtnet)

@@ -6,6 +6,7 @@ import os
 import socket
 import struct
 
+cimport cython
 from libc.errno cimport EAGAIN, EBADFD, EINTR, EMSGSIZE, ENOMEM, EPROTO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
@@ -304,6 +305,7 @@ def query(fd):
     return os.fsdecode(name.rstrip(b"\0")), flags
 
 
+@cython.no_gc_clear  # the descriptors are closed in __dealloc__, which must still find them
 cdef class Tap(Port):
     """A TAP interface of the Linux kernel: what is sent here, the kernel receives, and the other way round.
 
