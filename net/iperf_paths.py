@@ -184,7 +184,8 @@ class VtnetPath(Ends):
             stack.callback(worker.stop)
 
     def counts(self) -> Counts:
-        pairs, queues = self.driver.pairs, self.driver.queues[: 2 * len(self.driver.pairs)]
+        pairs = self.driver.pairs
+        queues = [self.driver.queues[index] for index in range(2 * len(pairs))]
         sent = [pair.transmit.statistics() for pair in pairs]
         got = [pair.receive.statistics() for pair in pairs]
         return Counts(
