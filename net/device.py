@@ -132,6 +132,7 @@ class NetDevice(Device):
         self._tasks: dict[int, NetReceive | NetTransmit] = {}
         self._threads: list[Worker] = []
         self._trouble = Bell(self._rang)
+        self._look = False  # a queue broke, and nobody looked yet
         self._totals: dict[str, Any] = {}
         self._restored = False  # the control state is a snapshot's
         self._second = Bell()  # kicks of receive queue 1, where that may also be the control queue
@@ -408,12 +409,18 @@ class NetDevice(Device):
             if not done:
                 break
             total += done
+        if self._look:
+            self._look = False
+            self._broken(self._epoch)
         return total
 
     def _rang(self) -> None:
-        """A task found its queue broken, on a worker's thread, for which somebody with our lock may wait."""
+        """Take note that a task found its queue broken.
+
+        On any thread: for the one that runs the task, or one that delivers to it, somebody with our lock may wait.
+        """
         if self.workers is None:
-            self._broken(self._epoch)
+            self._look = True
         else:
             threading.Thread(target=self._broken, args=(self._epoch,), daemon=True).start()
 
@@ -424,7 +431,7 @@ class NetDevice(Device):
             for slot in self.queues:
                 if slot.broken is None and slot.queue is not None and slot.queue.broken is not None:
                     slot.broken = f"queue {slot.index}: {slot.queue.broken}"
-                    self.counters["fault"] += 1
+                    self._refuse("fault", slot.queue.broken)
                     self.needs_reset(slot.broken)
 
     def _figures(self, index: int, task: NetReceive | NetTransmit) -> dict[str, Any]:

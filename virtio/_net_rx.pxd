@@ -13,6 +13,7 @@ from virtio._device_queue cimport DeviceQueue
 from virtio._net_filter cimport net_filter
 from virtio._port cimport Port, virtio_port, virtio_sink
 from virtio._queue cimport iovec, virtio_chain, virtio_device_queue
+from virtio._relay cimport Relay
 from virtio._segment cimport virtio_segmenter
 from virtio._worker cimport Task, virtio_task
 
@@ -49,6 +50,7 @@ cdef struct net_rx:
     uint32_t popped
     uint32_t published       # something was, since the last flush
     uint32_t stalled         # a frame found no room
+    uint32_t size_seen       # bytes of a buffer that was used: what others may have
     uint64_t wanted          # bytes, header included, that it found no room for
     virtio_chain *chains     # [RX_CHAINS]
     iovec *segs              # [nsegs]
@@ -91,7 +93,7 @@ cdef class NetReceive(Task):
     cdef net_rx rx
     cdef DeviceQueue queue
     cdef Port port
-    cdef Bell call_bell
+    cdef Relay relay
     cdef Bell kick_bell
     cdef Bell trouble_bell
     cdef readonly bint connected

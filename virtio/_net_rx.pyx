@@ -28,7 +28,7 @@ cdef enum:
     NEVER = -1
     TCP_FIELD = 16
     UDP_FIELD = 6
-    PREFETCH = 4      # chains ahead
+    RESERVES = 3      # frames that are popped for when a port reads one: it is not alone
 
 
 cdef inline void set_written(virtio_chain *chain, uint32_t written) noexcept nogil:
@@ -74,13 +74,15 @@ cdef bint is_whole_queue(net_rx *rx) noexcept nogil:
     return descriptors >= rx.q.size
 
 
-cdef int gather(net_rx *rx, uint64_t total) noexcept nogil:
+cdef int gather(net_rx *rx, uint64_t total, uint32_t ahead) noexcept nogil:
     """Return how many chains from rx.used on take total bytes, header included; NO_ROOM: not now; NEVER: never.
 
-    Their pieces are one list. Not mergeable: the next chain does or it does not.
+    Their pieces are one list. Not mergeable: the next chain does or it does not. Enough are popped for `ahead` such
+    frames, if buffers are as large as the last one was.
     """
     cdef uint64_t have = 0
     cdef uint32_t i = rx.used, before = 0
+    cdef uint32_t limit = <uint32_t>(total // rx.size_seen + 1) * ahead
     cdef virtio_chain *chain
     while True:
         while i < rx.popped:
@@ -96,12 +98,14 @@ cdef int gather(net_rx *rx, uint64_t total) noexcept nogil:
                 continue
             have += chain.writable
             if have >= total:
+                rx.size_seen = max(chain.writable, <uint32_t>64)
                 return <int>(i - rx.used)
             if not rx.mergeable:
                 return NEVER
         # not enough of them are held: pop again, as many as there are
-        if refill(rx, RX_CHAINS) <= before:
+        if refill(rx, limit) <= before:
             break
+        limit = RX_CHAINS
         before = rx.popped
         have = 0
         i = 0
@@ -109,6 +113,7 @@ cdef int gather(net_rx *rx, uint64_t total) noexcept nogil:
         return NEVER
     if rx.q.fault.code != VIRTIO_FAULT_NONE:
         return NEVER
+    put_back(rx)
     rx.stalls += not rx.stalled
     rx.stalled = 1
     rx.wanted = total
@@ -229,7 +234,7 @@ cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noex
     rx.cut += first == 0
     for i in range(first, s.count):
         size = segment_header_size(s, i) + segment_payload_size(s, i)
-        n = gather(rx, rx.header + size)
+        n = gather(rx, rx.header + size, s.count - i)
         if n == NO_ROOM:
             rx.resume = i
             rx.resume_len = packet.len
@@ -260,7 +265,7 @@ cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) no
             rx.dropped[RX_DROP_CHECKSUM] += 1
             return True
         summed = True
-    n = gather(rx, rx.header + <uint64_t>packet.len)
+    n = gather(rx, rx.header + <uint64_t>packet.len, 1)
     if n == NO_ROOM:
         return False
     if n == NEVER:
@@ -375,7 +380,7 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept 
     if not rx.task.task.active:
         return 0
     if not rx.closed and rx.q.fault.code == VIRTIO_FAULT_NONE:
-        chains = gather(rx, rx.header + (left if rx.mergeable else VIRTIO_FRAME_MIN))
+        chains = gather(rx, rx.header + (left if rx.mergeable else VIRTIO_FRAME_MIN), RESERVES)
         if chains == NO_ROOM:
             return 0
         if chains == NEVER and rx.mergeable:  # all that there is
@@ -463,6 +468,9 @@ cdef uint64_t collect(uint8_t *to, const iovec *pieces, uint64_t skip, uint64_t 
 cdef virtio_bell *rx_flush(virtio_sink *sink) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
     put_back(rx)
+    if virtio_unlikely(rx.q.fault.code != VIRTIO_FAULT_NONE and not rx.troubled):
+        rx.troubled = 1
+        return rx.trouble
     if not rx.published:
         return NULL
     rx.published = 0
@@ -506,28 +514,22 @@ cdef void rx_disarm(virtio_sink *sink) noexcept nogil:
 
 cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
     cdef net_rx *rx = (<net_rx_task *>task).rx
-    cdef virtio_bell *bell
-    cdef virtio_bell *trouble = NULL
-    cdef uint32_t done
+    cdef virtio_bell *bell = NULL
+    cdef uint32_t done = 0
     if not virtio_trylock(&rx.q.lock):
         return 0
-    if not task.active:
-        queue_unlock(&rx.q.lock)
-        return 0
-    rx.stalled = 0
-    done = rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST)
+    while task.active:
+        rx.stalled = 0
+        done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST)
+        if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
+            device_disable_notification(rx.q)
+        rx.blocked = rx.stalled
+        if not (rx.by_hand and rx.blocked and ask_for_room(rx)):
+            break
     bell = rx_flush(&rx.sink)
-    rx.blocked = rx.stalled
-    if rx.by_hand and rx.blocked:
-        ask_for_room(rx)
-    if virtio_unlikely(rx.q.fault.code != VIRTIO_FAULT_NONE and not rx.troubled):
-        rx.troubled = 1
-        trouble = rx.trouble
     queue_unlock(&rx.q.lock)
     if bell is not NULL:
         virtio_bell_ring(bell)
-    if trouble is not NULL:
-        virtio_bell_ring(trouble)
     return done
 
 
@@ -574,7 +576,8 @@ cdef class NetReceive(Task):
     once when it breaks the queue. ``frame_max`` is the largest frame that the port is asked for. ``by_hand``: no Worker
     runs it.
 
-    It starts paused. Methods are called by one thread at a time, the device's; the bursts run on any.
+    It starts paused, and with kicks off: they are of use only while it waits for buffers. Methods are called by one
+    thread at a time, the device's; the bursts run on any.
     """
 
     def __init__(self, DeviceQueue queue not None, Port port not None, int pair, features, *, Bell kick not None,
@@ -585,7 +588,7 @@ cdef class NetReceive(Task):
         if not VIRTIO_FRAME_MIN <= frame_max <= VIRTIO_FRAME_MAX:
             raise ValueError(f"frame_max {frame_max} out of range ({VIRTIO_FRAME_MIN} to {VIRTIO_FRAME_MAX})")
         self.queue, self.port = queue, port
-        self.kick_bell, self.call_bell, self.trouble_bell = kick, call, trouble
+        self.kick_bell, self.relay, self.trouble_bell = kick, Relay(call), trouble
         rx.q = queue.q
         rx.nsegs = max(<uint32_t>RX_CHAINS, queue.q.max_chain) + VIRTIO_REGIONS_MAX
         rx.chains = <virtio_chain *>calloc(RX_CHAINS, sizeof(virtio_chain))
@@ -595,8 +598,9 @@ cdef class NetReceive(Task):
             raise MemoryError()
         rx.header = header_size_of(features)
         rx.port, rx.pair, rx.by_hand = &port.c, pair, by_hand
-        rx.kick, rx.call, rx.trouble = &kick.c, &call.c, &trouble.c
+        rx.kick, rx.call, rx.trouble = &kick.c, &self.relay.c.bell, &trouble.c
         rx.filter.modes = FILTER_PROMISC
+        rx.size_seen = 1526
         rx.sink.lock = &queue.q.lock
         rx.sink.deliver, rx.sink.reserve, rx.sink.commit = rx_deliver, rx_reserve, rx_commit
         rx.sink.flush, rx.sink.arm, rx.sink.disarm = rx_flush, rx_arm, rx_disarm
@@ -606,6 +610,7 @@ cdef class NetReceive(Task):
         self.accept(features)
         self.lock = &queue.q.lock
         self.task = &rx.task.task
+        queue.disable_notification()
 
     def __dealloc__(self):
         free(self.rx.chains)
@@ -636,11 +641,7 @@ cdef class NetReceive(Task):
 
     def set_call(self, Bell bell not None):
         """Interrupt the guest by this bell from now on."""
-        with nogil:
-            queue_lock(self.rx.sink.lock)
-        self.rx.call = &bell.c
-        queue_unlock(self.rx.sink.lock)
-        self.call_bell = bell
+        self.relay.aim(bell)
 
     def close(self, bint closed):
         """Drop frames from now on, or no longer: the link is down, or the pair is not in use."""

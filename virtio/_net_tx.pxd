@@ -10,6 +10,7 @@ from virtio._device_queue cimport DeviceQueue
 from virtio._net_execute cimport net_executor
 from virtio._port cimport Port, virtio_packet, virtio_port
 from virtio._queue cimport iovec, virtio_chain, virtio_device_queue
+from virtio._relay cimport Relay
 from virtio._worker cimport Task, virtio_task
 
 
@@ -67,6 +68,6 @@ cdef class NetTransmit(Task):
     cdef net_tx tx
     cdef DeviceQueue queue
     cdef Port port
-    cdef Bell call_bell
+    cdef Relay relay
     cdef Bell kick_bell
     cdef Bell trouble_bell

@@ -81,11 +81,13 @@ cdef uint32_t send(net_tx *tx, uint32_t n) noexcept nogil:
             needs |= net_hdr_needs(&packet.hdr)
         tx.chain_of[count] = i
         count += 1
-    if count and tx.chain_of[0]:
+    if count == 0 or tx.chain_of[0]:
         tx.executor.resume = 0  # what was cut in part is not there any more
-    if virtio_likely(needs & ~allowed == 0):
+    if count == 0:
+        taken = 0
+    elif virtio_likely(needs & ~allowed == 0):
         tx.executor.resume = 0
-        taken = tx.port.send(tx.port, tx.pair, tx.packets, count, tx.segs) if count else 0
+        taken = tx.port.send(tx.port, tx.pair, tx.packets, count, tx.segs)
     else:
         taken = execute_send(tx.executor, tx.port, tx.pair, tx.packets, count, tx.segs)
     tx.frames += taken
@@ -115,6 +117,7 @@ cdef uint32_t burst(net_tx *tx) noexcept nogil:
         return 0
     if virtio_unlikely(tx.closed):
         tx.dropped[TX_DROP_CLOSED] += n
+        tx.executor.resume = 0
         done = n
     else:
         done = send(tx, n)
@@ -192,7 +195,8 @@ cdef class NetTransmit(Task):
     is rung by the guest when there are frames, ``call`` by us to interrupt it, ``trouble`` once when it breaks the
     queue. ``by_hand``: no Worker runs it.
 
-    It starts paused. Methods are called by one thread at a time, the device's; the bursts run on any.
+    It starts paused; with kicks off, unless by hand: a worker looks before it sleeps. Methods are called by one thread
+    at a time, the device's; the bursts run on any.
     """
 
     def __init__(self, DeviceQueue queue not None, Port port not None, int pair, features, *, Bell kick not None,
@@ -201,12 +205,12 @@ cdef class NetTransmit(Task):
         if self.task is not NULL:
             raise TypeError("transmit task is initialised already")
         self.queue, self.port = queue, port
-        self.kick_bell, self.call_bell, self.trouble_bell = kick, call, trouble
+        self.kick_bell, self.relay, self.trouble_bell = kick, Relay(call), trouble
         tx.q = queue.q
         tx.header = header_size_of(features)
         tx.offloads = offloads_of(features, False)
         tx.port, tx.pair, tx.by_hand = &port.c, pair, by_hand
-        tx.kick, tx.call, tx.trouble = &kick.c, &call.c, &trouble.c
+        tx.kick, tx.call, tx.trouble = &kick.c, &self.relay.c.bell, &trouble.c
         tx.nsegs = queue.q.max_chain + VIRTIO_REGIONS_MAX + BURST
         tx.segs = <iovec *>calloc(tx.nsegs, sizeof(iovec))
         tx.executor = executor_new()
@@ -216,6 +220,8 @@ cdef class NetTransmit(Task):
         tx.task.task.poll, tx.task.task.arm, tx.task.task.disarm = task_poll, task_arm, task_disarm
         self.lock = &queue.q.lock
         self.task = &tx.task.task
+        if not by_hand:
+            queue.disable_notification()
 
     def __dealloc__(self):
         free(self.tx.segs)
@@ -223,11 +229,7 @@ cdef class NetTransmit(Task):
 
     def set_call(self, Bell bell not None):
         """Interrupt the guest by this bell from now on."""
-        with nogil:
-            queue_lock(&self.tx.q.lock)
-        self.tx.call = &bell.c
-        queue_unlock(&self.tx.q.lock)
-        self.call_bell = bell
+        self.relay.aim(bell)
 
     def close(self, bint closed):
         """Drop frames from now on, or no longer: the link is down."""
