@@ -21,7 +21,7 @@ cdef extern from "time.h" nogil:
 
 
 cdef extern from "poll.h" nogil:
-    int poll(pollfd *fds, unsigned long n, int timeout)
+    int ppoll(pollfd *fds, unsigned long n, const timespec *timeout, const void *mask)
 
 
 cdef extern from "unistd.h" nogil:
@@ -273,19 +273,21 @@ cdef class Worker:
         cdef bint work
         cdef uint32_t i
         cdef uint64_t count
-        cdef int timeout = -1
+        cdef int64_t us
+        cdef timespec timeout
         wait.nfds = wait.nbells = wait.full = 0
         wait.timeout_us = -1
         work = virtio_wait_bell(wait, &self._bell.c)
         for i in range(n):
             work |= tasks[i].arm(tasks[i], wait)
         if not work:
-            if wait.timeout_us >= 0:
-                timeout = <int>((wait.timeout_us + 999) // 1000)
-            if wait.full and (timeout < 0 or timeout > 1):
-                timeout = 1
+            us = wait.timeout_us
+            if wait.full and (us < 0 or us > 1000):
+                us = 1000
+            timeout.tv_sec = us // 1000000
+            timeout.tv_nsec = us % 1000000 * 1000
             self.sleeps += 1
-            poll(wait.fds, wait.nfds, timeout)
+            ppoll(wait.fds, wait.nfds, &timeout if us >= 0 else NULL, NULL)
         for i in range(wait.nbells):
             wait.bells[i].asleep = 0
             # answered before the tasks look at their queues: what is rung from here on counts anew
