@@ -168,4 +168,5 @@ cdef class PumpReceive(Task):
         figures = {"bursts": self.c.bursts, "packets": self.c.packets}
         if self.c.executor is not NULL:
             figures.update(executor_figures(self.c.executor))
+            figures["dropped"] = sum(figures["dropped"].values())
         return figures

@@ -25,7 +25,7 @@ from virtio._vtnet_pool cimport vtnet_pool
 
 cdef enum:
     TX_INTR_PACKETS = 2048  # packets for one interrupt
-    TX_SLEEP_US = 1000
+    TX_SLEEP_US = 200
     TX_SLEEP_MAX_US = 64000
 
 

@@ -50,6 +50,8 @@ cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil:
         for i in range(n):
             put_back(tx, out[i].cookie)
         total += n
+    if total:
+        tx.sleep_us = TX_SLEEP_US
     pool_collect(tx.small)
     if tx.large is not NULL:
         pool_collect(tx.large)
@@ -440,8 +442,7 @@ cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil:
 cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
     """Wait for buffers to come back. Work already, if somebody found no room and there is some now."""
     cdef vtnet_tx *tx = <vtnet_tx *>sink
-    if tx_reclaim(tx):
-        tx.sleep_us = TX_SLEEP_US
+    tx_reclaim(tx)
     if tx.q.fault.code != VIRTIO_FAULT_NONE:
         return False
     if tx.wanting and room_now(tx):
