@@ -134,8 +134,8 @@ class LegacyFunction:
         self._silent = Bell()  # for queues whose interrupts go nowhere: nobody sleeps on it, a ring costs nothing
         self._slow = [Bell(partial(self._interrupt_queue, slot.index)) for slot in device.queues]
         self._calls = list(self._slow)
-        device.legacy = True
         device.bind(memory, _Interrupt(self))
+        device.legacy = True
         self._master = False
         device.set_dma(False)
 
@@ -196,8 +196,7 @@ class LegacyFunction:
         """After anything that may redirect interrupts: tell the queues whom to ring, send what waited."""
         msix, registers = self.msix, self._registers
         if msix is not None:
-            msix.forget(~registers.used_vectors())
-            msix.refresh()
+            msix.use(registers.used_vectors())
         for index, slow in enumerate(self._slow):
             call = slow
             if msix is not None and msix.enabled:
@@ -206,11 +205,13 @@ class LegacyFunction:
             if call is not self._calls[index]:
                 self._calls[index] = call
                 self.device.set_call(index, call)
-        self._line.update()
         master = self.config.command & COMMAND_MASTER != 0
         if master != self._master:
             self._master = master
             self.device.set_dma(master)
+        if msix is not None:
+            msix.flush()
+        self._line.update()
 
     def queue_call(self, index: int) -> Bell:
         """Return the bell that interrupts for a queue now."""
@@ -273,11 +274,13 @@ class LegacyFunction:
             self.device.kick(value & 0xFFFF)
             return
         with self._lock:
-            self._registers.write(offset, size, value, CONFIG_MSIX if self.msix_enabled else CONFIG)
             # as in QEMU: Linux before 2.6.34 drives the device without enabling bus mastering
             if offset <= DEVICE_STATUS < offset + size and value >> 8 * (DEVICE_STATUS - offset) & 0xFF == ACKNOWLEDGED:
                 self.config.write(COMMAND, 1, self.config.command | COMMAND_MASTER)
-            self._settle()
+            try:
+                self._registers.write(offset, size, value, CONFIG_MSIX if self.msix_enabled else CONFIG)
+            finally:
+                self._settle()
 
     # ---- reset and snapshot ----
 

@@ -108,7 +108,7 @@ class Msix:
         return bell
 
     def route(self, vector: int, bell: Bell | None) -> None:
-        """Let the vector ring ``bell``, whatever its message; None undoes it. The owner calls :meth:`refresh`."""
+        """Let the vector ring ``bell``, whatever its message; None undoes it. The owner calls :meth:`flush`."""
         if not 0 <= vector < self.vectors:
             raise ConfigError(f"MSI-X vector {vector} out of range (0 to {self.vectors - 1})")
         with self._lock:
@@ -139,31 +139,37 @@ class Msix:
         address, data = self.entry(vector)
         return lambda: message(address, data)
 
-    def refresh(self) -> None:
-        """Find the bells of messages and send what is pending and can be sent: after whatever may have changed either.
+    def use(self, vectors: int) -> None:
+        """Say which vectors (a mask) are in use: pending bits of others are cleared, and the bells of these found.
 
-        That is any write of the table, of the capability or of the command register, and a route.
+        After any change of that, and any write of the table, the capability or the command register.
         """
+        if self._pending & ~vectors:
+            with self._lock:
+                self._pending &= vectors
         if self._resolve is not None:
-            for vector in range(self.vectors):
-                entry = self.entry(vector)
-                if self.masked(vector):
-                    self._resolved.pop(vector, None)
-                elif self._resolved.get(vector, (None, None))[0] != entry:
-                    self._resolved[vector] = entry, self._resolve(*entry)
-        ready = []
+            resolved = {}
+            for vector in range(vectors.bit_length()):
+                if vectors >> vector & 1 and not self.masked(vector):
+                    entry, before = self.entry(vector), self._resolved.get(vector)
+                    if before is None or before[0] != entry:
+                        before = entry, self._resolve(*entry)
+                    resolved[vector] = before
+            self._resolved = resolved
+
+    def flush(self) -> None:
+        """Send what is pending and can be sent: after whatever may have made it so."""
+        while (send := self._next()) is not None:
+            send()
+
+    def _next(self) -> Callable[[], object] | None:
+        """Take one pending vector that can be sent: what sending raises leaves the others pending."""
         with self._lock:
             for vector in range(self._pending.bit_length()):
                 if self._pending >> vector & 1 and (send := self._take(vector)) is not None:
                     self._pending &= ~(1 << vector)
-                    ready.append(send)
-        for send in ready:
-            send()
-
-    def forget(self, vectors: int = -1) -> None:
-        """Clear pending bits (all, or those in the mask): what they were about is no more."""
-        with self._lock:
-            self._pending &= ~vectors
+                    return send
+        return None
 
     def read(self, offset: int, size: int) -> int:
         """Read the BAR, at any width and alignment. Between table and pending bits, and after them, it is 0."""
@@ -175,7 +181,7 @@ class Msix:
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Write the BAR: table entries. Pending bits are read-only. The owner calls :meth:`refresh`."""
+        """Write the BAR: table entries. Pending bits are read-only. The owner calls :meth:`use`, then :meth:`flush`."""
         with self._lock:
             for i in range(offset, min(offset + size, len(self._table))):
                 mask = ENTRY_WRITABLE[i % ENTRY_SIZE]
@@ -195,7 +201,7 @@ class Msix:
             return {"table": self._table.hex(), "pending": f"{self._pending:x}"}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`snapshot` gave, after the configuration space. The owner calls :meth:`refresh`."""
+        """Take over what :meth:`snapshot` gave, after the configuration space. The owner goes on as after a write."""
         table, pending = bytes.fromhex(state["table"]), int(state["pending"], 16)
         if len(table) != len(self._table) or pending >> self.vectors:
             raise ConfigError(f"an MSI-X table of {len(table) // ENTRY_SIZE} vectors, not {self.vectors}")
