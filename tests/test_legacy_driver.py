@@ -1,6 +1,7 @@
 """The legacy PCI transport: registers, configuration and interrupts, on bare registers and on real functions."""
 
 import itertools
+import time
 
 import pytest
 from fake_legacy import FakeLegacy
@@ -12,7 +13,10 @@ from virtio.constants import Feature, Status
 from virtio.device import Device
 from virtio.driver import RING_FEATURES, Driver, QueuePlan
 from virtio.errors import ConfigError, DeviceBroken
+from virtio.net.device import NetDevice
 from virtio.net.machine import InterruptController, Machine
+from virtio.net.ports import Loopback
+from virtio.net.vtnet import Vtnet
 from virtio.pci.attach import Bid, attach
 from virtio.pci.legacy_driver import LegacyTransport
 from virtio.pci.probe import Address, Window, scan
@@ -503,3 +507,24 @@ def test_machine_memory():
     assert Machine(1 << 20).pool.gpa == 0x1000
     memory = GuestMemory.allocate(8 << 20)
     assert Machine(8 << 20, memory=memory).memory is memory
+
+
+def test_a_network_device_and_its_driver():
+    machine = Machine(32 << 20)
+    device = NetDevice(Loopback(), mac="52:54:00:01:02:03")
+    machine.plug(device)
+    machine.plug(Echo())
+    attached, other = machine.attach_all()
+    assert isinstance(attached.driver, Vtnet) and attached.error is None
+    assert str(attached) == ("00:00.0 1af4:1000: Vtnet by <LegacyTransport: 00:00.0 1af4:1000, interrupts by msix>")
+    assert other.driver is None and "no driver: none is registered for type 4660" in str(other)
+    nic = attached.driver
+    frame = bytes.fromhex("525400010203 525400010203 88b5") + b"there and back".ljust(46, b".")
+    assert nic.mac == frame[:6] and nic.transmit([frame]) == 1
+    deadline = time.monotonic() + 10
+    while not (got := nic.receive()):
+        device.poll()
+        assert time.monotonic() < deadline
+    assert got == [frame]
+    nic.detach()
+    assert machine.pool.used == machine.interrupts.vectors == 0

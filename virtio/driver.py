@@ -140,8 +140,8 @@ class Driver:
 
     Subclasses set ``device_type``, ``wanted`` and ``required`` (masks of any width; as arguments, names too), say in
     :meth:`plan_queues` which queues they work, and may override the hooks :meth:`adjust`, :meth:`ready`,
-    :meth:`stopping`, :meth:`stopped` and :meth:`config_changed`. ``pool`` is the memory for rings; ``timeout`` how long,
-    in seconds, a reset may take. ``clamp_used_len`` is passed to the queues.
+    :meth:`stopping`, :meth:`stopped` and :meth:`config_changed`. ``pool`` is the memory for rings; ``timeout`` how
+    long, in seconds, a reset may take. ``clamp_used_len`` is passed to the queues.
 
     One thread at a time; the queues have their own locks. Source: VIRTIO 1.4, 3.1; names as in FreeBSD's virtio(4).
     """
