@@ -67,7 +67,7 @@ class ConfigSpace:
         subsystem: int = 0,
         interrupt_pin: int = 1,
     ) -> None:
-        self._bytes = bytearray(SIZE)
+        self.bytes = bytearray(SIZE)
         self._writable = bytearray(SIZE)
         self._bars: dict[int, Bar] = {}
         self._next = FIRST_CAPABILITY
@@ -88,7 +88,7 @@ class ConfigSpace:
                 raise ConfigError(
                     f"{value:#x} at {offset:#x} of the configuration space does not fit into {size} bytes"
                 )
-            self._bytes[offset : offset + size] = value.to_bytes(size, "little")
+            self.bytes[offset : offset + size] = value.to_bytes(size, "little")
         self._allow(CACHE_LINE_SIZE, b"\xff")
         self._allow(INTERRUPT_LINE, b"\xff")
         self._allow(COMMAND, (COMMAND_MASTER | COMMAND_INTX_DISABLE).to_bytes(2, "little"))
@@ -102,7 +102,7 @@ class ConfigSpace:
             raise ConfigError(f"BAR {index} of {size} bytes: not a power of two from {least} to {most}")
         bar = self._bars[index] = Bar(index, size, io)
         offset = BAR0 + 4 * index
-        self._bytes[offset] = BAR_IO if io else 0
+        self.bytes[offset] = BAR_IO if io else 0
         self._allow(offset, (MEMORY_END - size).to_bytes(4, "little"))
         self._allow(COMMAND, bytes([COMMAND_IO if io else COMMAND_MEMORY]))
         return bar
@@ -112,9 +112,9 @@ class ConfigSpace:
         offset, end = self._next, self._next + 2 + len(body)
         if len(writable) != len(body) or end > SIZE:
             raise ConfigError(f"capability {kind:#x} of {end - offset} bytes does not fit at {offset:#x}")
-        self._bytes[offset:end] = bytes([kind, 0]) + body
-        self._bytes[self._last_link] = offset
-        self._bytes[STATUS] |= STATUS_CAPABILITIES
+        self.bytes[offset:end] = bytes([kind, 0]) + body
+        self.bytes[self._last_link] = offset
+        self.bytes[STATUS] |= STATUS_CAPABILITIES
         self._allow(offset + 2, writable)
         self._last_link, self._next = offset + 1, (end + 3) & ~3
         return offset
@@ -125,7 +125,7 @@ class ConfigSpace:
 
     def read(self, offset: int, size: int) -> int:
         """Return ``size`` bytes at ``offset``, little-endian."""
-        value = int.from_bytes(self._bytes[offset : offset + size].ljust(size, b"\xff"), "little")
+        value = int.from_bytes(self.bytes[offset : offset + size].ljust(size, b"\xff"), "little")
         if self.interrupt and 0 <= STATUS - offset < size:
             value |= STATUS_INTERRUPT << 8 * (STATUS - offset)
         return value
@@ -134,7 +134,7 @@ class ConfigSpace:
         """Write the writable bits among ``size`` bytes at ``offset``."""
         for i in range(offset, min(offset + size, SIZE)):
             mask = self._writable[i]
-            self._bytes[i] = self._bytes[i] & ~mask | value & mask
+            self.bytes[i] = self.bytes[i] & ~mask | value & mask
             value >>= 8
         if offset < BAR0 + 4 * BARS and offset + size > COMMAND:
             self._map()
@@ -158,12 +158,12 @@ class ConfigSpace:
     @property
     def command(self) -> int:
         """The command register."""
-        return self._bytes[COMMAND] | self._bytes[COMMAND + 1] << 8
+        return self.bytes[COMMAND] | self.bytes[COMMAND + 1] << 8
 
     @property
     def interrupt_pin(self) -> int:
         """1 for INTA# to 4 for INTD#, 0 for none."""
-        return self._bytes[INTERRUPT_PIN]
+        return self.bytes[INTERRUPT_PIN]
 
     @property
     def bars(self) -> tuple[Bar, ...]:
@@ -183,20 +183,20 @@ class ConfigSpace:
     def reset(self) -> None:
         """Clear what can be written: decoding, bus mastering, addresses, the interrupt line, capabilities' bits."""
         for i, mask in enumerate(self._writable):
-            self._bytes[i] &= ~mask
+            self.bytes[i] &= ~mask
         self._map()
 
     def snapshot(self) -> dict[str, Any]:
         """Return all bytes, as JSON can hold them."""
-        return {"bytes": self._bytes.hex()}
+        return {"bytes": self.bytes.hex()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what :meth:`snapshot` gave; ConfigError if that is of another function: read-only bits differ."""
         data = bytes.fromhex(state["bytes"])
         if len(data) != SIZE:
             raise ConfigError(f"a configuration space of {len(data)} bytes, not {SIZE}")
-        for i, (old, new, mask) in enumerate(zip(self._bytes, data, self._writable, strict=True)):
+        for i, (old, new, mask) in enumerate(zip(self.bytes, data, self._writable, strict=True)):
             if (old ^ new) & ~mask:
                 raise ConfigError(f"configuration space of another function: byte {i:#x} is {new:#04x}, not {old:#04x}")
-        self._bytes[:] = data
+        self.bytes[:] = data
         self._map()

@@ -11,7 +11,7 @@ from virtio.errors import ConfigError
 from virtio.pci.config import COMMAND_MASTER, ConfigSpace
 
 CAPABILITY_ID = 0x11
-CONTROL = 2  # message control: offset in the capability
+CONTROL = 2  # message control: offset in the capability; both bits of it are in the second byte
 CONTROL_ENABLE, CONTROL_FUNCTION_MASK = 1 << 15, 1 << 14
 
 VECTORS_MAX = 2048
@@ -58,6 +58,7 @@ class Msix:
         body += (self.pending_offset | bar).to_bytes(4, "little")
         writable = (CONTROL_ENABLE | CONTROL_FUNCTION_MASK).to_bytes(2, "little").ljust(len(body), b"\0")
         self.capability = config.add_capability(CAPABILITY_ID, body, writable)
+        self._control = self.capability + CONTROL + 1
         self._config = config
         self._message = message
         self._resolve = resolve
@@ -69,14 +70,9 @@ class Msix:
         self.reset()
 
     @property
-    def control(self) -> int:
-        """The message control word."""
-        return self._config.read(self.capability + CONTROL, 2)
-
-    @property
     def enabled(self) -> bool:
         """Whether MSI-X is on, and INTx is therefore off."""
-        return self.control & CONTROL_ENABLE != 0
+        return self._config.bytes[self._control] & CONTROL_ENABLE >> 8 != 0
 
     @property
     def pending(self) -> int:
@@ -86,7 +82,7 @@ class Msix:
     def masked(self, vector: int) -> bool:
         """Whether the vector may not be sent now."""
         return (
-            self.control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE
+            self._config.bytes[self._control] & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) >> 8 != CONTROL_ENABLE >> 8
             or not self._config.command & COMMAND_MASTER
             or self._table[vector * ENTRY_SIZE + VECTOR_CONTROL] & VECTOR_MASKED != 0
         )
