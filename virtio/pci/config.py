@@ -51,7 +51,8 @@ class ConfigSpace:
     """The 256 bytes of one function. Accesses have any width and alignment; read-only bits ignore what is written.
 
     ``class_code`` is 24 bits (base class, subclass, interface), ``interrupt_pin`` 1 for INTA# to 4, 0 for none. What
-    lies past the end reads as ones. ``interrupt`` is the Interrupt Status bit; its owner sets it.
+    lies past the end reads as ones. ``bytes`` is all that is read but the Interrupt Status bit, which is ``interrupt``,
+    for its owner to set.
 
     One thread writes at a time; any may read. Raises ConfigError when BARs or capabilities do not fit.
     """
