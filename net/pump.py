@@ -15,8 +15,8 @@ class Pump:
     """What ``port`` receives goes out through ``nic``, and what the nic receives goes to the port. Nothing is copied.
 
     There are two tasks for each queue pair. ``worker`` runs them: one Worker for all ("one"), one for each pair
-    ("pair"), for each direction ("direction", the default), or none (None), for whoever calls :meth:`poll`. ``mode`` and
-    ``spin_us`` are the workers'. The pump goes on over resets of the nic, until :meth:`close`.
+    ("pair"), for each direction ("direction", the default), or none (None), for whoever calls :meth:`poll`. ``mode``
+    and ``spin_us`` are the workers'. The pump goes on over resets of the nic, until :meth:`close`.
 
     Raises ConfigError if the nic is not attached, RuntimeError if the port has a user already.
     """

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
+import struct
 import threading
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from typing_extensions import Buffer
-
-from virtio._bell import Bell
 from virtio._vtnet_pool import Pool, pool_size
-from virtio._vtnet_receive import Received, VtnetReceive
+from virtio._vtnet_receive import VtnetReceive
 from virtio._vtnet_transmit import VtnetTransmit
 from virtio.constants import DeviceType, Feature
 from virtio.constants import NetFeature as Net
 from virtio.dma import DmaPool
 from virtio.driver import AttachedQueue, Driver, QueuePlan, Transport
-from virtio.errors import ConfigError
+from virtio.errors import ConfigError, DeviceBroken
 from virtio.features import Features, parse
-from virtio.offload import NetHeader
+from virtio.net.control import Ack, ControlQueue
+from virtio.net.filter import ADDR_SET, MAC, ReceiveFilter, check_mac
+from virtio.net.traffic import QueuePair, Traffic
 from virtio.pci.attach import register_driver
 
 if TYPE_CHECKING:
     from virtio.net.pump import Pump
 
+log = logging.getLogger("virtio.vtnet")
 FRAME_MAX = 65589  # bytes of the largest frame that a device may merge (VIRTIO 1.4, 5.1.9.3)
 ETHERNET = 14
 VLAN_TAGS = 8  # two of them
@@ -60,27 +63,31 @@ WANTED = int(
 MAC_AT, STATUS_AT, PAIRS_AT, MTU_AT, SPEED_AT, DUPLEX_AT = 0, 6, 8, 10, 12, 16
 LINK_UP, ANNOUNCE = 1, 2
 
+# classes of control commands besides those of the filter (5.1.9.5)
+CTRL_ANNOUNCE, CTRL_MQ, CTRL_OFFLOADS = 3, 4, 5
 
-@dataclass
-class QueuePair:
-    """The two queues of one pair, and the guest memory of their buffers."""
-
-    receive: VtnetReceive
-    transmit: VtnetTransmit
-    allocated: list[int]
+WATCHDOG = 5.0  # seconds without a completion until a transmit queue is taken for stuck: FreeBSD's VTNET_TX_TIMEOUT
 
 
-class Vtnet(Driver):
+class Vtnet(Traffic, Driver):
     """A network interface over a virtio-net device.
 
     ``transport`` is the way to the device, ``pool`` the guest memory that the driver may use. ``want`` and ``refuse``
     are features, bits or names, to ask for besides the usual ones and not to accept. ``pairs`` is how many queue pairs
     to use, where the device has as many; ``queue_size`` limits descriptors. ``lro`` says who merges received TCP
     segments: "device" (GUEST_TSO), or nobody (None). ``mtu`` is that of the interface, for the size of buffers, unless
-    the device says one; ``rx_buffer`` is the size of receive buffers where they are mergeable.
+    the device says one; ``rx_buffer`` is the size of receive buffers where they are mergeable. ``watchdog`` is how
+    long, in seconds, a transmit queue may stand still with frames in it until :meth:`tick` resets the device. ``idle``
+    is called while the device is waited for, if it is polled on this very thread.
 
-    Control calls (attach, detach, up, down, ...) wait for each other; the queues have locks of their own, one each, and
-    transmit and receive of one pair share none. Source: VIRTIO 1.4, 5.1; FreeBSD's if_vtnet(4).
+    ``on_link``, unless None, is called with a bool by :meth:`tick` when the link went up or down.
+
+    What the device has sent is taken back at the next burst that needs room; by :meth:`tick`; and with a pump within
+    64 ms. Control calls (attach, detach, up, down, tick, ...) wait for each other; the queues have locks of their own,
+    one each, and transmit and receive of one pair share none. A queue that the device has broken raises
+    :class:`virtio.errors.DeviceBroken` where it is used, the others go on; :meth:`reset` heals it.
+
+    Source: VIRTIO 1.4, 5.1; FreeBSD's if_vtnet(4).
     """
 
     device_type: ClassVar[int] = DeviceType.NET
@@ -98,8 +105,10 @@ class Vtnet(Driver):
         mtu: int = MTU_DEFAULT,
         lro: Literal["device"] | None = "device",
         rx_buffer: int | None = None,
+        watchdog: float = WATCHDOG,
         timeout: float = 1.0,
         clamp_used_len: bool = False,
+        idle: Callable[[], object] | None = None,
     ) -> None:
         if not 1 <= pairs <= PAIRS_MAX:
             raise ConfigError(f"{pairs} queue pairs (1 to {PAIRS_MAX})")
@@ -113,21 +122,71 @@ class Vtnet(Driver):
         self.queue_size = queue_size
         self.mtu = mtu
         self.rx_buffer = rx_buffer
-        self.pairs: list[QueuePair] = []
+        self.watchdog = watchdog
+        self.on_link: Callable[[bool], object] | None = None
+        self.pairs = []
+        self.active_pairs = 0
         self.pumps: list[Pump] = []
+        self.control: ControlQueue | None = None
+        self.filter = ReceiveFilter(self.command, 0)
+        self.counters = {"watchdog_timeouts": 0, "resets": 0, "link_changes": 0, "announcements": 0}
+        self._mac: bytes | None = None  # that the device was given by us
+        self._link = True
+        self._lro = lro == "device"
+        self._idle = idle
+        self._lent: list[tuple[Pool, int]] = []  # pools that went while Python had buffers of them
         self._lock = threading.RLock()
+
+    def __enter__(self) -> Self:
+        self.attach()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach(force=True)
 
     # ---- what the device says ----
 
     @property
     def mac(self) -> bytes:
-        """The MAC address: the device's, or zeros if it has none (no MAC feature)."""
-        return self.read_config(MAC_AT, 6) if self.features & Net.MAC else bytes(6)
+        """The MAC address: the device's, or a random one if it has none."""
+        if self._mac is None:
+            self._mac = self.read_config(MAC_AT, 6) if self.features & Net.MAC else b"\xb2" + secrets.token_bytes(5)
+        return self._mac
+
+    def set_mac(self, mac: bytes) -> None:
+        """Give the device another address. ConfigError if it cannot be, or the device refuses."""
+        address = check_mac(mac)
+        if address[0] & 1:
+            raise ConfigError(f"address {address.hex(':')} is a multicast address")
+        with self._lock:
+            self._tell_mac(address)
+            self._mac = address
+
+    def _tell_mac(self, address: bytes) -> None:
+        if self.features & Net.CTRL_MAC_ADDR:
+            if self.command(MAC, ADDR_SET, address) != Ack.OK:
+                raise ConfigError(f"the device refused the address {address.hex(':')}")
+        elif self.transport.legacy and self.features & Net.MAC:
+            self.write_config(MAC_AT, address)
+        elif self.features & Net.MAC:
+            raise ConfigError("the device's address cannot be changed: CTRL_MAC_ADDR was not negotiated")
 
     @property
     def link_up(self) -> bool:
         """Whether the link is up; always, for a device that does not say (no STATUS feature)."""
         return not self.features & Net.STATUS or bool(self.config(STATUS_AT, 2) & LINK_UP)
+
+    @property
+    def speed(self) -> int | None:
+        """Mbit/s, or None if the device does not say (SPEED_DUPLEX)."""
+        value = self.config(SPEED_AT, 4) if self.features & Net.SPEED_DUPLEX else 0xFFFFFFFF
+        return value if value < 1 << 31 else None
+
+    @property
+    def duplex(self) -> Literal["half", "full"] | None:
+        """None if the device does not say (SPEED_DUPLEX)."""
+        value = self.config(DUPLEX_AT, 1) if self.features & Net.SPEED_DUPLEX else 0xFF
+        return "full" if value == 1 else "half" if value == 0 else None
 
     @property
     def max_pairs(self) -> int:
@@ -147,33 +206,72 @@ class Vtnet(Driver):
         return features
 
     def plan_queues(self) -> Sequence[QueuePlan]:
-        """One receive and one transmit queue for each pair; the control queue behind all that the device has (5.1.2)."""
+        """A receive and a transmit queue for each pair; the control queue behind all that the device has (5.1.2)."""
         if self.features & Net.MTU:
             self.mtu = self.config(MTU_AT, 2)
         plans = []
         for i in range(min(self.pairs_wanted, self.max_pairs)):
             plans.append(QueuePlan(2 * i, f"receive {i}", self.queue_size, segments=2))
             plans.append(QueuePlan(2 * i + 1, f"transmit {i}", self.queue_size, segments=4))
+        if self.features & Net.CTRL_VQ:
+            plans.append(QueuePlan(2 * self.max_pairs, "control", 64, segments=8, interrupt=False))
         return plans
 
     def ready(self) -> None:
-        """Make the queues' buffers, or take them up again after a reset, and fill the receive queues."""
-        if not self.pairs:
-            for i in range(len(self.queues) // 2):
-                self.pairs.append(self._make_pair(self.queues[2 * i], self.queues[2 * i + 1]))
-        else:
+        """Make the queues' buffers, or take them up again after a reset; tell the device what it is to know."""
+        if self.pairs:
             for pair in self.pairs:
                 pair.receive.forget()
                 pair.transmit.forget()
+        else:
+            count = sum(index % 2 for index in self.queues if self.queues[index].plan.name != "control")
+            self.pairs = [self._make_pair(self.queues[2 * i], self.queues[2 * i + 1]) for i in range(count)]
+        if self.features & Net.CTRL_VQ:
+            queue = self.queues[2 * self.max_pairs]
+            if self.control is None:
+                self.control = ControlQueue(queue.queue, self.pool, queue.kick, timeout=self.timeout, idle=self._idle)
+        now = time.monotonic()
         for pair in self.pairs:
+            pair.completions, pair.moved = 0, now
             pair.receive.fill()
+        self._restore()
         for pump in self.pumps:
             pump.resume()
+
+    def _restore(self) -> None:
+        """Tell a device that was just reset what its driver wants of it."""
+        self.filter.features = self.features
+        self.active_pairs = 1
+        if len(self.pairs) > 1:
+            self.set_pairs(len(self.pairs))
+        if not self._lro and self.features & Net.CTRL_GUEST_OFFLOADS and self.features & GUEST_SEGMENTATION:
+            self.set_lro(False)
+        if self._mac is not None and self.features & Net.CTRL_MAC_ADDR:
+            self._tell_mac(self._mac)
+        self.filter.restore()
+        self._link = self.link_up
 
     def stopping(self) -> None:
         """Nothing works the queues when this returns."""
         for pump in self.pumps:
             pump.pause()
+
+    def stopped(self) -> None:
+        """The device has let go of all memory."""
+        if self.control is not None:
+            self.control.reset()
+
+    def config_changed(self) -> None:
+        """The link went up or down, or the device wants us to announce ourselves."""
+        up = self.link_up
+        if up != self._link:
+            self._link = up
+            self.counters["link_changes"] += 1
+            if self.on_link is not None:
+                self.on_link(up)
+        if self.features & Net.GUEST_ANNOUNCE and self.config(STATUS_AT, 2) & ANNOUNCE:
+            self.announce()
+            self.command(CTRL_ANNOUNCE, 0)
 
     # ---- buffers ----
 
@@ -184,6 +282,14 @@ class Vtnet(Driver):
 
     def _make_pair(self, rx: AttachedQueue, tx: AttachedQueue) -> QueuePair:
         allocated: list[int] = []
+        try:
+            return self._buffers_of(rx, tx, allocated)
+        except BaseException:
+            for gpa in allocated:
+                self.pool.free(gpa)
+            raise
+
+    def _buffers_of(self, rx: AttachedQueue, tx: AttachedQueue, allocated: list[int]) -> QueuePair:
         frame = self.mtu + ETHERNET + VLAN_TAGS
         small = max(2048, frame)
         merged = bool(self.features & GUEST_SEGMENTATION)
@@ -208,26 +314,47 @@ class Vtnet(Driver):
         return QueuePair(receive, transmit, allocated)
 
     def _free_pairs(self) -> None:
+        """Give the queues' buffers back; what Python still has of them stays taken until it is released."""
         for pair in self.pairs:
-            for gpa in pair.allocated:
-                self.pool.free(gpa)
+            pools = [pair.transmit.large, pair.transmit.small, pair.receive.pool]
+            held = [pool for pool in pools if pool is not None]
+            self._lent += zip(held, pair.allocated, strict=True)
         self.pairs = []
+        lent, self._lent = self._lent, []
+        for pool, gpa in lent:
+            if pool.lent:
+                self._lent.append((pool, gpa))
+            else:
+                self.pool.free(gpa)
 
     # ---- control ----
 
     def attach(self) -> None:
         """Bring the device up; see :meth:`virtio.driver.Driver.attach`."""
         with self._lock:
-            super().attach()
+            try:
+                super().attach()
+            except BaseException:
+                self._forget()
+                raise
 
     def detach(self, *, force: bool = False) -> None:
-        """Stop the device and give everything back; see :meth:`virtio.driver.Driver.detach`."""
+        """Stop the device and give everything back; see :meth:`virtio.driver.Driver.detach`.
+
+        Buffers that Python has stay taken until they are released.
+        """
         with self._lock:
             super().detach(force=force)
+            self._forget()
+
+    def _forget(self) -> None:
+        if not self.queues:
             self._free_pairs()
+            self.control = None
+            self.active_pairs = 0
 
     def down(self) -> None:
-        """Stop: what is in the queues is lost. Queues and features are kept, for :meth:`up`."""
+        """Stop the device: what is in the queues is lost. Queues and features are kept, for :meth:`up`."""
         with self._lock:
             self.stop()
 
@@ -235,81 +362,136 @@ class Vtnet(Driver):
         """Start again after :meth:`down`, or from anew if it was not attached."""
         with self._lock:
             if not self.queues:
-                super().attach()
+                self.attach()
             elif not self.attached:
-                self.reinit()
+                self._reinit()
 
-    # ---- traffic ----
+    suspend, resume = down, up
 
-    def transmit(
-        self,
-        frames: Sequence[Buffer] | Buffer,
-        *,
-        queue: int = 0,
-        checksum: bool = False,
-        mss: int = 0,
-        layer: Literal["inner", "outer"] | None = None,
-        headers: NetHeader | Iterable[NetHeader | None] | None = None,
-        offsets: Sequence[int] | Buffer | None = None,
-    ) -> int:
-        """Send Ethernet frames; return how many were taken, in order: fewer than given when the queue is full.
+    def _reinit(self) -> None:
+        try:
+            self.reinit()
+        except BaseException:
+            self._forget()
+            raise
 
-        ``frames`` is a sequence of buffers; or, with ``offsets`` (n + 1 rising numbers), one buffer in which frame i is
-        ``frames[offsets[i]:offsets[i + 1]]``. They are copied into the queue's buffers; a view that :meth:`buffers` gave
-        is sent from where it is.
+    def reset(self) -> None:
+        """Reset the device and start it again, with the same features: what FreeBSD's watchdog does.
 
-        With ``checksum`` the transport checksum of each frame is computed, and with ``mss`` (1 to 65535) one of more
-        payload is cut into segments of so many bytes: by the device where that was negotiated, otherwise here.
-        ``layer`` says whose of a tunnel, as for :func:`virtio.offload.prepare_transmit`. Or ``headers`` say what is to
-        be done, one for all or one (or None) for each. A frame that cannot be sent so is dropped and counted; it counts
-        as taken.
-
-        Raises ValueError for a queue or arguments out of range, TypeError for what is no frame.
+        Broken queues are whole again; what was in queues is lost; filters, address and pairs are as they were. Raises
+        DeviceBroken if the device does not reset, NegotiationError if it is another one by now.
         """
-        return self.pairs[queue].transmit.transmit(
-            frames, checksum=checksum, mss=mss, layer=layer, headers=headers, offsets=offsets
+        with self._lock:
+            self.counters["resets"] += 1
+            self._reinit()
+
+    def tick(self) -> None:
+        """Do what is to be done about once a second: FreeBSD's vtnet_tick.
+
+        Takes back what the device has sent; answers its configuration interrupt (link, announcement); and resets it if
+        a transmit queue stands still, or if it asks for it (DEVICE_NEEDS_RESET). Raises as :meth:`reset`.
+        """
+        with self._lock:
+            if not self.attached:
+                return
+            stuck = [i for i, pair in enumerate(self.pairs) if self._is_stuck(pair)]
+            if stuck:
+                self.counters["watchdog_timeouts"] += len(stuck)
+                log.warning("transmit queue %s: nothing came back for %g s; reset", stuck, self.watchdog)
+                self.reset()
+                return
+            try:
+                self.check()
+            except DeviceBroken as error:
+                log.warning("%s; reset", error)
+                self.reset()
+
+    def _is_stuck(self, pair: QueuePair) -> bool:
+        out = pair.transmit.reclaim()
+        done = pair.transmit.queue.counters()["completions"]
+        now = time.monotonic()
+        if not out or done != pair.completions:
+            pair.completions, pair.moved = done, now
+        return bool(now - pair.moved >= self.watchdog)
+
+    def command(self, kind: int, command: int, data: bytes | list[bytes] = b"") -> Ack:
+        """Give the device a control command; return its answer. ConfigError if there is no control queue."""
+        if self.control is None:
+            raise ConfigError("the device has no control queue: CTRL_VQ was not negotiated")
+        return self.control.send(kind, command, data)
+
+    def set_pairs(self, pairs: int) -> None:
+        """Use the first ``pairs`` queue pairs for receiving. ConfigError if there are not as many, or it is refused."""
+        if not 1 <= pairs <= len(self.pairs):
+            raise ConfigError(f"{pairs} queue pairs out of range (1 to {len(self.pairs)})")
+        with self._lock:
+            if self.command(CTRL_MQ, 0, struct.pack("<H", pairs)) != Ack.OK:
+                raise ConfigError(f"the device refused {pairs} queue pairs")
+            self.active_pairs = pairs
+
+    def set_lro(self, on: bool) -> None:
+        """Let the device merge segments, or not (CTRL_GUEST_OFFLOADS). ConfigError if it refuses."""
+        if not self.features & Net.CTRL_GUEST_OFFLOADS:
+            raise ConfigError("offloads cannot be changed: CTRL_GUEST_OFFLOADS was not negotiated")
+        with self._lock:
+            offloads = self.features & (Net.GUEST_CSUM | (GUEST_SEGMENTATION if on else 0))
+            if self.command(CTRL_OFFLOADS, 0, struct.pack("<Q", offloads)) != Ack.OK:
+                raise ConfigError(f"the device refused to turn LRO {'on' if on else 'off'}")
+            self._lro = on
+
+    def announce(self) -> None:
+        """Make switches learn where we are: a reverse ARP request of our own address, as QEMU sends it."""
+        mac = self.mac
+        request = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 3, mac, bytes(4), mac, bytes(4))
+        frame = b"\xff" * 6 + mac + b"\x80\x35" + request
+        self.transmit([frame.ljust(60, b"\0")])
+        self.counters["announcements"] += 1
+
+    def statistics(self) -> dict[str, int]:
+        """Return all counters, under the names of FreeBSD's ``sysctl dev.vtnet.N`` where it has them.
+
+        ``rxqN.*`` and ``txqN.*`` are one queue's, the others sums. They count from the attach on.
+        """
+        counts: dict[str, int] = {
+            "max_vq_pairs": self.max_pairs if self.queues else 0,
+            "req_vq_pairs": self.pairs_wanted,
+            "act_vq_pairs": self.active_pairs,
+            **self.counters,
+        }
+        sums: dict[str, int] = {}
+
+        def add(name: str, value: int) -> None:
+            sums[name] = sums.get(name, 0) + value
+
+        for i, pair in enumerate(self.pairs):
+            for side, figures in (("rx", pair.receive.statistics()), ("tx", pair.transmit.statistics())):
+                for name, value in figures.items():
+                    counts[f"{side}q{i}.{name}"] = value
+                    if name not in ("csum", "tso", "rescheduled", "csum_failed"):
+                        add(f"{side}_{name}", value)
+                add(f"{side}_csum_offloaded", figures["csum"])
+                add(f"{side}_task_rescheduled", figures["rescheduled"])
+            add("rx_csum_failed", counts[f"rxq{i}.csum_failed"])
+            add("tx_tso_offloaded", counts[f"txq{i}.tso"])
+            reasons = [(reason.counter, value) for reason, value in pair.receive.reasons().items()]
+            reasons += [(reason.counter, value) for reason, value in pair.transmit.reasons().items()]
+            for name, value in reasons:
+                if name not in ("rx_csum_offloaded", "tx_csum_offloaded", "tx_tso_offloaded"):
+                    add(name, value)
+            for name, index in (("rx", 2 * i), ("tx", 2 * i + 1)):
+                attached = self.queues.get(index)
+                if attached is not None:
+                    add(f"{name}_kicks", attached.queue.counters()["kicks"])
+                    add(f"{name}_interrupts", attached.interrupt.rings if attached.interrupt else 0)
+        return {**counts, **sums}
+
+    def report(self) -> str:
+        """Return the negotiation as text, and what the interface is: for a person."""
+        speed = "unknown" if self.speed is None else f"{self.speed} Mbit/s"
+        return (
+            f"{self.negotiation}\n  MAC {self.mac.hex(':')}, MTU {self.mtu}, link {'up' if self.link_up else 'down'}, "
+            f"speed {speed}, {self.active_pairs} of {self.max_pairs} queue pairs"
         )
-
-    def buffers(self, n: int, length: int = 0, *, queue: int = 0) -> list[memoryview]:
-        """Return up to ``n`` free transmit buffers of a queue, to be filled, and sent without a copy.
-
-        Each is a writable memoryview of ``length`` bytes (0: as many as it takes); give :meth:`transmit` it, or a slice
-        from its first byte on. What was not sent goes back when the view is released or forgotten; what was sent, when
-        the device is done with it and the view is gone too. Do not write to it in between.
-        """
-        return self.pairs[queue].transmit.buffers(n, length)
-
-    def receive(self, limit: int = 64, *, queue: int = 0, complete: bool = True) -> list[bytes]:
-        """Take up to ``limit`` frames that wait; return them as a list of bytes.
-
-        Of a frame whose checksum the device left undone (NEEDS_CSUM), it is computed, unless ``complete`` is False.
-        """
-        return self.pairs[queue].receive.receive(limit, complete=complete)
-
-    def receive_info(
-        self, limit: int = 64, *, queue: int = 0, complete: bool = True
-    ) -> tuple[list[bytes], Received]:
-        """:meth:`receive`; and what the device said of each frame, in the same order.
-
-        That is a :class:`virtio.net.ReceivedFrame`: ``verdict`` (what the checksum is worth, as
-        :func:`virtio.offload.classify_receive` says it), ``reason``, ``segments`` (that the device made it of) and
-        ``header``. It is also a buffer of records of 32 bytes.
-        """
-        return self.pairs[queue].receive.receive(limit, info=True, complete=complete)
-
-    def receive_views(
-        self, limit: int = 64, *, queue: int = 0, complete: bool = True
-    ) -> list[tuple[memoryview, ...]]:
-        """Take up to ``limit`` frames that wait, without a copy: each is a tuple of memoryviews, one a buffer.
-
-        A buffer goes back to the queue once its view is released (``view.release()``) or forgotten, at the next call on
-        the queue. Who keeps them all receives nothing more.
-        """
-        return self.pairs[queue].receive.receive_views(limit, complete=complete)
-
-    def interrupt(self, queue: int = 0) -> Bell | None:
-        """Return the bell that the device rings for a receive queue, after :meth:`VtnetReceive.arm`."""
-        return self.pairs[queue].receive.interrupt
 
 
 register_driver(DeviceType.NET, Vtnet)

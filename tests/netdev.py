@@ -20,8 +20,10 @@ class HandDevice(Device):
     """Offers every network feature; does what the test says, and nothing else."""
 
     device_type: ClassVar[int] = DeviceType.NET
-    features: ClassVar[int] = Device.features | sum(feature for feature in NetFeature if feature < 1 << 24) | sum(
-        NetFeature[name] for name in ("GUEST_USO4", "GUEST_USO6", "HOST_USO", "SPEED_DUPLEX")
+    features: ClassVar[int] = (
+        Device.features
+        | sum(feature for feature in NetFeature if feature < 1 << 24)
+        | sum(NetFeature[name] for name in ("GUEST_USO4", "GUEST_USO6", "HOST_USO", "SPEED_DUPLEX"))
     )
 
     def __init__(self, *, pairs: int = 1, mtu: int = 1500, status: int = 1, **options: Any) -> None:

@@ -99,6 +99,18 @@ cdef class Pool(MemoryUser):
         return self.c.nfree
 
     @property
+    def lent(self):
+        """Buffers that Python has views of."""
+        cdef uint32_t i
+        cdef uint32_t n = 0
+        queue_lock(&self.c.lock)
+        for i in range(self.c.count):
+            n += self.c.state[i] & VTNET_VIEW
+        n -= self.c.nreturned
+        queue_unlock(&self.c.lock)
+        return n
+
+    @property
     def room(self):
         """Bytes of frame that a buffer takes."""
         return self.c.room

@@ -31,3 +31,4 @@ cdef class VtnetReceive:
     cdef readonly Bell interrupt
     cdef void finish(self) noexcept nogil
     cdef uint32_t take(self, uint32_t limit) noexcept
+    cdef int check(self, bint starved) except -1

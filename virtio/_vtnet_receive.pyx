@@ -18,6 +18,7 @@ from virtio._vtnet_rx cimport *
 
 from virtio._offload_counters import ReceiveReason, ReceiveVerdict
 from virtio.constants import Feature, NetFeature
+from virtio.errors import DeviceBroken
 
 
 cdef extern from "Python.h":
@@ -139,9 +140,9 @@ cdef class VtnetReceive:
             limit -= n
             with nogil:
                 self.finish()
-        if starved and not frames:
-            raise MemoryError()
         PyErr_Clear()
+        if not frames:
+            self.check(starved)
         return (frames, received) if info else frames
 
     def receive_views(self, uint32_t limit=64, *, bint info=False, bint complete=True):
@@ -194,7 +195,17 @@ cdef class VtnetReceive:
                     for k in range(counts[i])
                 ]))
                 at += counts[i]
+        if not frames:
+            self.check(False)
         return (frames, received) if info else frames
+
+    cdef int check(self, bint starved) except -1:
+        """Raise what is the reason for having received nothing, if there is one."""
+        if starved:
+            raise MemoryError()
+        if self.c.q.fault.code != VIRTIO_FAULT_NONE:
+            raise DeviceBroken(f"receive queue {self.queue.index}: {self.queue.broken}")
+        return 0
 
     cdef uint32_t take(self, uint32_t limit) noexcept:
         """Take up to limit packets, and hold the lock; 0: none waits, and the lock is free again."""

@@ -11,7 +11,20 @@ from virtio._bell import Bell
 from virtio._driver_queue import DriverQueue
 from virtio._net_hdr import NetHeader
 from virtio._offload_counters import TransmitReason
+from virtio._toeplitz import Toeplitz
 from virtio._vtnet_pool import Pool
+
+def transmit_by_flow(
+    queues: Iterable[VtnetTransmit],
+    toeplitz: Toeplitz,
+    frames: Sequence[Buffer] | Buffer,
+    *,
+    checksum: bool = False,
+    mss: int = 0,
+    layer: Literal["inner", "outer"] | None = None,
+    headers: NetHeader | Iterable[NetHeader | None] | None = None,
+    offsets: Sequence[int] | Buffer | None = None,
+) -> int: ...
 
 class VtnetTransmit:
     queue: DriverQueue

@@ -7,18 +7,23 @@ from libc.string cimport memset
 from virtio._batch cimport Batch
 from virtio._bell cimport Bell, virtio_bell, virtio_bell_ring
 from virtio._driver_queue cimport DriverQueue
+from virtio._frame cimport frame_parse, virtio_frame
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport *
 from virtio._offload_tx cimport VIRTIO_TX_WANT_CSUM, VIRTIO_TX_WANT_INNER
 from virtio._port cimport VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN
 from virtio._ring cimport *
+from virtio._toeplitz cimport Toeplitz, frame_hash, virtio_hash
 from virtio._vtnet_pool cimport *
 from virtio._vtnet_tx cimport *
 
 from virtio._offload_counters import TransmitReason
 from virtio.constants import Feature
+from virtio.errors import DeviceBroken
 
 cdef enum:
+    FLOW_QUEUES = 256
+    ALL_HASHES = 0x1ff  # VIRTIO_NET_HASH_TYPE_*
     ALL_OFFLOADS = (VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
                     | VIRTIO_OFFLOAD_UFO | VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6 | VIRTIO_OFFLOAD_TUNNEL
                     | VIRTIO_OFFLOAD_TUNNEL_CSUM)
@@ -54,30 +59,101 @@ cdef class Headers:
         return 0
 
 
-cdef uint32_t send_batch(vtnet_tx *tx, Batch batch, uint32_t want, uint32_t mss, Headers headers) noexcept nogil:
-    cdef virtio_net_hdr nothing
-    cdef const virtio_net_hdr *hdr
-    cdef iovec piece
-    cdef uint32_t i
-    cdef int taken
-    memset(&nothing, 0, sizeof(nothing))
-    tx_begin(tx)
-    for i in range(batch.count):
-        if want:
-            taken = tx_send_wanted(tx, batch.data[i], batch.lengths[i], want, mss)
+cdef class Order:
+    """A burst that Python wants sent, and how."""
+
+    cdef Batch batch
+    cdef Headers headers   # or None
+    cdef uint32_t want     # VIRTIO_TX_WANT_*
+    cdef uint32_t mss
+
+    cdef int load(self, object frames, bint checksum, uint32_t mss, object layer, object headers,
+                  object offsets) except -1:
+        if mss or checksum:
+            if headers is not None:
+                raise ValueError("either headers are given, or what they are to say")
+            self.want = VIRTIO_TX_WANT_CSUM
+            if layer is None:
+                self.want |= VIRTIO_TX_WANT_INNER if mss else 0
+            elif layer == "inner":
+                self.want |= VIRTIO_TX_WANT_INNER
+            elif layer != "outer":
+                raise ValueError(f"layer {layer!r} is neither 'inner' nor 'outer'")
+        self.mss = mss
+        self.batch = Batch()
+        self.batch.load(frames, offsets, False)
+        if headers is not None:
+            self.headers = Headers()
+            self.headers.load(headers, self.batch.count)
+        return 0
+
+    cdef int send(self, vtnet_tx *tx, uint32_t i) noexcept nogil:
+        """Send frame i. 1: taken, sent or dropped; 0: no room now."""
+        cdef virtio_net_hdr nothing
+        cdef const virtio_net_hdr *hdr = &nothing
+        cdef iovec piece
+        if self.want:
+            return tx_send_wanted(tx, self.batch.data[i], self.batch.lengths[i], self.want, self.mss)
+        if self.headers is not None and self.headers.given[i]:
+            hdr = &self.headers.each[i]
+            if net_hdr_check(hdr, self.batch.lengths[i], ALL_OFFLOADS):
+                tx.stats.bad_header += 1
+                return 1
         else:
-            hdr = &nothing
-            if headers is not None and headers.given[i]:
-                hdr = &headers.each[i]
-                if net_hdr_check(hdr, batch.lengths[i], ALL_OFFLOADS):
-                    tx.stats.bad_header += 1
-                    continue
-            piece.iov_base = batch.data[i]
-            piece.iov_len = batch.lengths[i]
-            taken = tx_send_pieces(tx, hdr, &piece, 1, batch.lengths[i])
-        if not taken:
-            return i
-    return batch.count
+            memset(&nothing, 0, sizeof(nothing))
+        piece.iov_base = self.batch.data[i]
+        piece.iov_len = self.batch.lengths[i]
+        return tx_send_pieces(tx, hdr, &piece, 1, self.batch.lengths[i])
+
+
+cdef object broken(VtnetTransmit queue):
+    """The exception for a queue that takes nothing more."""
+    return DeviceBroken(f"transmit queue {queue.queue.index}: {queue.queue.broken}")
+
+
+def transmit_by_flow(queues, Toeplitz toeplitz not None, frames, *, bint checksum=False, uint16_t mss=0, layer=None,
+                     headers=None, offsets=None):
+    """Send frames by the queue that each one's flow belongs to; return how many were taken, in order.
+
+    ``queues`` are VtnetTransmits. It ends at the first frame whose queue is full. See :meth:`VtnetTransmit.transmit`.
+    """
+    cdef Order order = Order()
+    cdef tuple members = tuple(queues)
+    cdef vtnet_tx *txs[FLOW_QUEUES]
+    cdef virtio_bell *bells[FLOW_QUEUES]
+    cdef virtio_frame parsed
+    cdef virtio_hash found
+    cdef uint32_t n = len(members)
+    cdef uint32_t i, k
+    cdef uint32_t at = 0
+    if not 1 <= n <= FLOW_QUEUES:
+        raise ValueError(f"{n} queues out of range (1 to {FLOW_QUEUES})")
+    for i in range(n):
+        txs[i] = &(<VtnetTransmit?>members[i]).c
+    order.load(frames, checksum, mss, layer, headers, offsets)
+    with nogil:
+        # each lock once, in the queues' order: so two such calls do not wait for each other
+        for i in range(n):
+            queue_lock(txs[i].sink.lock)
+            tx_begin(txs[i])
+        for i in range(order.batch.count):
+            frame_parse(&parsed, order.batch.data[i], order.batch.lengths[i])
+            frame_hash(&found, toeplitz.table, ALL_HASHES, 0, &parsed, order.batch.data[i])
+            at = found.value % n
+            if not order.send(txs[at], i):
+                break
+        else:
+            i = order.batch.count
+        for k in range(n):
+            bells[k] = txs[k].sink.flush(&txs[k].sink)
+            queue_unlock(txs[k].sink.lock)
+        for k in range(n):
+            if bells[k] is not NULL:
+                virtio_bell_ring(bells[k])
+    if i < order.batch.count and txs[at].q.fault.code != VIRTIO_FAULT_NONE:
+        if i == 0:
+            raise broken(members[at])
+    return i
 
 
 cdef class VtnetTransmit:
@@ -121,29 +197,22 @@ cdef class VtnetTransmit:
 
         See :meth:`virtio.net.Vtnet.transmit`.
         """
-        cdef Batch batch = Batch()
-        cdef Headers given = None
-        cdef uint32_t want = 0
-        cdef uint32_t taken
-        if mss or checksum:
-            if headers is not None:
-                raise ValueError("either headers are given, or what they are to say")
-            want = VIRTIO_TX_WANT_CSUM
-            if layer is None:
-                want |= VIRTIO_TX_WANT_INNER if mss else 0
-            elif layer == "inner":
-                want |= VIRTIO_TX_WANT_INNER
-            elif layer != "outer":
-                raise ValueError(f"layer {layer!r} is neither 'inner' nor 'outer'")
-        batch.load(frames, offsets, False)
-        if headers is not None:
-            given = Headers()
-            given.load(headers, batch.count)
+        cdef Order order = Order()
+        cdef vtnet_tx *tx = &self.c
+        cdef uint32_t i
+        order.load(frames, checksum, mss, layer, headers, offsets)
         with nogil:
-            queue_lock(self.c.sink.lock)
-            taken = send_batch(&self.c, batch, want, mss, given)
+            queue_lock(tx.sink.lock)
+            tx_begin(tx)
+            for i in range(order.batch.count):
+                if not order.send(tx, i):
+                    break
+            else:
+                i = order.batch.count
             self.finish()
-        return taken
+        if i == 0 and order.batch.count and tx.q.fault.code != VIRTIO_FAULT_NONE:
+            raise broken(self)
+        return i
 
     def buffers(self, uint32_t n, uint32_t length=0):
         """Return up to ``n`` writable memoryviews of free buffers, ``length`` bytes each (0: all that small ones take).
