@@ -8,8 +8,8 @@
 # VIRTIO_FRAME_MAX bytes end (reserve) or lie whole (deliver).
 #
 # Completions. Transmit interrupts are off. Buffers are taken back at the start of a burst, once less than a quarter of
-# the ring is free (FreeBSD's vtnet_txq threshold), and when one is wanted and none is there. When a worker goes to
-# sleep while the device has something of ours, it sleeps for TX_SLEEP_US, and twice as long each time that nothing
+# the ring is free (FreeBSD's vtnet_txq threshold) or more than TX_LARGE_OUT large ones are out (a buffer that is used
+# again soon is still in the cache), and when one is wanted and none is there. When a worker goes to sleep while the device has something of ours, it sleeps for TX_SLEEP_US, and twice as long each time that nothing
 # came back, up to TX_SLEEP_MAX_US: within that time buffers are taken back when traffic stops. An interrupt besides is
 # asked for only if TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and
 # empties does not cost one each time.
@@ -25,6 +25,7 @@ from virtio._vtnet_pool cimport vtnet_pool
 
 cdef enum:
     TX_INTR_PACKETS = 2048  # packets for one interrupt
+    TX_LARGE_OUT = 4
     TX_SLEEP_US = 200
     TX_SLEEP_MAX_US = 64000
 

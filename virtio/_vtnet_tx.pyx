@@ -61,7 +61,7 @@ cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil:
 
 
 cdef void tx_begin(vtnet_tx *tx) noexcept nogil:
-    if tx.q.nfree <= tx.threshold:
+    if tx.q.nfree <= tx.threshold or (tx.large is not NULL and tx.large.count - tx.large.nfree > TX_LARGE_OUT):
         tx_reclaim(tx)
 
 
