@@ -9,10 +9,11 @@
 #
 # Completions. Transmit interrupts are off. Buffers are taken back at the start of a burst, once less than a quarter of
 # the ring is free (FreeBSD's vtnet_txq threshold) or more than TX_LARGE_OUT large ones are out (a buffer that is used
-# again soon is still in the cache), and when one is wanted and none is there. When a worker goes to sleep while the device has something of ours, it sleeps for TX_SLEEP_US, and twice as long each time that nothing
-# came back, up to TX_SLEEP_MAX_US: within that time buffers are taken back when traffic stops. An interrupt besides is
-# asked for only if TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and
-# empties does not cost one each time.
+# again soon is still in the cache), and when one is wanted and none is there. When a worker goes to sleep while the
+# device has something of ours, it sleeps for TX_SLEEP_US, and twice as long each time that nothing came back, up to
+# TX_SLEEP_MAX_US: within that time buffers are taken back when traffic stops. An interrupt besides is asked for only if
+# TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and empties does not cost one
+# each time.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._bell cimport virtio_bell
