@@ -409,13 +409,25 @@ def test_values_are_cut_to_the_width():
     assert twins.function.read(0x0E, 2) == 0xFFFF
 
 
-def test_a_queue_size_that_the_legacy_interface_cannot_have():
+@pytest.mark.parametrize("size", [3, 6, 100, 32767])
+def test_queue_sizes_that_the_legacy_interface_cannot_have(size):
     class Odd(Recorder):
         def queue_sizes(self) -> tuple[int, ...]:
-            return 256, 100
+            return 256, size
 
-    with pytest.raises(ConfigError, match="queue 1 has size 100"):
+    with pytest.raises(ConfigError, match=f"queue 1 has size {size}"):
         LegacyFunction(Odd(), MEMORY_OF_ALL)
+
+
+def test_queue_sizes_that_it_can_have():
+    class Powers(Recorder):
+        def queue_sizes(self) -> tuple[int, ...]:
+            return tuple(1 << n for n in range(16))
+
+    function = LegacyFunction(Powers(), MEMORY_OF_ALL)
+    for n in range(16):
+        function.write(0x0E, 2, n)
+        assert function.read(0x0C, 2) == 1 << n
 
 
 # ---- any sequence ----

@@ -384,6 +384,14 @@ def test_a_message_that_has_a_bell_rings_it():
     rig.program(0, data=0x98)
     rig.device.interrupt(0)
     assert rig.sent == [(Rig.address(0), 0x98)]
+    # of a vector that nobody uses, or that there is not, nobody asks
+    asked.clear()
+    rig.function.write(SELECT, 2, 0)
+    rig.function.write(QUEUE_VECTOR, 2, VECTORS)
+    rig.program(0)
+    assert asked == []
+    rig.function.write(QUEUE_VECTOR, 2, 0)
+    assert asked == [(Rig.address(0), 0x40)] and rig.call(0) is other
 
 
 def test_a_route_goes_before_a_resolved_bell():

@@ -147,8 +147,8 @@ class LegacyFunction:
         return self._line.listener
 
     @intx.setter
-    def intx(self, target: Callable[[bool], object] | Bell | HasFileno | int | None) -> None:
-        self._line.listener = listener(target)
+    def intx(self, target: Callable[[bool], object] | None) -> None:
+        self._line.listener = target
 
     @property
     def msix_enabled(self) -> bool:
