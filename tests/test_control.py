@@ -67,15 +67,15 @@ def test_descriptors():
     assert [len(piece) for piece in none.readable] == [len(piece) for piece in empty.readable] == [2]
 
 
-def test_the_acknowledgement_has_a_cache_line_of_its_own():
+@pytest.mark.parametrize(("size", "at"), [(0, 64), (61, 64), (62, 64), (63, 128), (200, 256)])
+def test_the_acknowledgement_has_a_cache_line_of_its_own(size, at):
     machine = Machine()
     machine.answer = None
     with pytest.raises(DeviceBroken):
-        machine.control.send(1, 0, bytes(200))
-    (base,) = machine.pool.allocations
-    assert machine.pool.allocations[base] == 257  # 202 bytes, up to the next line, and the byte
-    assert machine.memory.read_u8(base + 256) == 0xFF
-    assert base % 64 == 0
+        machine.control.send(1, 0, bytes(size))
+    ((base, taken),) = machine.pool.allocations.items()
+    assert taken == at + 1 and base % 64 == 0  # two bytes and the data, up to the next line, and the byte
+    assert machine.memory.read_u8(base + at) == 0xFF
 
 
 def test_no_kick_where_none_is_wanted():

@@ -87,6 +87,8 @@ def test_the_range_must_be_guest_memory():
             DmaPool(memory, gpa, size)
     with pytest.raises(ValueError, match="pool size 0 is below 1"):
         DmaPool(memory, BASE, 0)
+    assert DmaPool(memory, BASE, 1).allocate(1, 1) == BASE
+    assert DmaPool(memory, BASE, SIZE).memory is memory
     assert "0 of 65536 bytes at 0x10000" in repr(DmaPool(memory, BASE, SIZE))
 
 
