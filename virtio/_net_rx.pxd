@@ -5,13 +5,14 @@
 # guest does not accept undone (sink.offloads) is done here: a checksum during or after the copy, segments straight into
 # the buffers.
 #
-# Chains are popped for a burst, and those not used are put back by flush: between bursts none is held.
+# Chains are popped for a burst, and those not used are put back by flush: between bursts none is held. What a port has
+# read and finds no room after all, since how large it is shows only then, waits in memory of our own.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._bell cimport Bell, virtio_bell
 from virtio._device_queue cimport DeviceQueue
 from virtio._net_filter cimport net_filter
-from virtio._port cimport Port, virtio_port, virtio_sink
+from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink
 from virtio._queue cimport iovec, virtio_chain, virtio_device_queue
 from virtio._relay cimport Relay
 from virtio._segment cimport virtio_segmenter
@@ -27,8 +28,7 @@ cdef enum:
     RX_DROP_TOO_LARGE = 2    # no buffer, or not all of them together, takes it
     RX_DROP_SEGMENT = 3      # it is to be cut, and cannot be
     RX_DROP_CHECKSUM = 4     # there is no checksum field where the header says
-    RX_DROP_NO_ROOM = 5      # it was read from the port before it showed that there is no room
-    RX_DROPS = 6
+    RX_DROPS = 5
 
 
 cdef struct net_rx
@@ -57,7 +57,10 @@ cdef struct net_rx:
     uint32_t nsegs
     uint32_t reserved        # chains of the last reserve,
     uint64_t room            # and bytes of frame in them
-    uint8_t *scratch         # what a port may overrun them by
+    uint8_t *scratch         # [VIRTIO_FRAME_MAX] what a port may read beyond them
+    uint32_t pending         # a frame that was read waits in scratch for room:
+    virtio_packet waiting
+    iovec waiting_piece
     net_filter filter
     # a frame that is cut, and found no room in the middle
     uint32_t resume          # segments of it that are out,
@@ -86,7 +89,7 @@ cdef struct net_rx:
     uint64_t filtered
     uint64_t bad_chains      # not writable, or smaller than a header
     uint64_t stalls
-    uint64_t dropped[6]      # RX_DROPS
+    uint64_t dropped[5]      # RX_DROPS
 
 
 cdef class NetReceive(Task):

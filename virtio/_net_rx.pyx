@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy, memmove, memset
 
 from virtio._bell cimport virtio_bell_ring
 from virtio._checksum cimport store_sum16, sum_copy, sum_fold, sum_gather
@@ -74,17 +74,17 @@ cdef bint is_whole_queue(net_rx *rx) noexcept nogil:
     return descriptors >= rx.q.size
 
 
-cdef int gather(net_rx *rx, uint64_t total, uint32_t ahead) noexcept nogil:
-    """Return how many chains from rx.used on take total bytes, header included; NO_ROOM: not now; NEVER: never.
+cdef uint32_t look(net_rx *rx, uint64_t total, uint32_t ahead, uint64_t *have) noexcept nogil:
+    """Return how many chains from rx.used on it takes for total bytes, header included; or all that there are.
 
-    Their pieces are one list. Not mergeable: the next chain does or it does not. Enough are popped for `ahead` such
-    frames, if buffers are as large as the last one was.
+    *have: their bytes. Their pieces are one list. Not mergeable: the next chain, if there is one. Enough are popped for
+    `ahead` frames of that size, if buffers are as large as the last one was.
     """
-    cdef uint64_t have = 0
     cdef uint32_t i = rx.used, before = 0
     cdef uint32_t limit = <uint32_t>(total // rx.size_seen + 1) * ahead
     cdef virtio_chain *chain
     while True:
+        have[0] = 0
         while i < rx.popped:
             chain = rx.chains + i
             i += 1
@@ -94,30 +94,44 @@ cdef int gather(net_rx *rx, uint64_t total, uint32_t ahead) noexcept nogil:
                     set_written(&rx.chains[rx.used], 0)
                     rx.used += 1
                 rx.bad_chains += 1
-                have = 0
+                have[0] = 0
                 continue
-            have += chain.writable
-            if have >= total:
+            have[0] += chain.writable
+            if have[0] >= total or not rx.mergeable:
                 rx.size_seen = max(chain.writable, <uint32_t>64)
-                return <int>(i - rx.used)
-            if not rx.mergeable:
-                return NEVER
+                return i - rx.used
         # not enough of them are held: pop again, as many as there are
         if refill(rx, limit) <= before:
-            break
+            return rx.popped
         limit = RX_CHAINS
         before = rx.popped
-        have = 0
         i = 0
-    if have and (is_whole_queue(rx) or device_navail(rx.q)):  # or more wait than can be held
-        return NEVER
-    if rx.q.fault.code != VIRTIO_FAULT_NONE:
-        return NEVER
+
+
+cdef void stall(net_rx *rx, uint64_t total) noexcept nogil:
+    """Take note that a frame found no room."""
     put_back(rx)
     rx.stalls += not rx.stalled
     rx.stalled = 1
     rx.wanted = total
+
+
+cdef int gather(net_rx *rx, uint64_t total, uint32_t ahead) noexcept nogil:
+    """Return how many chains from rx.used on take total bytes; NO_ROOM: not now; NEVER: never."""
+    cdef uint64_t have = 0
+    cdef uint32_t n = look(rx, total, ahead, &have)
+    if have >= total:
+        return <int>n
+    # or the queue is broken; or all that there can be is there; or more waits than can be held
+    if (n and not rx.mergeable or rx.q.fault.code != VIRTIO_FAULT_NONE
+            or n and (is_whole_queue(rx) or device_navail(rx.q))):
+        return NEVER
+    stall(rx, total)
     return NO_ROOM
+
+
+cdef void drop_never(net_rx *rx) noexcept nogil:
+    rx.dropped[RX_DROP_BROKEN if rx.q.fault.code != VIRTIO_FAULT_NONE else RX_DROP_TOO_LARGE] += 1
 
 
 cdef inline uint32_t pieces_of(const net_rx *rx, uint32_t n) noexcept nogil:
@@ -241,7 +255,7 @@ cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noex
             rx.resume_at = source.iov_base
             return False
         if n == NEVER:
-            rx.dropped[RX_DROP_TOO_LARGE] += 1
+            drop_never(rx)
             continue
         to = room_of(rx)
         segment_copy(s, i, to, pieces_of(rx, n), rx.header)
@@ -269,7 +283,7 @@ cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) no
     if n == NO_ROOM:
         return False
     if n == NEVER:
-        rx.dropped[RX_DROP_TOO_LARGE] += 1
+        drop_never(rx)
         return True
     to = room_of(rx)
     for i in range(packet.nsegs):
@@ -293,12 +307,24 @@ cdef inline void copy_complete(uint8_t *to, const uint8_t *p, uint32_t length,
     store_sum16(to + start + hdr.csum_offset, checksum if checksum else 0xffff)
 
 
+cdef bint is_open(const net_rx *rx) noexcept nogil:
+    return rx.task.task.active and not rx.closed and rx.q.fault.code == VIRTIO_FAULT_NONE
+
+
 cdef uint32_t refuse(net_rx *rx, uint32_t n) noexcept nogil:
-    """What deliver answers when it is not open."""
+    """What deliver answers when it is not open: that it took them, unless it is only paused."""
     if not rx.task.task.active:
         return 0
-    rx.dropped[RX_DROP_CLOSED if rx.closed else RX_DROP_BROKEN] += n
+    rx.dropped[RX_DROP_CLOSED if rx.closed else RX_DROP_BROKEN] += n + rx.pending
+    rx.pending = 0
     return n
+
+
+cdef bint settle(net_rx *rx) noexcept nogil:
+    """Put the frame in that waits in scratch; False: there is still no room for it."""
+    if rx.pending and place(rx, &rx.waiting, &rx.waiting_piece):
+        rx.pending = 0
+    return not rx.pending
 
 
 cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n,
@@ -314,8 +340,12 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
     cdef uint64_t bytes = 0
     cdef uint32_t frames = 0
     cdef uint8_t *to
-    if virtio_unlikely(not rx.task.task.active or rx.closed or rx.q.fault.code != VIRTIO_FAULT_NONE):
+    if virtio_unlikely(not is_open(rx)):
         return refuse(rx, n)
+    if virtio_unlikely(rx.pending):
+        if not settle(rx):
+            return 0
+        used, popped = rx.used, rx.popped
     while i < n:
         packet = packets + i
         source = segs + packet.first
@@ -367,28 +397,42 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
     return i
 
 
+cdef uint64_t collect(uint8_t *to, const iovec *pieces, uint64_t skip, uint64_t n) noexcept nogil:
+    """Copy n bytes, skip bytes into the pieces; return n."""
+    cdef uint64_t done = 0, part
+    while done < n:
+        if skip >= pieces.iov_len:
+            skip -= pieces.iov_len
+        else:
+            part = min(pieces.iov_len - skip, n - done)
+            memcpy(to + done, <const uint8_t *>pieces.iov_base + skip, part)
+            done += part
+            skip = 0
+        pieces += 1
+    return n
+
+
 cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil:
-    """Room for a frame. Where the chains are fewer bytes than frame_max, scratch shows that a frame is too large."""
+    """Room for a frame: as much of it as there is in the guest's buffers, the rest in scratch."""
     cdef net_rx *rx = <net_rx *>sink
-    cdef uint64_t left = sink.frame_max, skip = rx.header, part
+    cdef uint64_t left = sink.frame_max, skip = rx.header, have = 0, part
     cdef const iovec *piece
     cdef const iovec *end
     cdef uint32_t n = 0
-    cdef int chains = NEVER
     rx.reserved = 0
     rx.room = 0
     if not rx.task.task.active:
         return 0
-    if not rx.closed and rx.q.fault.code == VIRTIO_FAULT_NONE:
-        chains = gather(rx, rx.header + (left if rx.mergeable else VIRTIO_FRAME_MIN), RESERVES)
-        if chains == NO_ROOM:
+    if is_open(rx):
+        if not settle(rx):
             return 0
-        if chains == NEVER and rx.mergeable:  # all that there is
-            chains = <int>(rx.popped - rx.used)
-    if chains > 0:
-        rx.reserved = chains
+        rx.reserved = look(rx, rx.header + left, RESERVES, &have)
+        if rx.reserved == 0 and rx.q.fault.code == VIRTIO_FAULT_NONE:
+            stall(rx, rx.header)
+            return 0
+    if rx.reserved:
         piece = room_of(rx)
-        end = piece + pieces_of(rx, chains)
+        end = piece + pieces_of(rx, rx.reserved)
         while piece < end and left and n + 1 < limit:
             if skip >= piece.iov_len:
                 skip -= piece.iov_len
@@ -408,37 +452,45 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept 
     return n
 
 
+cdef void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
+    """Put a frame in that is partly in scratch, or in the way of its own segments: all of it by way of scratch."""
+    cdef uint32_t there = <uint32_t>min(rx.room, <uint64_t>length)
+    memmove(rx.scratch + there, rx.scratch, length - there)
+    collect(rx.scratch, room_of(rx), rx.header, there)
+    rx.waiting.hdr = hdr[0]
+    rx.waiting.first = 0
+    rx.waiting.nsegs = 1
+    rx.waiting.len = length
+    rx.waiting_piece.iov_base = rx.scratch
+    rx.waiting_piece.iov_len = length
+    if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, &rx.waiting_piece, 1, 0):
+        rx.filtered += 1
+        return
+    rx.pending = 1
+    settle(rx)
+
+
 cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
-    cdef uint32_t reserved = rx.reserved, n = 0, npieces
+    cdef uint32_t n = 0, npieces, beyond = net_hdr_needs(hdr) & ~sink.offloads
+    cdef bint cut = beyond and hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE
     cdef uint64_t total = rx.header + <uint64_t>length, have = 0
-    cdef virtio_packet packet
-    cdef iovec whole
     cdef iovec *to
-    rx.reserved = 0
-    if reserved == 0 or length > rx.room:
-        if rx.closed or rx.q.fault.code != VIRTIO_FAULT_NONE:
-            rx.dropped[RX_DROP_CLOSED if rx.closed else RX_DROP_BROKEN] += 1
-        else:
-            rx.dropped[RX_DROP_TOO_LARGE] += 1
+    if rx.reserved == 0:
+        refuse(rx, 1)
+        return
+    if length > rx.room and not rx.mergeable and not cut:
+        rx.dropped[RX_DROP_TOO_LARGE] += 1
+        return
+    if length > rx.room or cut:
+        put_aside(rx, hdr, length)
         return
     to = room_of(rx)
-    npieces = pieces_of(rx, reserved)
+    npieces = pieces_of(rx, rx.reserved)
     if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, to, npieces, rx.header):
         rx.filtered += 1
         return
-    if net_hdr_needs(hdr) & ~rx.sink.offloads:
-        if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:  # it is in the way of its own segments
-            whole.iov_base = rx.scratch
-            whole.iov_len = collect(rx.scratch, to, rx.header, length)
-            packet.hdr = hdr[0]
-            packet.first = 0
-            packet.nsegs = 1
-            packet.len = length
-            if not cut(rx, &packet, &whole):
-                rx.resume = 0
-                rx.dropped[RX_DROP_NO_ROOM] += 1
-            return
+    if beyond:
         if not complete(to, npieces, rx.header, hdr, length):
             rx.dropped[RX_DROP_CHECKSUM] += 1
             return
@@ -448,21 +500,6 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
         n += 1
     write_header(rx, to, hdr, length, n)
     take(rx, n, total)
-
-
-cdef uint64_t collect(uint8_t *to, const iovec *pieces, uint64_t skip, uint64_t n) noexcept nogil:
-    """Copy n bytes, skip bytes into the pieces; return n."""
-    cdef uint64_t done = 0, part
-    while done < n:
-        if skip >= pieces.iov_len:
-            skip -= pieces.iov_len
-        else:
-            part = min(pieces.iov_len - skip, n - done)
-            memcpy(to + done, <const uint8_t *>pieces.iov_base + skip, part)
-            done += part
-            skip = 0
-        pieces += 1
-    return n
 
 
 cdef virtio_bell *rx_flush(virtio_sink *sink) noexcept nogil:
@@ -520,7 +557,10 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
         return 0
     while task.active:
         rx.stalled = 0
-        done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST)
+        if rx.pending:  # the port may have no more
+            done += settle(rx) if is_open(rx) else refuse(rx, 0)
+        if not rx.pending:
+            done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST)
         if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
             device_disable_notification(rx.q)
         rx.blocked = rx.stalled
@@ -560,7 +600,7 @@ cdef void task_disarm(virtio_task *task) noexcept nogil:
 
 # ---- the Python face ----
 
-_DROPS = ("closed", "broken", "too_large", "segment", "checksum", "no_room")
+_DROPS = ("closed", "broken", "too_large", "segment", "checksum")
 
 
 def guest_offloads(features):
