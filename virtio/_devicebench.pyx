@@ -197,6 +197,10 @@ cdef class ScriptPort(Port):
         q.nsent = 0
         return out
 
+    def set_offloads(self, uint32_t offloads):
+        """Take frames with this undone from now on."""
+        self.c.offloads = offloads
+
     @property
     def room(self):
         """Frames that it still takes until it is full; -1: any number."""

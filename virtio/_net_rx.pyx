@@ -558,7 +558,10 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
     while task.active:
         rx.stalled = 0
         if rx.pending:  # the port may have no more
-            done += settle(rx) if is_open(rx) else refuse(rx, 0)
+            if is_open(rx):
+                done += settle(rx)
+            else:
+                refuse(rx, 0)
         if not rx.pending:
             done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST)
         if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
