@@ -15,22 +15,20 @@ from typing import Any, NoReturn
 from virtio import features as feature_sets
 from virtio.constants import DeviceType, Feature, NetFeature
 from virtio.net import iperf, iperf_report
-from virtio.net.iperf_paths import ROWS, SPIN_US, Settings
+from virtio.net.iperf_paths import OFFLOADS, ROWS, SPIN_US, Settings
 
-N = NetFeature
-# what --no-NAME withholds; the rest by --withhold
+# what --no-NAME withholds, and how it is said; every other bit by --withhold
 SWITCHES: dict[str, tuple[int, str]] = {
-    "csum": (N.CSUM | N.GUEST_CSUM, "checksums, and all that needs them"),
-    "tso4": (N.HOST_TSO4 | N.GUEST_TSO4, "TCP segmentation over IPv4, both ways"),
-    "tso6": (N.HOST_TSO6 | N.GUEST_TSO6, "TCP segmentation over IPv6, both ways"),
-    "ecn": (N.HOST_ECN | N.GUEST_ECN, "segmentation of segments with CWR"),
-    "ufo": (N.HOST_UFO | N.GUEST_UFO, "UDP fragmentation"),
-    "uso": (N.HOST_USO | N.GUEST_USO4 | N.GUEST_USO6, "UDP segmentation"),
-    "mrg-rxbuf": (N.MRG_RXBUF, "mergeable receive buffers"),
+    "csum": (OFFLOADS["csum"], "checksums, and all that needs them"),
+    "tso4": (OFFLOADS["tso4"], "TCP segmentation over IPv4, both ways"),
+    "tso6": (OFFLOADS["tso6"], "TCP segmentation over IPv6, both ways"),
+    "ecn": (OFFLOADS["ecn"], "segmentation of what has CWR set"),
+    "ufo": (OFFLOADS["ufo"], "UDP fragmentation"),
+    "uso": (OFFLOADS["uso"], "UDP segmentation"),
+    "mrg-rxbuf": (NetFeature.MRG_RXBUF, "mergeable receive buffers"),
     "event-idx": (Feature.EVENT_IDX, "notifications by index"),
     "indirect": (Feature.INDIRECT_DESC, "indirect descriptors"),
 }
-OFFLOADS = ("csum", "tso4", "tso6", "ecn", "ufo", "uso")
 
 
 def number(low: float, high: float, kind: type = int) -> Callable[[str], Any]:
@@ -96,7 +94,7 @@ by a bare loop of read and write (tap-loop: the price of no device at all). Ever
     add("--queues", type=number(1, 8), default=1, metavar="N", help="queue pairs of each NIC (default %(default)s)")
     add("--streams", type=number(1, 64), metavar="N", help="TCP streams at a time (default: as many as queues)")
     add(
-        "--offloads", type=choice_list(OFFLOADS), default=OFFLOADS, metavar="LIST",
+        "--offloads", type=choice_list(tuple(OFFLOADS)), default=tuple(OFFLOADS), metavar="LIST",
         help=f"of the row with offloads: of {','.join(OFFLOADS)} (default all)",
     )  # fmt: skip
     for name, (_, what) in SWITCHES.items():

@@ -27,10 +27,11 @@ N = NetFeature
 # by the names of the command's options: what the row without offloads withholds
 OFFLOADS: dict[str, int] = {
     "csum": N.CSUM | N.GUEST_CSUM,
-    "tso4": N.HOST_TSO4 | N.GUEST_TSO4,
-    "tso6": N.HOST_TSO6 | N.GUEST_TSO6,
-    "ecn": N.HOST_ECN | N.GUEST_ECN,
-    "ufo": N.HOST_UFO | N.GUEST_UFO,
+    # GSO is the legacy interface's word for all that the device can cut
+    "tso4": N.HOST_TSO4 | N.GUEST_TSO4 | N.GSO,
+    "tso6": N.HOST_TSO6 | N.GUEST_TSO6 | N.GSO,
+    "ecn": N.HOST_ECN | N.GUEST_ECN | N.GSO,
+    "ufo": N.HOST_UFO | N.GUEST_UFO | N.GSO,
     "uso": N.HOST_USO | N.GUEST_USO4 | N.GUEST_USO6,
 }
 
