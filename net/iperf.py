@@ -1,23 +1,22 @@
 """The main job: TCP streams of the real kernel through our driver, our rings and our device, beside no device at all.
 
-A *path* leads from network namespace A, the guest's side, to B, the host's side. Of each path the same traffic is
-measured, in turns, so that what changes on the machine meanwhile meets all of them alike.
+The same traffic takes each path (virtio.net.iperf_paths) in turns, so that what changes on the machine meanwhile meets
+all of them alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from virtio.errors import ConfigError, VirtioError
-from virtio.net.iperf_paths import Counts, Path, Settings, TapLoopPath, VtnetPath
+from virtio.net.iperf_generator import GeneratorPath
+from virtio.net.iperf_paths import Counts, Path, Settings, TapLoopPath, Traffic, VtnetPath
 from virtio.net.iperf_report import Direction, Row
-from virtio.net.iperf_traffic import Iperf3, Result, Streams, TrafficError
-from virtio.net.netns import become_root
+from virtio.net.iperf_traffic import Result, TrafficError
+from virtio.net.netns import Namespace, become_root
 
-HASHED = 32 << 20  # bytes of the warm-up, which is verified by SHA-256
-HASHED_OFF = 8 << 20  # where each takes longer
 Say = Callable[[str], None]
 
 
@@ -40,13 +39,14 @@ def add_run(row: Row, before: Counts, after: Counts, result: Result) -> None:
     row.packets += after.packets[row.direction] - before.packets[row.direction]
     row.packets_back += after.packets[back] - before.packets[back]
     row.frame_bytes += after.frame_bytes[row.direction] - before.frame_bytes[row.direction]
+    row.frame_bytes_back += after.frame_bytes[back] - before.frame_bytes[back]
     row.kicks += after.kicks - before.kicks
     row.interrupts += after.interrupts - before.interrupts
     row.copied += after.copied - before.copied
 
 
 def measure(paths: Sequence[Path], settings: Settings, progress: Say) -> Found:
-    """Warm each path up with a hashed stream, then run them in turns."""
+    """Warm each path up in each direction, then run them in turns."""
     rows = [
         (path, Row(path.nic, direction, path.offloads, path.label))
         for direction in settings.directions
@@ -54,50 +54,61 @@ def measure(paths: Sequence[Path], settings: Settings, progress: Say) -> Found:
     ]
     found = Found([row for _, row in rows])
 
-    def fail(row: Row, what: str) -> None:
-        row.verified = False
-        found.faults.append(f"{row.label}, {row.direction}: {what}")
-
-    with Streams(settings.streams) as streams:
-        traffic = Iperf3(settings.streams) if settings.iperf3 else streams
-        for path, row in rows:
-            progress(f"{row.direction}, {row.label}: warm-up")
-            try:
-                size = HASHED if path.offloads else HASHED_OFF
-                result = streams.run_hashed(*path.spaces[row.direction], path.addresses[row.direction], size)
-            except TrafficError as error:
-                fail(row, str(error))
-            else:
-                if result.wrong:
-                    fail(row, result.wrong)
-        rows = [(path, row) for path, row in rows if row.verified]  # what does not work is not waited for again
-        for number in range(1, settings.runs + 1):
-            for path, row in rows:
-                progress(f"run {number} of {settings.runs}, {row.direction}, {row.label}")
-                before = path.counts()
-                try:
-                    spaces = path.spaces[row.direction]
-                    result = traffic.run(*spaces, path.addresses[row.direction], settings.seconds)
-                except TrafficError as error:
-                    fail(row, f"run {number}: {error}")
-                    continue
+    def attempt(path: Path, row: Row, number: int) -> None:
+        """Do one run; number 0 is the warm-up."""
+        where = f"run {number}: " if number else ""
+        before = path.counts()
+        try:
+            result = path.run(row.direction) if number else path.warm_up(row.direction)
+        except TrafficError as error:
+            fault = str(error)
+        else:
+            fault = result.wrong
+            if number:
                 add_run(row, before, path.counts(), result)
-                if result.wrong:
-                    fail(row, f"run {number}: {result.wrong}")
+        if fault:
+            row.verified = False
+            found.faults.append(f"{row.label}, {row.direction}: {where}{fault}")
+
+    for path, row in rows:
+        progress(f"{row.direction}, {row.label}: warm-up")
+        attempt(path, row, 0)
+    rows = [(path, row) for path, row in rows if row.verified]  # what does not work is not waited for again
+    for number in range(1, settings.runs + 1):
+        for path, row in rows:
+            progress(f"run {number} of {settings.runs}, {row.direction}, {row.label}")
+            attempt(path, row, number)
     return found
 
 
-def run(settings: Settings, say: Say, progress: Say) -> Found:
-    """Make the paths that the settings ask for, measure them, and take them down again."""
+def without_kernel() -> str:
+    """Return why no kernel's TCP can be had here; "" if it can. The process may become root of a user namespace."""
     try:
-        if become_root():
-            say("no root: in a user namespace, in which we are")
-    except ConfigError as error:
-        raise IperfError(f"no network namespaces can be made: {error}") from None
+        become_root()
+        with Namespace() as space, space.tap():
+            return ""
+    except (ConfigError, OSError) as error:
+        return str(error)
+
+
+def run(settings: Settings, say: Say, progress: Say, note: Say) -> Found:
+    """Make the paths that the settings ask for, measure them, and take them down again.
+
+    ``say`` is told what is measured, ``progress`` what is under way, ``note`` what is other than was to be expected.
+    Raises IperfError. To be called while the process has one thread, unless it is root's.
+    """
+    if not settings.generator and (reason := without_kernel()):
+        if settings.iperf3:
+            raise IperfError(f"iperf3 takes network namespaces: {reason}")
+        note(f"no TCP of the kernel can be had here: {reason}; the packet generator takes its place")
+        settings = replace(settings, generator=True)
+    if settings.generator and "tap-loop" in settings.rows:
+        settings = replace(settings, rows=[row for row in settings.rows if row != "tap-loop"])
+        note("there is no tap-loop without network namespaces")
     with ExitStack() as stack:
-        progress("making network namespaces")
+        progress("making the machines")
         try:
-            paths = [make_path(row, settings, stack) for row in settings.rows]
+            paths = make_paths(settings, stack)
         except (OSError, VirtioError) as error:
             raise IperfError(str(error)) from None
         for path in paths:
@@ -105,8 +116,14 @@ def run(settings: Settings, say: Say, progress: Say) -> Found:
         return measure(paths, settings, progress)
 
 
-def make_path(row: str, settings: Settings, stack: ExitStack) -> Path:
-    """Make the path of a row; the stack takes it down."""
-    if row == "tap-loop":
-        return TapLoopPath(settings, stack)
-    return VtnetPath(settings, stack, offloads=row == "vtnet")
+def make_paths(settings: Settings, stack: ExitStack) -> list[Path]:
+    """Make a path for each row; the stack takes them down."""
+    if settings.generator:
+        return [GeneratorPath(settings, row == "vtnet") for row in settings.rows]
+    traffic = Traffic(settings, stack)  # its processes are started while we have one thread
+    return [
+        TapLoopPath(settings, stack, traffic)
+        if row == "tap-loop"
+        else VtnetPath(settings, stack, traffic, offloads=row == "vtnet")
+        for row in settings.rows
+    ]

@@ -117,6 +117,10 @@ by a bare loop of read and write (tap-loop: the price of no device at all). Ever
     add("--mode", choices=("adaptive", "busy"), default="adaptive", help="of the threads (default %(default)s)")
     add("--spin-us", type=number(0, 10**6), default=SPIN_US, metavar="US",
         help="microseconds that an idle thread polls before it sleeps (default %(default)s)")  # fmt: skip
+    add(
+        "--generator", action="store_true",
+        help="packets of a generator in place of the kernel's TCP: needs no namespaces, as where they cannot be had",
+    )  # fmt: skip
     add("--iperf3", action="store_true", help="traffic of iperf3 (its content is not looked at: see the manual)")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--plot", type=plot_name, metavar="FILE", help="draw the runs too, into a .png or .svg")
@@ -147,7 +151,21 @@ def settings(options: argparse.Namespace) -> Settings:
         mode=options.mode,
         spin_us=options.spin_us,
         iperf3=options.iperf3,
+        generator=options.generator,
     )
+
+
+def unfit(options: argparse.Namespace) -> str:
+    """Return what is wrong with the arguments together; "" if nothing is."""
+    if options.ipv6 and options.mtu < 1280:
+        return f"--mtu {options.mtu} is too small for IPv6, which takes 1280 at least"
+    if options.queue_size & (options.queue_size - 1) and not options.packed:
+        return f"--queue-size {options.queue_size} is no power of two, which split rings take"
+    if options.generator and options.iperf3:
+        return "--generator and --iperf3 exclude each other"
+    if options.generator and options.ipv6:
+        return "the generator's packets are IPv4: not with --ipv6"
+    return ""
 
 
 class Ended(BaseException):
@@ -197,12 +215,18 @@ def run(options: argparse.Namespace) -> int:
             progress("")
             print(text, flush=True)
 
+    def note(text: str) -> None:
+        progress("")
+        print(f"virtio iperf: {text}", file=sys.stderr, flush=True)
+
+    if fault := unfit(options):
+        print(f"virtio iperf: {fault} (see virtio iperf --help)", file=sys.stderr)
+        return 2
     with signals():
         try:
-            found = iperf.run(settings(options), say=say, progress=progress)
+            found = iperf.run(settings(options), say=say, progress=progress, note=note)
         except iperf.IperfError as error:
-            progress("")
-            print(f"virtio iperf: {error}", file=sys.stderr)
+            note(str(error))
             return 1
         finally:
             progress("")

@@ -9,14 +9,16 @@ from functools import reduce
 from operator import or_
 from typing import Literal, Protocol, cast
 
+from virtio._port import Port
 from virtio._tap import Tap
 from virtio._taploop import TapLoop
 from virtio._worker import Worker
 from virtio.constants import Feature, NetFeature
 from virtio.direct import DirectTransport
+from virtio.errors import ConfigError
 from virtio.net.device import NetDevice
 from virtio.net.iperf_report import DIRECTIONS, Direction
-from virtio.net.iperf_traffic import Space
+from virtio.net.iperf_traffic import Iperf3, Result, Space, Streams
 from virtio.net.machine import Machine
 from virtio.net.netns import Namespace
 from virtio.net.pump import Pump
@@ -37,7 +39,8 @@ OFFLOADS: dict[str, int] = {
 
 ROWS = ("vtnet", "vtnet-off", "tap-loop")
 SPIN_US = 20
-EVERY_OFFLOAD = 0xFFFFFFFF  # VIRTIO_OFFLOAD_*, as far as the kernel knows them
+HASHED, HASHED_OFF = 32 << 20, 8 << 20  # bytes of a warm-up, and where each takes longer
+EVERY_OFFLOAD = 0x1FF  # VIRTIO_OFFLOAD_*
 MEMORY = 64 << 20  # of the guest, for each queue pair
 MACS = ("02:00:00:00:77:01", "02:00:00:00:77:02")
 ADDRESSES = {False: ("10.77.0.1", "10.77.0.2"), True: ("fd77::1", "fd77::2")}
@@ -62,6 +65,7 @@ class Settings:
     mode: Literal["adaptive", "busy"] = "adaptive"
     spin_us: int = SPIN_US
     iperf3: bool = False
+    generator: bool = False
 
 
 @dataclass
@@ -72,36 +76,64 @@ class Counts:
     frame_bytes: dict[Direction, int]
     kicks: int = 0
     interrupts: int = 0
-    copied: int = 0
+    copied: int = 0  # bytes, by our code: what the kernel copies when a TAP is read or written is not ours
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            {direction: self.packets[direction] + other.packets[direction] for direction in DIRECTIONS},
+            {direction: self.frame_bytes[direction] + other.frame_bytes[direction] for direction in DIRECTIONS},
+            self.kicks + other.kicks,
+            self.interrupts + other.interrupts,
+            self.copied + other.copied,
+        )
 
 
 class Path(Protocol):
-    """A way between two namespaces. ``spaces`` and ``addresses``: per direction sender and receiver, and where to."""
+    """A way from guest to host and back that traffic can take."""
 
     nic: str
     offloads: bool
     label: str
-    spaces: dict[Direction, tuple[Space, Space]]
-    addresses: dict[Direction, str]
 
-    def counts(self) -> Counts: ...
-    def about(self) -> str: ...
+    def warm_up(self, direction: Direction) -> Result:
+        """Send what never repeats, and compare hashes. Raises TrafficError."""
+
+    def run(self, direction: Direction) -> Result:
+        """Send for the seconds of the settings, and compare every byte. Raises TrafficError."""
+
+    def counts(self) -> Counts:
+        """Return what was counted until now."""
+
+    def about(self) -> str:
+        """Say what it is."""
+
+
+class Traffic:
+    """Sender and receiver: the built-in streams, and in their place iperf3 for what is measured."""
+
+    def __init__(self, settings: Settings, stack: ExitStack) -> None:
+        self.streams = stack.enter_context(Streams(settings.streams))
+        self.measured = Iperf3(settings.streams) if settings.iperf3 else self.streams
 
 
 class Ends:
-    """Two namespaces, A on the guest's side and B on the host's, with a TAP each."""
+    """Two namespaces, A on the guest's side and B on the host's, with a TAP each: what paths of the kernel share."""
 
-    def __init__(self, settings: Settings, stack: ExitStack, guest_mac: str = MACS[0], queues: int = 1) -> None:
+    offloads: bool
+
+    def __init__(self, settings: Settings, stack: ExitStack, traffic: Traffic, queues: int = 1) -> None:
+        self.seconds = settings.seconds
+        self.traffic = traffic
         guest, host = (stack.enter_context(Namespace()) for _ in range(2))
-        macs, addresses = (guest_mac, MACS[1]), ADDRESSES[settings.ipv6]
+        addresses = ADDRESSES[settings.ipv6]
         self.taps: list[Tap] = []
         for i, space in enumerate((guest, host)):
             tap = space.tap(
                 "vtnet0" if i == 0 else "tap0",
-                mac=macs[i],
+                mac=MACS[i],
                 mtu=settings.mtu,
                 addresses=[f"{addresses[i]}/{64 if settings.ipv6 else 24}"],
-                neighbours=[(addresses[1 - i], macs[1 - i])],
+                neighbours=[(addresses[1 - i], MACS[1 - i])],
                 queues=queues,
             )
             self.taps.append(stack.enter_context(tap))
@@ -113,14 +145,21 @@ class Ends:
         }
         self.addresses: dict[Direction, str] = {"guest-to-host": addresses[1], "host-to-guest": addresses[0]}
 
+    def warm_up(self, direction: Direction) -> Result:
+        size = HASHED if self.offloads else HASHED_OFF
+        return self.traffic.streams.run_hashed(*self.spaces[direction], self.addresses[direction], size)
+
+    def run(self, direction: Direction) -> Result:
+        return self.traffic.measured.run(*self.spaces[direction], self.addresses[direction], self.seconds)
+
 
 class TapLoopPath(Ends):
     """Two TAPs joined by a loop of read and write: no device, no driver, no ring."""
 
     nic, offloads, label = "tap-loop", True, "tap-loop"
 
-    def __init__(self, settings: Settings, stack: ExitStack) -> None:
-        super().__init__(settings, stack)
+    def __init__(self, settings: Settings, stack: ExitStack, traffic: Traffic) -> None:
+        super().__init__(settings, stack, traffic)
         self.loop = stack.enter_context(TapLoop(*self.taps, offloads=EVERY_OFFLOAD))
 
     def counts(self) -> Counts:
@@ -143,48 +182,52 @@ def total(figures: Sequence[dict[str, int]], name: str) -> int:
     return sum(figure[name] for figure in figures)
 
 
-class VtnetPath(Ends):
-    """A machine of our own: vtnet finds and drives a virtio-net device, whose port is B's TAP; A's TAP feeds vtnet."""
+class Nic:
+    """A machine of our own, in which vtnet finds and drives a virtio-net device, between ``guest`` and ``host``."""
 
-    nic = "vtnet"
-
-    def __init__(self, settings: Settings, stack: ExitStack, offloads: bool) -> None:
-        super().__init__(settings, stack, queues=settings.queues)
-        self.offloads, self.label = offloads, "vtnet" if offloads else "vtnet, offloads off"
-        withheld = settings.withheld | (0 if offloads else union(OFFLOADS.values()))
-        guest_tap, host_tap = self.taps
-        # all of it on one thread: sender and receiver need the other CPUs
+    def __init__(self, settings: Settings, stack: ExitStack, offloads: bool, guest: Port, host: Port) -> None:
+        # all of it on one thread, by default: a sender and a receiver need CPUs too
         workers = [Worker(mode=settings.mode, spin_us=settings.spin_us) for _ in range(settings.workers)]
-        self.machine = Machine(MEMORY * settings.queues)
-        self.device = NetDevice(
-            host_tap,
+        machine = Machine(MEMORY * settings.queues)
+        device = NetDevice(
+            host,
             mac=MACS[0],
             mtu=settings.mtu,
             queue_pairs=settings.queues,
             queue_size=settings.queue_size,
-            withhold=withheld,
+            withhold=settings.withheld | (0 if offloads else union(OFFLOADS.values())),
             worker=workers[0],
         )
-        stack.callback(self.device.close)
+        stack.callback(device.close)
         if settings.packed:
-            transport = DirectTransport(self.device, self.machine.memory)
-            self.driver = Vtnet(transport, self.machine.pool, want=Feature.RING_PACKED, pairs=settings.queues)
+            self.driver = Vtnet(
+                DirectTransport(device, machine.memory), machine.pool, want=Feature.RING_PACKED, pairs=settings.queues
+            )
             self.driver.attach()
         else:
-            self.machine.plug(self.device)
-            (function,) = virtio_functions(self.machine.probe())
-            self.driver = cast(Vtnet, self.machine.attach(function, pairs=settings.queues))
+            machine.plug(device)
+            (function,) = virtio_functions(machine.probe())
+            self.driver = cast(Vtnet, machine.attach(function, pairs=settings.queues))
         stack.callback(self.driver.detach)
-        self.pump = Pump(self.driver, guest_tap, worker=None)
-        stack.callback(self.pump.close)
-        for pair in self.pump.tasks:
+        if settings.packed and not self.driver.features & Feature.RING_PACKED:
+            raise ConfigError("packed rings were not negotiated: RING_PACKED is withheld")
+        pump = Pump(self.driver, guest, worker=None)
+        stack.callback(pump.close)
+        for pair in pump.tasks:
             for task in pair:
                 workers[-1].add(task)
+        self.workers = workers
+        stack.callback(self.stop)
         for worker in workers:
             worker.start()
-            stack.callback(worker.stop)
+
+    def stop(self) -> None:
+        """End the threads: nothing moves from here on."""
+        for worker in self.workers:
+            worker.stop()
 
     def counts(self) -> Counts:
+        """Return what the driver and the bells of its queues have counted."""
         pairs = self.driver.pairs
         queues = [self.driver.queues[index] for index in range(2 * len(pairs))]
         sent = [pair.transmit.statistics() for pair in pairs]
@@ -198,4 +241,27 @@ class VtnetPath(Ends):
         )
 
     def about(self) -> str:
-        return f"{self.driver.transport!r}, {self.driver.negotiation}"
+        """Return the transport, and the negotiation as a table."""
+        return f"{self.driver.transport!r}\n{self.driver.negotiation}"
+
+
+def label(offloads: bool) -> str:
+    """Return what vtnet's row is called."""
+    return "vtnet" if offloads else "vtnet, offloads off"
+
+
+class VtnetPath(Ends):
+    """Our driver and our device between the two TAPs."""
+
+    nic = "vtnet"
+
+    def __init__(self, settings: Settings, stack: ExitStack, traffic: Traffic, offloads: bool) -> None:
+        super().__init__(settings, stack, traffic, settings.queues)
+        self.offloads, self.label = offloads, label(offloads)
+        self.machine = Nic(settings, stack, offloads, *self.taps)
+
+    def counts(self) -> Counts:
+        return self.machine.counts()
+
+    def about(self) -> str:
+        return self.machine.about()

@@ -22,9 +22,9 @@ CONFIDENCE = 0.95
 class Row:
     """What one NIC did in one direction, over all counted runs.
 
-    ``packets`` and ``frame_bytes`` are of the stream's own direction; ``kicks``, ``interrupts`` and ``copied`` (packets
-    that our code copied within the process; the kernel's read and write of a TAP are not among them) are of both, for
-    acknowledgements are part of a stream's price.
+    ``packets`` and ``frame_bytes`` are of the stream's own direction, ``..._back`` of the acknowledgements'; ``kicks``,
+    ``interrupts`` and ``copied`` (bytes that our code copied; the kernel's read and write of a TAP are not ours) are of
+    both, for acknowledgements are part of a stream's price.
     """
 
     nic: str
@@ -36,6 +36,7 @@ class Row:
     packets: int = 0
     packets_back: int = 0
     frame_bytes: int = 0
+    frame_bytes_back: int = 0
     kicks: int = 0
     interrupts: int = 0
     copied: int = 0
@@ -203,7 +204,7 @@ def say_rows(rows: Sequence[Row]) -> str:
                     ratio(both, row.kicks),
                     f"{row.interrupts:,}",
                     ratio(both, row.interrupts),
-                    ratio(row.copied, both, 3),
+                    ratio(row.copied, row.frame_bytes + row.frame_bytes_back, 3),
                 )
             )
         text += ["  " + line for line in table(lines)]

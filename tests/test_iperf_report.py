@@ -67,11 +67,12 @@ def test_difference_needs_two_values_each_and_something_to_compare_with() -> Non
 
 def rows() -> list[Row]:
     return [
-        Row("vtnet", "guest-to-host", True, "vtnet", [900.0, 910.0, 920.0], True, 3000, 1000, 30_000_000, 400, 40),
+        Row("vtnet", "guest-to-host", True, "vtnet", [900.0, 910.0, 920.0], True, 3000, 1000, 30_000_000, 70_000,
+            400, 40),
         Row("vtnet", "guest-to-host", False, "vtnet, offloads off", [100.0, 101.0, 102.0], True, 9000, 1000, 13_500_000,
-            500, 0),
+            70_000, 500, 0),
         Row("tap-loop", "guest-to-host", True, "tap-loop", [1000.0, 1001.0, 999.0], True, 3100, 900, 31_000_000),
-        Row("vtnet", "host-to-guest", True, "vtnet", [950.123456], False, 7, 0, 700, 1, 1, 7),
+        Row("vtnet", "host-to-guest", True, "vtnet", [950.123456], False, 7, 0, 700, 0, 1, 1, 700),
     ]  # fmt: skip
 
 
