@@ -116,7 +116,10 @@ class Machine:
 
     def plug(self, device: Device, slot: int | None = None, *, vectors: int | None = None) -> LegacyFunction:
         """Put a device into a slot of the bus (the first that is free), as a function with the legacy interface."""
-        function = LegacyFunction(device, self.memory, message=self.interrupts.message, vectors=vectors)
+        resolve = self.interrupts.bell if self.fast else None
+        function = LegacyFunction(
+            device, self.memory, message=self.interrupts.message, resolve=resolve, vectors=vectors
+        )
         slot = self.bus.add(function, slot)
         function.intx = partial(self.interrupts.set_line, Address(0, slot, 0))
         self._legacy[slot] = function
@@ -157,18 +160,8 @@ class Machine:
         return self.bus.mem_read(address, size)
 
     def mem_write(self, address: int, size: int, value: int) -> None:
-        """Write memory behind BARs. Where that changes a message, the vector is given the message's bell."""
+        """Write memory behind BARs."""
         self.bus.mem_write(address, size, value)
-        if self.fast:
-            for function in self._legacy.values():
-                for window in function.config.memory:
-                    if window.base <= address < window.end:
-                        self._route(function)
-
-    def _route(self, function: LegacyFunction) -> None:
-        assert function.msix is not None
-        for vector in range(function.msix.vectors):
-            function.route(vector, self.interrupts.bell(*function.msix.entry(vector)))
 
     def doorbell(self, address: Address, queue: int) -> Bell | None:
         """Return the bell of a queue's kicks; None: write the register."""
