@@ -6,17 +6,20 @@ all of them alike.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from virtio.errors import ConfigError, VirtioError
 from virtio.net.iperf_generator import GeneratorPath
-from virtio.net.iperf_paths import Counts, Path, Settings, TapLoopPath, Traffic, VtnetPath
-from virtio.net.iperf_report import Direction, Row
+from virtio.net.iperf_paths import Counts, Path, TapLoopPath, Traffic, VtnetPath
+from virtio.net.iperf_report import Row
+from virtio.net.iperf_settings import Direction, Settings
 from virtio.net.iperf_traffic import Result, TrafficError
 from virtio.net.netns import Namespace, become_root
 
+WIDTH = 118
 Say = Callable[[str], None]
 
 
@@ -112,7 +115,9 @@ def run(settings: Settings, say: Say, progress: Say, note: Say) -> Found:
         except (OSError, VirtioError) as error:
             raise IperfError(str(error)) from None
         for path in paths:
-            say(f"{path.label}: {path.about()}")
+            say(textwrap.fill(f"{path.label}: {path.about()}", WIDTH, subsequent_indent="  "))
+            if settings.verbose and path.details():
+                say(path.details())
         return measure(paths, settings, progress)
 
 

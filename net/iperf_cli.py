@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 
 from virtio import features as feature_sets
 from virtio.constants import DeviceType, Feature, NetFeature
-from virtio.net import iperf, iperf_report
-from virtio.net.iperf_paths import OFFLOADS, ROWS, SPIN_US, Settings
+from virtio.net.iperf_settings import DIRECTIONS, OFFLOADS, ROWS, SPIN_US, Settings
 
 # what --no-NAME withholds, and how it is said; every other bit by --withhold
 SWITCHES: dict[str, tuple[int, str]] = {
@@ -67,6 +66,8 @@ def feature_list(text: str) -> int:
 
 
 def plot_name(text: str) -> str:
+    from virtio.net import iperf_report
+
     try:
         iperf_report.check_plot(text)
     except (ValueError, ImportError) as error:
@@ -87,7 +88,7 @@ by a bare loop of read and write (tap-loop: the price of no device at all). Ever
     add = command.add_argument
     add("--runs", type=number(1, 1000), default=5, metavar="N", help="of each row and direction (default %(default)s)")
     add("--seconds", type=number(0.01, 3600, float), default=1.0, metavar="S", help="of a run (default %(default)s)")
-    add("--direction", choices=(*iperf_report.DIRECTIONS, "both"), default="both", help="(default %(default)s)")
+    add("--direction", choices=(*DIRECTIONS, "both"), default="both", help="(default %(default)s)")
     add("--rows", type=choice_list(ROWS), default=ROWS, metavar="LIST", help=f"of {','.join(ROWS)} (default all)")
     add("--mtu", type=number(576, 65521), default=1500, metavar="BYTES", help="(default %(default)s)")
     add("--ipv6", action="store_true", help="IPv6 in place of IPv4")
@@ -122,6 +123,7 @@ by a bare loop of read and write (tap-loop: the price of no device at all). Ever
         help="packets of a generator in place of the kernel's TCP: needs no namespaces, as where they cannot be had",
     )  # fmt: skip
     add("--iperf3", action="store_true", help="traffic of iperf3 (its content is not looked at: see the manual)")
+    add("-v", "--verbose", action="store_true", help="say what was offered and negotiated, feature by feature")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--plot", type=plot_name, metavar="FILE", help="draw the runs too, into a .png or .svg")
     command.set_defaults(run=run)
@@ -138,7 +140,7 @@ def settings(options: argparse.Namespace) -> Settings:
     return Settings(
         runs=options.runs,
         seconds=options.seconds,
-        directions=iperf_report.DIRECTIONS if options.direction == "both" else (options.direction,),
+        directions=DIRECTIONS if options.direction == "both" else (options.direction,),
         rows=tuple(row for row in ROWS if row in options.rows),
         mtu=options.mtu,
         ipv6=options.ipv6,
@@ -152,6 +154,7 @@ def settings(options: argparse.Namespace) -> Settings:
         spin_us=options.spin_us,
         iperf3=options.iperf3,
         generator=options.generator,
+        verbose=options.verbose,
     )
 
 
@@ -208,6 +211,8 @@ class Progress:
 
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
+    from virtio.net import iperf, iperf_report
+
     progress = Progress()
 
     def say(text: str) -> None:

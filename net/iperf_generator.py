@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
-from virtio.net.iperf_paths import EVERY_OFFLOAD, Counts, Nic, Settings, label
-from virtio.net.iperf_report import DIRECTIONS, Direction
+from virtio.net.iperf_paths import EVERY_OFFLOAD, Counts, Nic, label
+from virtio.net.iperf_settings import DIRECTIONS, Direction, Settings
 from virtio.net.iperf_traffic import Result, TrafficError
 from virtio.net.ports import Generator, Sink
 
@@ -66,3 +66,6 @@ class GeneratorPath:
 
     def about(self) -> str:
         return "frames of the packet generator, through driver and device, into a sink that verifies them"
+
+    def details(self) -> str:
+        return ""

@@ -7,65 +7,30 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import Literal, Protocol, cast
+from typing import Protocol, cast
 
 from virtio._port import Port
 from virtio._tap import Tap
 from virtio._taploop import TapLoop
 from virtio._worker import Worker
-from virtio.constants import Feature, NetFeature
+from virtio.constants import Feature
 from virtio.direct import DirectTransport
 from virtio.errors import ConfigError
 from virtio.net.device import NetDevice
-from virtio.net.iperf_report import DIRECTIONS, Direction
+from virtio.net.iperf_settings import DIRECTIONS, OFFLOADS, Direction, Settings
 from virtio.net.iperf_traffic import Iperf3, Result, Space, Streams
 from virtio.net.machine import Machine
 from virtio.net.netns import Namespace
 from virtio.net.pump import Pump
 from virtio.net.vtnet import Vtnet
+from virtio.pci.legacy_driver import LegacyTransport
 from virtio.pci.probe import virtio_functions
 
-N = NetFeature
-# by the names of the command's options: what the row without offloads withholds
-OFFLOADS: dict[str, int] = {
-    "csum": N.CSUM | N.GUEST_CSUM,
-    # GSO is the legacy interface's word for all that the device can cut
-    "tso4": N.HOST_TSO4 | N.GUEST_TSO4 | N.GSO,
-    "tso6": N.HOST_TSO6 | N.GUEST_TSO6 | N.GSO,
-    "ecn": N.HOST_ECN | N.GUEST_ECN | N.GSO,
-    "ufo": N.HOST_UFO | N.GUEST_UFO | N.GSO,
-    "uso": N.HOST_USO | N.GUEST_USO4 | N.GUEST_USO6,
-}
-
-ROWS = ("vtnet", "vtnet-off", "tap-loop")
-SPIN_US = 20
 HASHED, HASHED_OFF = 32 << 20, 8 << 20  # bytes of a warm-up, and where each takes longer
 EVERY_OFFLOAD = 0x1FF  # VIRTIO_OFFLOAD_*
 MEMORY = 64 << 20  # of the guest, for each queue pair
 MACS = ("02:00:00:00:77:01", "02:00:00:00:77:02")
 ADDRESSES = {False: ("10.77.0.1", "10.77.0.2"), True: ("fd77::1", "fd77::2")}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured. ``withheld``: feature bits that the device does not offer, in any row."""
-
-    runs: int = 5
-    seconds: float = 1.0
-    directions: Sequence[Direction] = DIRECTIONS
-    rows: Sequence[str] = ROWS
-    mtu: int = 1500
-    ipv6: bool = False
-    queues: int = 1
-    streams: int = 1
-    withheld: int = 0
-    packed: bool = False
-    queue_size: int = 256
-    workers: int = 1
-    mode: Literal["adaptive", "busy"] = "adaptive"
-    spin_us: int = SPIN_US
-    iperf3: bool = False
-    generator: bool = False
 
 
 @dataclass
@@ -105,7 +70,10 @@ class Path(Protocol):
         """Return what was counted until now."""
 
     def about(self) -> str:
-        """Say what it is."""
+        """Say what it is, in a paragraph."""
+
+    def details(self) -> str:
+        """Say more; "" where there is no more."""
 
 
 class Traffic:
@@ -171,6 +139,9 @@ class TapLoopPath(Ends):
 
     def about(self) -> str:
         return "two TAPs, and a loop in C that reads from one and writes to the other"
+
+    def details(self) -> str:
+        return ""
 
 
 def union(masks: Iterable[int]) -> int:
@@ -241,8 +212,17 @@ class Nic:
         )
 
     def about(self) -> str:
-        """Return the transport, and the negotiation as a table."""
-        return f"{self.driver.transport!r}\n{self.driver.negotiation}"
+        """Return how driver and device met, and what they agreed on."""
+        transport, found = self.driver.transport, self.driver.negotiation
+        where = "driver and device joined directly"
+        if isinstance(transport, LegacyTransport):
+            where = f"virtio-net at {transport.function} by legacy PCI, interrupts by {transport.mode}"
+        ring = "packed" if self.driver.features & Feature.RING_PACKED else "split"
+        return f"{where}, {ring} rings; negotiated: {', '.join(found.names(found.got)) if found else 'nothing'}"
+
+    def details(self) -> str:
+        """Return the negotiation, feature by feature."""
+        return str(self.driver.negotiation)
 
 
 def label(offloads: bool) -> str:
@@ -265,3 +245,6 @@ class VtnetPath(Ends):
 
     def about(self) -> str:
         return self.machine.about()
+
+    def details(self) -> str:
+        return self.machine.details()

@@ -10,10 +10,10 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-Direction = Literal["guest-to-host", "host-to-guest"]
-DIRECTIONS: tuple[Direction, ...] = ("guest-to-host", "host-to-guest")
+from virtio.net.iperf_settings import DIRECTIONS, Direction
+
 MARKS = "x+*%#@O"  # ministat's, one for each set
 CONFIDENCE = 0.95
 

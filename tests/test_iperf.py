@@ -10,8 +10,8 @@ import pytest
 from virtio.constants import Feature, NetFeature
 from virtio.net import iperf_cli
 from virtio.net.iperf import measure
-from virtio.net.iperf_paths import Counts, Settings
-from virtio.net.iperf_report import DIRECTIONS, Direction
+from virtio.net.iperf_paths import Counts
+from virtio.net.iperf_settings import DIRECTIONS, Direction, Settings
 from virtio.net.iperf_traffic import Result, TrafficError
 
 
@@ -43,6 +43,9 @@ class FakePath:
 
     def about(self) -> str:
         return "a fake"
+
+    def details(self) -> str:
+        return ""
 
 
 def test_paths_take_turns_after_a_warm_up_that_is_not_counted() -> None:
@@ -78,7 +81,8 @@ def test_a_path_that_fails_its_warm_up_is_not_run() -> None:
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_wrong_bytes_are_a_fault(number: int) -> None:
-    results = [Result(10**6, 1.0)] * number + [Result(10**6, 1.0, "byte 0 is 0x01, not 0x00")]
+    results: list[Result | TrafficError] = [Result(10**6, 1.0)] * number
+    results += [Result(10**6, 1.0, "byte 0 is 0x01, not 0x00")]
     found = measure([FakePath("vtnet", results)], Settings(runs=3, directions=DIRECTIONS[:1]), lambda _: None)
     assert not found.rows[0].verified
     where = f"run {number}: " if number else ""
@@ -87,6 +91,7 @@ def test_wrong_bytes_are_a_fault(number: int) -> None:
 
 
 def test_a_run_that_fails_does_not_stop_the_others() -> None:
+    results: list[Result | TrafficError]
     results = [Result(1, 1.0), Result(10**6, 1.0), TrafficError("stalled for 10 s"), Result(2 * 10**6, 1.0)]
     found = measure([FakePath("vtnet", results)], Settings(runs=3, directions=DIRECTIONS[:1]), lambda _: None)
     assert found.rows[0].mbit_s == [8.0, 16.0]
@@ -111,11 +116,12 @@ def test_every_option_arrives() -> None:
     words = [
         "--runs", "3", "--seconds", "0.5", "--direction", "host-to-guest", "--rows", "tap-loop,vtnet", "--mtu", "9000",
         "--ipv6", "--queues", "2", "--streams", "4", "--packed", "--queue-size", "512", "--workers", "2",
-        "--mode", "busy", "--spin-us", "0", "--iperf3", "--generator",
+        "--mode", "busy", "--spin-us", "0", "--iperf3", "--generator", "-v",
     ]  # fmt: skip
     assert parse(*words) == Settings(
         runs=3, seconds=0.5, directions=("host-to-guest",), rows=("vtnet", "tap-loop"), mtu=9000, ipv6=True, queues=2,
         streams=4, packed=True, queue_size=512, workers=2, mode="busy", spin_us=0, iperf3=True, generator=True,
+        verbose=True,
     )  # fmt: skip
     assert parse("--queues", "3").streams == 3
 
