@@ -8,12 +8,11 @@
 # VIRTIO_FRAME_MAX bytes end (reserve) or lie whole (deliver).
 #
 # Completions. Transmit interrupts are off. Buffers are taken back at the start of a burst, once less than a quarter of
-# the ring is free (FreeBSD's vtnet_txq threshold) or more than TX_LARGE_OUT large ones are out (a buffer that is used
-# again soon is still in the cache), and when one is wanted and none is there. When a worker goes to sleep while the
-# device has something of ours, it sleeps for TX_SLEEP_US, and twice as long each time that nothing came back, up to
-# TX_SLEEP_MAX_US: within that time buffers are taken back when traffic stops. An interrupt besides is asked for only if
-# TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and empties does not cost one
-# each time.
+# the ring is free (FreeBSD's vtnet_txq threshold), and when one is wanted and none is there. When a worker goes to
+# sleep while the device has something of ours, it sleeps for TX_SLEEP_US, and twice as long each time that nothing
+# came back, up to TX_SLEEP_MAX_US: within that time buffers are taken back when traffic stops. An interrupt besides is
+# asked for only if TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and
+# empties does not cost one each time.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._bell cimport virtio_bell
@@ -26,7 +25,9 @@ from virtio._vtnet_pool cimport vtnet_pool
 
 cdef enum:
     TX_INTR_PACKETS = 2048  # packets for one interrupt
-    TX_LARGE_OUT = 4
+    # large frames: what is read from a port is sent on, and its buffers are used again, while it is in the cache
+    TX_LARGE_OUT = 2          # large buffers that are out when a burst begins by taking back
+    TX_BURST_BYTES = 0x20000  # of a burst that is read from a port
     TX_SLEEP_US = 200
     TX_SLEEP_MAX_US = 64000
 
@@ -64,6 +65,7 @@ cdef struct vtnet_tx:
     uint32_t nreq
     uint32_t nsg
     uint32_t nslots
+    uint32_t bytes        # since the last flush
     uint64_t intr_at      # opackets at the last interrupt that was asked for
     int64_t sleep_us      # of the next sleep
     vtnet_tx_stats stats

@@ -61,7 +61,7 @@ cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil:
 
 
 cdef void tx_begin(vtnet_tx *tx) noexcept nogil:
-    if tx.q.nfree <= tx.threshold or (tx.large is not NULL and tx.large.count - tx.large.nfree > TX_LARGE_OUT):
+    if tx.q.nfree <= tx.threshold or (tx.large is not NULL and tx.large.nfree + TX_LARGE_OUT <= tx.large.count):
         tx_reclaim(tx)
 
 
@@ -146,6 +146,7 @@ cdef inline void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small
     req.cookie = cookie_of(small, large, view)
     req.readable = <uint16_t>pieces
     req.writable = 0
+    tx.bytes += len
     tx.nreq += 1
     tx.nsg += pieces
     tx.nslots += 1 if pieces == 1 or pieces <= tx.q.max_indirect else pieces
@@ -246,7 +247,7 @@ cdef uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept 
     cdef uint32_t i
     if tx.nreq == VIRTIO_BURST:
         publish(tx)
-    if not tx_has_room(tx) or limit < 2:
+    if limit < 2 or tx.bytes >= TX_BURST_BYTES or not tx_has_room(tx):
         return 0
     i = pool_top(tx.small)
     to[0].iov_base = pool_frame(tx.small, i)
@@ -434,6 +435,7 @@ cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
 cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil:
     cdef vtnet_tx *tx = <vtnet_tx *>sink
     publish(tx)
+    tx.bytes = 0
     if tx.q.pending and driver_notify(tx.q):
         return tx.kick
     return NULL
@@ -500,5 +502,5 @@ cdef void tx_open(vtnet_tx *tx, virtio_driver_queue *q, virtio_bell *kick, virti
 
 
 cdef void tx_forget(vtnet_tx *tx) noexcept nogil:
-    tx.nreq = tx.nsg = tx.nslots = tx.wanting = 0
+    tx.nreq = tx.nsg = tx.nslots = tx.bytes = tx.wanting = 0
     driver_disable_intr(tx.q)
