@@ -55,11 +55,15 @@ cdef class Task:
 
     def resume(self):
         """Let it run."""
+        cdef object worker
         if self.task is not NULL:
             with nogil:
                 queue_lock(self.lock)
                 self.task.active = 1
                 queue_unlock(self.lock)
+            worker = self.worker
+            if worker is not None:
+                worker.wake()  # it may sleep, and wait for nothing of a task that was paused
 
     def pause(self):
         """Stop it: when this returns no burst is under way, and none begins."""
@@ -168,6 +172,10 @@ cdef class Worker:
         self._attention = 1
         self._thread = threading.Thread(target=self._run, name="virtio-worker", daemon=True)
         self._thread.start()
+
+    def wake(self):
+        """Make it look at its tasks, if it sleeps."""
+        self._bell.ring()
 
     def stop(self):
         """End the thread, and wait for it. Tasks stay, and may be polled by hand or run again."""
