@@ -6,6 +6,7 @@ import secrets
 import struct
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Literal
 
 from virtio._bell import Bell
@@ -282,7 +283,8 @@ class NetDevice(Device):
         while self._tasks:
             self._end(*self._tasks.popitem())
         for thread in self._threads:
-            thread.stop()
+            with suppress(RuntimeError):  # it is this very thread: it ends when it is back in its loop
+                thread.stop()
         self._threads.clear()
 
     def reset(self) -> None:
