@@ -209,6 +209,17 @@ def test_legacy_never_accepts_bit_32(memory, pool):
     assert str(driver.negotiation).startswith("net device, legacy interface: ")
 
 
+def test_what_the_rings_do_not_do_is_not_accepted(memory, pool):
+    everything = sum(Feature)
+    driver = Nic(FakeTransport(memory, offered=everything), pool, wanted=everything)
+    driver.attach()
+    assert driver.negotiation.names(driver.features) == [
+        *("INDIRECT_DESC", "EVENT_IDX", "VERSION_1", "RING_PACKED", "IN_ORDER", "RING_RESET")
+    ]
+    assert driver.negotiation.refused["NOTIFICATION_DATA"] == "not done by the driver's rings"
+    assert driver.negotiation.refused["ACCESS_PLATFORM"] == "not done by the driver's rings"
+
+
 def test_required_features(memory, pool):
     driver = Nic(FakeTransport(memory), pool, required="MAC, INDIRECT_DESC")
     with pytest.raises(NegotiationError, match=r"required features are missing: MAC \(not offered\)$") as e:
@@ -329,6 +340,30 @@ def test_indices_that_no_queue_has(memory, pool, index):
     driver = nic(memory, pool)
     driver.plans = (QueuePlan(index, "ctrl"),)
     fails_with(driver, ConfigError, rf"queue {index} \(ctrl\) does not exist: indices are 0 to 65535")
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "match"),
+    [
+        (OK, 0, "does not start: DRIVER_OK was written, and status reads 0x0b"),
+        (0, Status.DEVICE_NEEDS_RESET, r"asks to be reset \(DEVICE_NEEDS_RESET, status 0x4f\)"),
+    ],
+)
+def test_a_device_that_does_not_start(memory, pool, lost, gained, match):
+    driver = nic(memory, pool)
+
+    class Lying(FakeTransport):
+        @property
+        def status(self):
+            return int(self.state | gained if self.state & OK else self.state) & ~int(lost)
+
+        @status.setter
+        def status(self, bits):
+            FakeTransport.status.fset(self, bits)
+
+    driver.transport.__class__ = Lying
+    fails_with(driver, DeviceBroken, match)
+    assert driver.calls == []
 
 
 def test_features_that_change(memory, pool):

@@ -393,6 +393,9 @@ class Driver:
     def _go(self) -> None:
         self._route_interrupts()
         self.transport.status = Status.DRIVER_OK
+        status = self.check_status()
+        if not status & Status.DRIVER_OK:
+            raise DeviceBroken(f"the device does not start: DRIVER_OK was written, and status reads {status:#04x}")
         self.attached = True
         self.ready()
 

@@ -10,6 +10,20 @@ from virtio.constants import DeviceType, Feature
 from virtio.errors import NegotiationError
 from virtio.features import LEGACY_BITS, bits_of, legacy_only, missing, names_of, parse
 
+# what a driver on the rings here can do of what concerns rings and transports: kicks carry no data, addresses are
+# guest-physical, and there are no administration queues
+_DONE = (
+    Feature.NOTIFY_ON_EMPTY
+    | Feature.ANY_LAYOUT
+    | Feature.INDIRECT_DESC
+    | Feature.EVENT_IDX
+    | Feature.VERSION_1
+    | Feature.RING_PACKED
+    | Feature.IN_ORDER
+    | Feature.RING_RESET
+)
+_NOT_DONE = sum(feature for feature in Feature if feature not in _DONE)
+
 
 def type_name(device_type: int) -> str:
     """Return the name of a device type, or its number."""
@@ -91,7 +105,8 @@ def agree(
     refused = dict.fromkeys(names_of(wanted & ~offered, device_type), "not offered")
     there = "legacy" if legacy else "modern"
     refused |= dict.fromkeys(names_of(wanted & foreign, device_type), f"not part of the {there} interface")
-    got = _close(device_type, wanted & offered & ~foreign, refused)
+    refused |= dict.fromkeys(names_of(wanted & _NOT_DONE, device_type), "not done by the driver's rings")
+    got = _close(device_type, wanted & offered & ~foreign & ~_NOT_DONE, refused)
     if adjust is not None:
         chosen = int(adjust(got)) & got
         refused |= dict.fromkeys(names_of(got & ~chosen, device_type), "dropped by the driver")
