@@ -208,13 +208,14 @@ class Vtnet(Traffic, Driver):
     def plan_queues(self) -> Sequence[QueuePlan]:
         """A receive and a transmit queue for each pair; the control queue behind all that the device has (5.1.2)."""
         if self.features & Net.MTU:
-            self.mtu = self.config(MTU_AT, 2)
+            self.mtu = self.config_within("mtu", MTU_AT, 2, MTU_MIN, MTU_MAX)
         plans = []
-        for i in range(min(self.pairs_wanted, self.max_pairs)):
+        max_pairs = self.max_pairs  # once: a hostile device says another number each time
+        for i in range(min(self.pairs_wanted, max_pairs)):
             plans.append(QueuePlan(2 * i, f"receive {i}", self.queue_size, segments=2))
             plans.append(QueuePlan(2 * i + 1, f"transmit {i}", self.queue_size, segments=4))
         if self.features & Net.CTRL_VQ:
-            plans.append(QueuePlan(2 * self.max_pairs, "control", 64, segments=8, interrupt=False))
+            plans.append(QueuePlan(2 * max_pairs, "control", 64, segments=8, interrupt=False))
         return plans
 
     def ready(self) -> None:
@@ -227,7 +228,7 @@ class Vtnet(Traffic, Driver):
             count = sum(index % 2 for index in self.queues if self.queues[index].plan.name != "control")
             self.pairs = [self._make_pair(self.queues[2 * i], self.queues[2 * i + 1]) for i in range(count)]
         if self.features & Net.CTRL_VQ:
-            queue = self.queues[2 * self.max_pairs]
+            queue = self.queues[max(self.queues)]  # the last of them
             if self.control is None:
                 self.control = ControlQueue(queue.queue, self.pool, queue.kick, timeout=self.timeout, idle=self._idle)
         now = time.monotonic()
