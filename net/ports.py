@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from virtio._cable import Cable, CableEnd
 from virtio._callport import CallPort
 from virtio._generator import Generator
@@ -11,6 +14,7 @@ from virtio._port import Port
 from virtio._sink import Sink
 from virtio._tap import Tap
 from virtio._taploop import TapLoop
+from virtio.errors import ConfigError
 
 __all__ = [
     "Port",
@@ -24,4 +28,61 @@ __all__ = [
     "PcapReader",
     "PcapWriter",
     "CallPort",
+    "port",
 ]
+
+# by the word that a text begins with: the class, and whether a name follows
+KINDS: dict[str, tuple[Callable[..., Port], bool]] = {
+    "null": (Port, False),
+    "tap": (Tap, True),
+    "loopback": (Loopback, False),
+    "gen": (Generator, False),
+    "sink": (Sink, False),
+    "replay": (PcapReader, True),
+    "pcap": (PcapWriter, True),
+}
+
+
+def port(text: str) -> Port:
+    """Make the port that a text describes: ``KIND[:NAME][,OPTION=VALUE]...``.
+
+    ``tap:NAME``, ``loopback``, ``gen`` (Generator), ``sink``, ``replay:FILE`` (PcapReader), ``pcap:FILE`` (PcapWriter),
+    ``null``; options are the classes' arguments, like ``gen,size=1514,count=1000`` and ``replay:a.pcap,loops=3``.
+    Values are numbers, true and false, none, and text. A file name with a comma in it takes the class itself.
+
+    Raises ConfigError for a text that is none, or whose options the class does not take, and what the class raises.
+    """
+    head, *rest = text.split(",")
+    kind, colon, name = head.partition(":")
+    if kind not in KINDS:
+        raise ConfigError(f"port {text!r}: {kind!r} is none of {', '.join(KINDS)}")
+    made, named = KINDS[kind]
+    if named and not name:
+        raise ConfigError(f"port {text!r}: {kind} needs a name, {kind}:NAME")
+    if colon and not named:
+        raise ConfigError(f"port {text!r}: {kind} has no name; options are {kind},OPTION=VALUE")
+    options: dict[str, Any] = {}
+    for item in rest:
+        option, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"port {text!r}: {item!r} is not OPTION=VALUE")
+        options[option.replace("-", "_")] = parse_value(value)
+    try:
+        return made(name, **options) if named else made(**options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"port {text!r}: {error}") from None
+
+
+def parse_value(text: str) -> int | float | bool | str | None:
+    """Return what a text stands for: a number (0x... too), true, false, none; or the text."""
+    words: dict[str, bool | None] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return int(text, 0)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text

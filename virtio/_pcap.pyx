@@ -270,8 +270,8 @@ cdef class PcapReader(Port):
     is how often the file is played, None for ever. What is sent here is dropped. A named pipe will do, once.
 
     Raises ConfigError for a file that is none, or not of Ethernet, OSError if it cannot be read, ValueError for
-    arguments out of range. Frames of less than 14 and more than 65589 bytes are dropped, and count as EMSGSIZE. Where the file is
-    cut off or makes no sense it ends: ``fault`` says how.
+    arguments out of range. Frames of less than 14 and more than 65589 bytes are dropped, and count as EMSGSIZE. Where
+    the file is cut off or makes no sense it ends: ``fault`` says how.
     """
 
     cdef pcap_reader _r

@@ -31,6 +31,10 @@ cdef extern from "sys/uio.h" nogil:
     ssize_t writev(int fd, const iovec *iov, int count)
 
 
+cdef extern from "unistd.h" nogil:
+    int close_fd "close"(int fd)
+
+
 cdef extern from "poll.h" nogil:
     enum:
         POLLIN
@@ -300,8 +304,6 @@ def query(fd):
     name, flags = struct.unpack("16sH22x", found)
     if not flags & IFF_TAP:
         raise ConfigError(f"fd {fd} is a TUN interface's: only TAP, with Ethernet headers, will do")
-    if not flags & IFF_NO_PI:
-        raise ConfigError(f"fd {fd} has packet information before each frame: open it with IFF_NO_PI")
     return os.fsdecode(name.rstrip(b"\0")), flags
 
 
@@ -312,7 +314,8 @@ cdef class Tap(Port):
     ``Tap("tap0")`` makes the interface, or takes a persistent one of that name; ``Tap()`` lets the kernel choose a
     name; a name with "%d" gets a number. It is made in the network namespace of the calling thread. ``fd``, or ``fds``
     for several queues, are open ones of a TAP, as libvirt hands over: then name, header and number of queues are
-    theirs; they are duplicated, and made non-blocking (which the originals share).
+    theirs; they are duplicated, and made non-blocking (which the originals share). They must be of IFF_NO_PI, which
+    the kernel does not tell.
 
     ``queues`` queue pairs (1 to 256). ``header_size`` is that of the virtio_net_hdr before each frame between us and
     the kernel (10, 12, 20 or 24; by default 24, which tunnels use, where the kernel knows them, else 12); with
@@ -435,11 +438,11 @@ cdef class Tap(Port):
     def __dealloc__(self):
         cdef uint32_t i
         cdef int direction
-        for fd in self._fds:
-            os.close(fd)
         for direction in range(2):
             if self._sides[direction] is not NULL:
                 for i in range(self.c.queues):
+                    if direction == SEND and self._sides[SEND][i].fd >= 0:
+                        close_fd(self._sides[SEND][i].fd)
                     free(self._sides[direction][i].scratch)
                 free(self._sides[direction])
 
