@@ -12,15 +12,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from netns import refuse
 
+from virtio._vtnet_pool import pool_size
 from virtio.cli import main
 from virtio.net import iperf
+from virtio.net.iperf_paths import VtnetPath
 from virtio.net.iperf_report import Row
 from virtio.net.iperf_settings import DIRECTIONS, OFFLOADS, Settings
+from virtio.net.vtnet import FRAME_MAX
 
 COMMAND = [sys.executable, "-m", "virtio", "iperf"]
 # root's own user, without any right: with SETFCAP it may still become root of a user namespace, without it may not
@@ -204,6 +208,34 @@ def test_the_generator_is_verified(changes: dict[str, object]) -> None:
     for row in found.rows:
         mean = row.frame_bytes / row.packets
         assert mean > 5 * settings.mtu if row.offloads else mean == settings.mtu + 14
+
+
+@pytest.mark.usefixtures("kernel")
+def test_a_byte_that_changes_on_its_way_is_found() -> None:
+    settings = Settings(seconds=0.3, rows=("vtnet",))
+    with ExitStack() as stack:
+        (path,) = iperf.make_paths(settings, stack)
+        assert isinstance(path, VtnetPath)
+        assert path.run("guest-to-host").wrong == ""
+        driver = path.machine.driver
+        large = driver.pairs[0].allocated[0]  # the buffers of frames that are beyond the MTU
+        stop = threading.Event()
+
+        def meddle() -> None:
+            while not stop.is_set():
+                for at in range(large, large + pool_size(FRAME_MAX, 64), 50_000):
+                    driver.memory.write(at, b"\x55")
+
+        meddler = threading.Thread(target=meddle)
+        meddler.start()
+        try:
+            # now and then no byte is hit while it matters
+            assert any(" is 0x55, not " in path.run("guest-to-host").wrong for _ in range(10))
+            assert any(path.warm_up("guest-to-host").wrong.startswith("SHA-256 ") for _ in range(50))
+        finally:
+            stop.set()
+            meddler.join()
+        assert path.run("guest-to-host").wrong == ""
 
 
 # ---- how it ends ----
