@@ -211,6 +211,17 @@ def test_what_there_are_vectors_for(vectors, queues, mode, result):
     assert machine.msix == (result != "intx")
 
 
+def test_an_msix_table_without_an_address_is_none():
+    machine = FakeLegacy()
+    (found,) = scan(machine, io=Window(0xC000, 0x10000))
+    transport = LegacyTransport(machine, found, machine.memory, machine.interrupts)
+    transport.reset()
+    assert machine.function.get(4, 2) == 0x0005  # no decoding of memory at 0
+    transport.interrupt_bells([0])
+    assert transport.mode == "intx" and not machine.msix
+    transport.release()
+
+
 def test_intx():
     machine = FakeLegacy(vectors=0, pin=3)
     transport = transport_of(machine)

@@ -344,6 +344,14 @@ def test_without_windows_nothing_is_placed():
     assert [bar.address for bar in one(function, io=IO).bars.values()] == [0xC000, 0]
 
 
+def test_behind_bridges_nothing_is_placed():
+    pci = FakePci({(0, 1, 0): bridge(1), (0, 2, 0): FakeFunction(), (1, 0, 0): FakeFunction()})
+    _, behind, there = scan(pci, io=IO)
+    assert (behind.bars[0].address, there.bars[0].address) == (0, 0xC000)
+    (behind,) = scan(pci, io=IO, bus=1)
+    assert behind.bars[0].address == 0xC000
+
+
 def test_a_window_from_0_never_gives_address_0():
     assert one(FakeFunction(), io=Window(0, 0x100)).bars[0].address == 0x40
 

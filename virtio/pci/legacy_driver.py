@@ -107,6 +107,9 @@ class LegacyTransport:
         self._vectors: list[tuple[int, int]] = []
         self._line = False
         self._msix_on = False
+        msix = function.msix
+        # a table without an address is as good as none
+        self._msix = msix if msix is not None and function.bars[msix.table_bar].address else None
         self._forget_bells()
 
     def _forget_bells(self) -> None:
@@ -221,7 +224,7 @@ class LegacyTransport:
 
     def _choose(self, queues: Sequence[int], bells: Sequence[Bell]) -> Mode:
         """Set up the best way there is: the first of the modes for which there are vectors."""
-        msix = self.function.msix
+        msix = self._msix
         have = msix.vectors if msix is not None else 0
         if "msix" in self._modes and have > len(queues):
             self._start_msix([self._config_bell, *bells])
@@ -239,7 +242,7 @@ class LegacyTransport:
         return "intx"
 
     def _start_msix(self, bells: Sequence[Bell]) -> None:
-        msix = self.function.msix
+        msix = self._msix
         assert msix is not None
         table = self.function.bars[msix.table_bar].address + msix.table_offset
         control = self.function.read(msix.offset + CONTROL, 2) | CONTROL_ENABLE
@@ -276,7 +279,7 @@ class LegacyTransport:
     def _enable(self) -> None:
         """Let the function answer and reach memory, with interrupts of no kind but those that are set up."""
         wanted = COMMAND_MASTER | (COMMAND_IO if self._bar.io else COMMAND_MEMORY)
-        if self.function.msix is not None:
+        if self._msix is not None:
             wanted |= COMMAND_MEMORY
         command = (self.function.read(COMMAND, 2) | wanted) & ~COMMAND_INTX_DISABLE
         self.function.write(COMMAND, 2, command)
@@ -287,8 +290,8 @@ class LegacyTransport:
             self._stop_msix()
 
     def _stop_msix(self) -> None:
-        if self.function.msix is not None:
-            at = self.function.msix.offset + CONTROL
+        if self._msix is not None:
+            at = self._msix.offset + CONTROL
             control = self.function.read(at, 2)
             if control & CONTROL_ENABLE:
                 self.function.write(at, 2, control & ~(CONTROL_ENABLE | CONTROL_FUNCTION_MASK))

@@ -146,7 +146,7 @@ class Function:
 
     @property
     def interface(self) -> str | None:
-        """ "legacy" (transitional devices included), "modern", or None if it is no virtio device.
+        """Which virtio interface it has: "legacy" (transitional devices too), "modern", or None if it is none.
 
         A device of the legacy range with another revision than 0 offers no legacy interface: "unknown".
         """
@@ -219,8 +219,9 @@ def scan(
 ) -> list[Function]:
     """Find every function from ``bus`` on, behind bridges too; return them in the order of the walk.
 
-    BARs that have no address get one from the windows ``io`` and ``memory``, where these are given. A function is sized
-    with its decoding off, which is as it was afterwards: do not scan while another thread uses the registers.
+    BARs that have no address get one from the windows ``io`` and ``memory``, where these are given; not so behind
+    bridges, whose own windows are the firmware's. A function is sized with its decoding off, which is as it was
+    afterwards: do not scan while another thread uses the registers.
     """
     functions = list(_walk(access, bus, {bus}))
     for function in functions:
@@ -231,7 +232,7 @@ def scan(
     _refuse_overlaps(functions)
     for kind, window in ((True, io), (False, memory)):
         if window is not None:
-            _assign(functions, kind, window)
+            _assign(functions, bus, kind, window)
     return functions
 
 
@@ -401,13 +402,13 @@ def _refuse_overlaps(functions: Sequence[Function]) -> None:
             placed[bar.io].append((bar, function))
 
 
-def _assign(functions: Sequence[Function], io: bool, window: Window) -> None:
+def _assign(functions: Sequence[Function], bus: int, io: bool, window: Window) -> None:
     """Give each BAR that has no address the lowest in the window that is free, largest BARs first."""
     taken = [bar for function in functions for bar in function.bars.values() if bar.io == io and bar.address]
     wanting = [
         (bar, function)
         for function in functions
-        if function.fault is None
+        if function.fault is None and function.address.bus == bus
         for bar in function.bars.values()
         if bar.io == io and not bar.address
     ]
