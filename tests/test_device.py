@@ -153,6 +153,12 @@ def test_version_1_must_be_accepted_where_it_is_offered() -> None:
     assert without.negotiated == NetFeature.CSUM
 
 
+def test_a_driver_that_accepts_nothing() -> None:
+    device = Guest(Net(withhold="VERSION_1")).device
+    device.write_status(ACK | DRIVER | FEATURES_OK)
+    assert (device.status, device.negotiated) == (ACK | DRIVER | FEATURES_OK, 0)
+
+
 def test_features_are_fixed_once_they_are_ok() -> None:
     device = Guest(Net()).negotiate(Feature.VERSION_1).device
     device.driver_features(Feature.VERSION_1 | NetFeature.CSUM)
@@ -663,6 +669,92 @@ def test_a_kick_does_not_wait_for_a_hook_and_is_served_after_it() -> None:
     kicked.set()
     slow.join(30)
     assert served == [0, 1]
+
+
+class Held(Echo):
+    """Its hook holds the lock until it is told to let go."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.inside, self.leave = threading.Event(), threading.Event()
+
+    def notified(self, index: int) -> None:
+        self.inside.set()
+        assert self.leave.wait(30)
+
+
+def test_what_any_thread_may_say_does_not_wait_for_a_hook_and_is_done_after_it() -> None:
+    guest = Guest(Held()).up()
+    device = guest.device
+    done: list[str] = []
+    slow = threading.Thread(target=device.kick, args=(0,), daemon=True)
+    slow.start()
+    assert device.inside.wait(30)
+
+    def say() -> None:
+        device.needs_reset("no more")
+        device.config_changed()
+        device.soon(lambda: done.append("soon"))
+        device.interrupt(1)
+
+    other = threading.Thread(target=say, daemon=True)
+    other.start()
+    other.join(30)
+    assert not other.is_alive()
+    assert (device.status, device.generation, done, guest.calls.configs) == (READY, 0, [], 0)
+    device.leave.set()
+    slow.join(30)
+    assert (device.status, device.generation, done) == (READY | NEEDS_RESET, 1, ["soon"])
+    assert (guest.calls.configs, guest.calls.rings(1)) == (1, 1)
+
+
+def test_a_need_of_reset_that_a_reset_overtakes_is_none() -> None:
+    class Resets(Held):
+        def notified(self, index: int) -> None:
+            super().notified(index)
+            self.reset()
+
+    guest = Guest(Resets()).up()
+    slow = threading.Thread(target=guest.device.kick, args=(0,), daemon=True)
+    slow.start()
+    assert guest.device.inside.wait(30)
+    guest.device.needs_reset("of the life before")
+    guest.device.leave.set()
+    slow.join(30)
+    assert (guest.device.status, guest.device.reason) == (0, None)
+
+
+def test_soon_is_at_once_where_nobody_has_the_lock_or_we_do() -> None:
+    device = Guest(Echo()).up().device
+    done: list[int] = []
+    device.soon(lambda: done.append(1))
+    assert done == [1]
+
+    def nested() -> None:
+        device.soon(lambda: done.append(2))
+        done.append(3)
+
+    device.soon(nested)
+    assert done == [1, 2, 3]
+    with pytest.raises(ZeroDivisionError):
+        device.soon(lambda: done.append(1 // 0))
+    device.soon(lambda: done.append(4))
+    assert done[-1] == 4
+
+
+def test_interrupts_of_soon_go_out_without_the_lock() -> None:
+    guest = Guest(Echo()).up()
+    free = []
+
+    def called() -> None:
+        other = threading.Thread(target=guest.device.set_dma, args=(False,), daemon=True)  # waits for the lock
+        other.start()
+        other.join(30)
+        free.append(not other.is_alive())
+
+    guest.device.set_call(0, Bell(called))
+    guest.device.soon(lambda: guest.device.interrupt(0))
+    assert free == [True]
 
 
 def test_a_kick_out_of_an_interrupt_is_served() -> None:

@@ -182,6 +182,16 @@ def test_bells_stay_the_same_until_release() -> None:
     assert driver.queues[1].interrupt.answer()
 
 
+def test_interrupts_before_they_are_routed_are_heard_by_nobody() -> None:
+    device = Echo()
+    transport = DirectTransport(device, GuestMemory.allocate(1 << 20))
+    device.interrupt(0)
+    (bell,) = transport.interrupt_bells([0])
+    assert not bell.answer()
+    device.interrupt(0)
+    assert bell.answer()
+
+
 def test_configuration() -> None:
     device = Echo(config=b"\1\2\3\4")
     changes = []

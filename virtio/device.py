@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar
@@ -47,9 +47,10 @@ class Device:
     are in ``refused``; none is raised. What breaks a queue, a handler's exception included, ends in
     :meth:`needs_reset`.
 
-    Threads: a transport calls from one thread at a time. Bells, :meth:`interrupt`, :meth:`needs_reset` and
-    :meth:`config_changed` are for any thread that holds no queue's lock. Hooks run under the device's lock, one at a
-    time; interrupts that they raise go out when it is free.
+    Threads: a transport calls from one thread at a time. Bells, :meth:`interrupt`, :meth:`needs_reset`,
+    :meth:`config_changed` and :meth:`soon` are for any thread that holds no queue's lock, and never wait: where another
+    thread has the device's lock, it does what they say when it is done. Hooks run under that lock, one at a time;
+    interrupts that they raise go out when it is free. A subclass takes it by ``with self._control():``.
     """
 
     device_type: ClassVar[int]
@@ -195,27 +196,37 @@ class Device:
             if slot.queue is queue and queue.needs_notification():
                 self.interrupt(index)
 
+    def soon(self, work: Callable[[], object]) -> None:
+        """Do something under the device's lock: now if it is free or ours, else whoever has it does. Never waits."""
+        self._serving.soon(work)
+
     def interrupt(self, index: int) -> None:
         """Interrupt the driver for a queue: at once, or as soon as the device's lock is free."""
         self._serving.interrupt(self.queues[index])
 
     def config_changed(self) -> None:
         """Tell the driver that ``config`` was changed: a new generation, and an interrupt once it is ready."""
-        with self._control():
-            self.generation += 1
-            self._owe_config()
+        self.soon(self._config_changed)
+
+    def _config_changed(self) -> None:
+        self.generation += 1
+        self._owe_config()
 
     def needs_reset(self, reason: str) -> None:
         """Say that the device cannot go on until it is reset: DEVICE_NEEDS_RESET, and an interrupt (2.1.2).
 
         Queues that are not concerned may go on. The first reason is kept.
         """
-        with self._control():
-            self.counters["needs_reset"] += 1
-            self.reason = self.reason or reason
-            if not self.status & Status.DEVICE_NEEDS_RESET:
-                self.status |= Status.DEVICE_NEEDS_RESET
-                self._owe_config()
+        self.soon(partial(self._needs_reset, reason, self._epoch))
+
+    def _needs_reset(self, reason: str, epoch: int) -> None:
+        if epoch != self._epoch:  # it was reset meanwhile
+            return
+        self.counters["needs_reset"] += 1
+        self.reason = self.reason or reason
+        if not self.status & Status.DEVICE_NEEDS_RESET:
+            self.status |= Status.DEVICE_NEEDS_RESET
+            self._owe_config()
 
     def _owe_config(self) -> None:
         self._serving.config_owed = bool(self.status & Status.DRIVER_OK)

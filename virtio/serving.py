@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,10 +16,10 @@ class Serving:
     ``servable(slot)`` says whether a kick of the slot can be served now, ``serve(slot)`` does it, ``config()`` raises
     the configuration interrupt.
 
-    A kick never waits: whoever has the lock serves it before he is done. An interrupt goes out without the lock,
-    because it may end in a driver that kicks, or that waits for a lock which another thread, about to kick, holds. A
-    thread that is at it already does not begin anew further down its stack: driver and device may kick each other for
-    ever without a call getting deeper.
+    A kick never waits, nor does :meth:`soon`: whoever has the lock does it before he is done. An interrupt goes out
+    without the lock, because it may end in a driver that kicks, or that waits for a lock which another thread, about to
+    kick, holds. A thread that is at it already does not begin anew further down its stack: driver and device may kick
+    each other for ever without a call getting deeper.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Serving:
         self._servable = servable
         self._serve = serve
         self._config = config
+        self._work: deque[Callable[[], object]] = deque()
         self._lock = threading.RLock()
         self._depth = 0  # above 0: somebody has the lock, and settles after it
         self._settling: set[int] = set()  # threads
@@ -48,6 +50,12 @@ class Serving:
                     self._depth -= 1
         finally:
             self.settle()
+
+    def soon(self, work: Callable[[], object]) -> None:
+        """Do something under the lock: at once if it is free or ours, else whoever has it does. Never waits."""
+        if not self._try(work):
+            self._work.append(work)
+        self.settle()
 
     def kicked(self, slot: QueueSlot) -> None:
         """Have a kick served: now, or as soon as it can be."""
@@ -67,29 +75,34 @@ class Serving:
         self._settling.add(thread)
         try:
             while not self._depth:
-                served = any(map(self._servable, self.slots))
+                served = bool(self._work) or any(map(self._servable, self.slots))
                 # who has the lock settles after it, and sees what we saw
-                if served and not self._serve_all():
+                if served and not self._try(self._serve_all):
                     break
                 if not self._send() and not served:
                     break
         finally:
             self._settling.discard(thread)
 
-    def _serve_all(self) -> bool:
-        """Serve the kicks that wait; False if somebody has the lock."""
+    def _try(self, work: Callable[[], object]) -> bool:
+        """Do something under the lock; False if somebody else has it."""
         if not self._lock.acquire(blocking=False):
             return False
         self._depth += 1
         try:
-            for slot in self.slots:
-                if self._servable(slot):
-                    slot.kicked = False
-                    self._serve(slot)
+            work()
         finally:
             self._depth -= 1
             self._lock.release()
         return True
+
+    def _serve_all(self) -> None:
+        while self._work:
+            self._work.popleft()()
+        for slot in self.slots:
+            if self._servable(slot):
+                slot.kicked = False
+                self._serve(slot)
 
     def _send(self) -> bool:
         """Send the interrupts that are owed; say whether there was one."""
