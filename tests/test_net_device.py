@@ -114,7 +114,7 @@ def test_configurations_that_cannot_be(options: dict[str, Any], text: str) -> No
 
 def test_a_port_of_too_few_queues() -> None:
     port = ScriptPort(queues=2)
-    with pytest.raises(ConfigError, match="3 queue pairs, but .* has 2"):
+    with pytest.raises(ConfigError, match=r"3 queue pairs, but .* has 2"):
         NetDevice(port, queue_pairs=3)
     NetDevice(port, queue_pairs=2)
     with pytest.raises(RuntimeError, match="attached"):
@@ -221,7 +221,9 @@ def test_a_legacy_driver_writes_its_address() -> None:
     assert device.mac == "02:00:00:00:00:ee"
     nic.post(4)
     nic.control(0, 0, b"\0")
-    port.give([(NONE, bytes.fromhex("0200000000ee") + payload(60)), (NONE, bytes.fromhex("0200000000aa") + payload(60))])
+    port.give(
+        [(NONE, bytes.fromhex("0200000000ee") + payload(60)), (NONE, bytes.fromhex("0200000000aa") + payload(60))]
+    )
     device.poll()
     assert len(nic.receive()) == 1
     nic.write_config(4, b"\1\2\3")
@@ -367,7 +369,7 @@ def test_an_interrupt_that_resets_the_device() -> None:
 @FORMATS
 def test_memory_is_replaced(packed: bool) -> None:
     """New regions for old while the device is live; nothing of the old is used."""
-    device, nic, port = machine(packed=packed)
+    _, nic, port = machine(packed=packed)
     assert both_ways(nic, port)
     region = nic.memory.regions[0]
     copy = bytearray(nic.memory.read(region.gpa, region.size))

@@ -30,7 +30,13 @@ NONE = NetHeader()
 
 
 def machine(
-    *, packed: bool = False, without: int = 0, offloads: int = EVERY, legacy: bool = False, segments: int = 0, **options: Any
+    *,
+    packed: bool = False,
+    without: int = 0,
+    offloads: int = EVERY,
+    legacy: bool = False,
+    segments: int = 0,
+    **options: Any,
 ) -> tuple[NetDevice, RawNic, ScriptPort]:
     port = ScriptPort(offloads=offloads)
     device = NetDevice(port, **options)

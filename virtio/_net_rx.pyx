@@ -692,6 +692,8 @@ cdef class NetReceive(Task):
             queue_lock(self.rx.sink.lock)
         self.rx.closed = closed
         queue_unlock(self.rx.sink.lock)
+        if self.worker is not None:
+            self.worker.wake()
 
     def filter(self, *, int modes, bytes mac, unicast=(), multicast=(), vlans=None):
         """Filter frames: ``modes`` are FILTER_* bits, addresses are 6 bytes, ``vlans`` 512 bytes of bits or None."""

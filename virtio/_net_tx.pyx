@@ -237,6 +237,8 @@ cdef class NetTransmit(Task):
             queue_lock(&self.tx.q.lock)
         self.tx.closed = closed
         queue_unlock(&self.tx.q.lock)
+        if self.worker is not None:
+            self.worker.wake()
 
     def statistics(self):
         """Return what was counted since it was made."""
