@@ -296,7 +296,10 @@ class Vtnet(Traffic, Driver):
         merged = bool(self.features & GUEST_SEGMENTATION)
         frame_max = FRAME_MAX if merged else frame
         mergeable = bool(self.features & Net.MRG_RXBUF)
-        room = (self.rx_buffer or (4096 if merged else small)) if mergeable else frame_max
+        room = frame_max
+        if mergeable:
+            # a small ring is to take a few of the largest frames too
+            room = self.rx_buffer or max(4096 if merged else small, -(-4 * frame_max // rx.queue.size))
         size = tx.queue.size
         large = None
         if self.features & (HOST_SEGMENTATION | Net.GSO):
