@@ -112,8 +112,8 @@ def run(settings: Settings, say: Say, progress: Say, note: Say) -> Found:
         progress("making the machines")
         try:
             paths = make_paths(settings, stack)
-        except (OSError, VirtioError) as error:
-            raise IperfError(str(error)) from None
+        except (OSError, MemoryError, VirtioError) as error:
+            raise IperfError(str(error) or "out of memory") from None
         for path in paths:
             say(textwrap.fill(f"{path.label}: {path.about()}", WIDTH, subsequent_indent="  "))
             if settings.verbose and path.details():

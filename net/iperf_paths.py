@@ -13,7 +13,7 @@ from virtio._port import Port
 from virtio._tap import Tap
 from virtio._taploop import TapLoop
 from virtio._worker import Worker
-from virtio.constants import Feature
+from virtio.constants import Feature, NetFeature
 from virtio.direct import DirectTransport
 from virtio.errors import ConfigError
 from virtio.net.device import NetDevice
@@ -22,13 +22,13 @@ from virtio.net.iperf_traffic import Iperf3, Result, Space, Streams
 from virtio.net.machine import Machine
 from virtio.net.netns import Namespace
 from virtio.net.pump import Pump
-from virtio.net.vtnet import Vtnet
+from virtio.net.vtnet import FRAME_MAX, Vtnet
 from virtio.pci.legacy_driver import LegacyTransport
 from virtio.pci.probe import virtio_functions
 
 HASHED, HASHED_OFF = 32 << 20, 8 << 20  # bytes of a warm-up, and where each takes longer
 EVERY_OFFLOAD = 0x1FF  # VIRTIO_OFFLOAD_*
-MEMORY = 64 << 20  # of the guest, for each queue pair
+MEMORY = 64 << 20  # of the guest for each queue pair, besides the buffers of as many frames as fit in its queues
 MACS = ("02:00:00:00:77:01", "02:00:00:00:77:02")
 ADDRESSES = {False: ("10.77.0.1", "10.77.0.2"), True: ("fd77::1", "fd77::2")}
 
@@ -153,13 +153,20 @@ def total(figures: Sequence[dict[str, int]], name: str) -> int:
     return sum(figure[name] for figure in figures)
 
 
+def memory_size(settings: Settings) -> int:
+    """Return bytes of guest memory that are enough. Only what is used is taken from the host."""
+    small = max(4096, settings.mtu)
+    receive = FRAME_MAX if settings.withheld & NetFeature.MRG_RXBUF else small
+    return settings.queues * (MEMORY + settings.queue_size * (receive + small + 1024))
+
+
 class Nic:
     """A machine of our own, in which vtnet finds and drives a virtio-net device, between ``guest`` and ``host``."""
 
     def __init__(self, settings: Settings, stack: ExitStack, offloads: bool, guest: Port, host: Port) -> None:
         # all of it on one thread, by default: a sender and a receiver need CPUs too
         workers = [Worker(mode=settings.mode, spin_us=settings.spin_us) for _ in range(settings.workers)]
-        machine = Machine(MEMORY * settings.queues)
+        machine = Machine(memory_size(settings))
         device = NetDevice(
             host,
             mac=MACS[0],

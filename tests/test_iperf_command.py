@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -15,15 +16,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import netns
 import pytest
 from netns import refuse
 
 from virtio._vtnet_pool import pool_size
 from virtio.cli import main
 from virtio.net import iperf
-from virtio.net.iperf_paths import VtnetPath
+from virtio.net.iperf_paths import Ends, VtnetPath
 from virtio.net.iperf_report import Row
 from virtio.net.iperf_settings import DIRECTIONS, OFFLOADS, Settings
+from virtio.net.netns import Namespace
 from virtio.net.vtnet import FRAME_MAX
 
 COMMAND = [sys.executable, "-m", "virtio", "iperf"]
@@ -130,6 +133,22 @@ def test_what_it_says(tmp_path: Path) -> None:
         assert Path(plot[1]).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.usefixtures("kernel")
+def test_progress_on_a_terminal() -> None:
+    ours, terminal = pty.openpty()
+    command = [*COMMAND, "--json", "--runs", "1", "--seconds", "0.05", "--rows", "tap-loop"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
+        os.close(terminal)
+        assert process.stdout is not None
+        assert json.loads(process.stdout.read())["rows"]
+    said = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert process.returncode == 0
+    assert "\r\x1b[K  guest-to-host, tap-loop: warm-up" in said
+    assert "\r\x1b[K  run 1 of 1, host-to-guest, tap-loop" in said
+    assert said.endswith("\r\x1b[K")  # and the line is clean in the end
+
+
 def has_matplotlib() -> bool:
     try:
         import matplotlib  # noqa: F401
@@ -155,7 +174,8 @@ N_TSO = OFFLOADS["tso4"] | OFFLOADS["tso6"]
         {"queues": 2, "streams": 2, "workers": 2},
         {"workers": 2, "mode": "busy"},
         {"spin_us": 0},
-        {"queue_size": 16},
+        {"queue_size": 4},
+        {"queue_size": 32768},
         {"withheld": 1 << 15},  # MRG_RXBUF
         {"withheld": 1 << 27},  # ANY_LAYOUT
         {"withheld": 1 << 28 | 1 << 29},  # INDIRECT_DESC, EVENT_IDX
@@ -208,6 +228,23 @@ def test_the_generator_is_verified(changes: dict[str, object]) -> None:
     for row in found.rows:
         mean = row.frame_bytes / row.packets
         assert mean > 5 * settings.mtu if row.offloads else mean == settings.mtu + 14
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("ipv6", [False, True])
+def test_the_kernels_find_nothing_wrong(ipv6: bool) -> None:
+    with ExitStack() as stack:
+        for path in iperf.make_paths(Settings(seconds=0.1, ipv6=ipv6), stack):
+            assert isinstance(path, Ends)
+            for direction in DIRECTIONS:
+                assert path.run(direction).wrong == ""
+                for space in path.spaces[direction]:
+                    assert isinstance(space, Namespace)
+                    counts = space.counters()
+                    assert counts["Tcp.InSegs"] > 10
+                    # what a busy machine acknowledges late may be sent again
+                    names = set(netns.ERRORS) - {"Tcp.RetransSegs"}
+                    assert {name: counts[name] for name in names if counts.get(name)} == {}
 
 
 @pytest.mark.usefixtures("kernel")
