@@ -169,9 +169,20 @@ def test_an_access_over_the_edge_of_a_bar_is_one_of_each_byte():
     bus.mem_write(0xFEB00FFC, 8, 0xAABBCCDD_11223344)
     assert second.memory_read(0, 4) == 0xAABBCCDC and first.memory_read(0xFFC, 4) == 0
     assert bus.mem_read(0xFEB00FFE, 4) == 0xCCDC0000
-    bus.io_write(0xBFFE, 4, 0x11223344)  # the offered features: read-only, and nobody
-    bus.io_write(0xBFFC, 8, 0x11223344)
-    assert first.read(0, 4) == first.device.device_features & 0xFFFFFFFF
+
+
+def test_a_write_over_the_edge_of_a_bar_is_one_of_each_byte():
+    device = Recorder()
+    device.config = bytearray(40)  # up to the last of 64 ports, with MSI-X
+    bus, function = Bus(), LegacyFunction(device, MEMORY)
+    bus.add(function)
+    place(function, 0xC000, 0)
+    function.config_write(0x42, 2, 0x8000)
+    bus.io_write(0xC03C, 8, 0x88776655_44332211)
+    bus.io_write(0xC03D, 4, 0xDDCCBBAA)
+    assert device.config == bytes(36) + b"\x11\xaa\xbb\xcc"
+    bus.io_write(0xBFF9, 8, 0x01020304_05060708)  # the offered features: read-only
+    assert bus.io_read(0xC000, 4) == device.device_features & 0xFFFFFFFF
 
 
 def test_the_lowest_slot_answers_where_bars_overlap():
