@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 import struct
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 from virtio._bell import Bell
 from virtio._memory import GuestMemory
-from virtio._net_rx import NetReceive, guest_offloads
+from virtio._net_receive import NetReceive, guest_offloads
 from virtio._net_tx import NetTransmit
 from virtio._port import Port
 from virtio._worker import Task, Worker
@@ -133,7 +133,6 @@ class NetDevice(Device):
         self._tasks: dict[int, NetReceive | NetTransmit] = {}
         self._threads: list[Worker] = []
         self._trouble = Bell(self._rang)
-        self._look = False  # a queue broke, and nobody looked yet
         self._totals: dict[str, Any] = {}
         self._restored = False  # the control state is a snapshot's
         self._second = Bell()  # kicks of receive queue 1, where that may also be the control queue
@@ -411,30 +410,20 @@ class NetDevice(Device):
             if not done:
                 break
             total += done
-        if self._look:
-            self._look = False
-            self._broken(self._epoch)
         return total
 
     def _rang(self) -> None:
-        """Take note that a task found its queue broken.
-
-        On any thread: for the one that runs the task, or one that delivers to it, somebody with our lock may wait.
-        """
-        if self.workers is None:
-            self._look = True
-        else:
-            threading.Thread(target=self._broken, args=(self._epoch,), daemon=True).start()
+        """Take note that a task found its queue broken; on any thread."""
+        self.soon(partial(self._broken, self._epoch))
 
     def _broken(self, epoch: int) -> None:
-        with self._control():
-            if epoch != self._epoch or not self.live:
-                return
-            for slot in self.queues:
-                if slot.broken is None and slot.queue is not None and slot.queue.broken is not None:
-                    slot.broken = f"queue {slot.index}: {slot.queue.broken}"
-                    self._refuse("fault", slot.queue.broken)
-                    self.needs_reset(slot.broken)
+        if epoch != self._epoch or not self.live:
+            return
+        for slot in self.queues:
+            if slot.broken is None and slot.queue is not None and slot.queue.broken is not None:
+                slot.broken = f"queue {slot.index}: {slot.queue.broken}"
+                self._refuse("fault", slot.queue.broken)
+                self.needs_reset(slot.broken)
 
     def _figures(self, index: int, task: NetReceive | NetTransmit) -> dict[str, Any]:
         figures = task.statistics() | self.device_queue(index).counters()

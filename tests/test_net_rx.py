@@ -15,7 +15,7 @@ from undone import CSUM, KINDS, payload, reassemble, udp_right, ufo, undone
 from virtio import GuestMemory
 from virtio._bell import Bell
 from virtio._devicebench import ScriptPort
-from virtio._net_rx import NetReceive, guest_offloads
+from virtio._net_receive import NetReceive, guest_offloads
 from virtio._port import Port
 from virtio.constants import Feature, NetFeature
 from virtio.net.device import NetDevice

@@ -7,7 +7,7 @@ from typing import Any
 
 from virtio._driver_queue import DriverQueue
 from virtio._net_hdr import NetHeader
-from virtio._net_rx import NetReceive
+from virtio._net_receive import NetReceive
 from virtio._net_tx import NetTransmit
 from virtio._port import Port
 

@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset
 
 from virtio._driver_queue cimport DriverQueue
 from virtio._net_hdr cimport NetHeader
-from virtio._net_rx cimport NetReceive
+from virtio._net_receive cimport NetReceive
 from virtio._net_tx cimport NetTransmit
 from virtio._port cimport VIRTIO_BURST, VIRTIO_PACKET_PIECES, virtio_packet, virtio_sink, virtio_wait
 from virtio._ring cimport *

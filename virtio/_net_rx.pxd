@@ -1,22 +1,20 @@
 # The receive queue of a network device: frames from a port into a guest's buffers.
 #
-# It is a virtio_sink (include/virtio/port.h) over a DeviceQueue, and the task that asks the port for frames. A frame is
-# copied once, or read by the port straight into the guest's memory; its virtio_net_hdr is written beside it. What the
-# guest does not accept undone (sink.offloads) is done here: a checksum during or after the copy, segments straight into
-# the buffers.
+# It is a virtio_sink (include/virtio/port.h) over a DeviceQueue; virtio._net_receive is the task that asks the port. A
+# frame is copied once, or read by the port straight into the guest's memory; its virtio_net_hdr is written beside it.
+# What the guest does not accept undone (sink.offloads) is done here: a checksum during or after the copy, segments
+# straight into the buffers.
 #
 # Chains are popped for a burst, and those not used are put back by flush: between bursts none is held. What a port has
 # read and finds no room after all, since how large it is shows only then, waits in memory of our own.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from virtio._bell cimport Bell, virtio_bell
-from virtio._device_queue cimport DeviceQueue
+from virtio._bell cimport virtio_bell
 from virtio._net_filter cimport net_filter
-from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink
+from virtio._port cimport virtio_packet, virtio_port, virtio_sink
 from virtio._queue cimport iovec, virtio_chain, virtio_device_queue
-from virtio._relay cimport Relay
 from virtio._segment cimport virtio_segmenter
-from virtio._worker cimport Task, virtio_task
+from virtio._worker cimport virtio_task
 
 
 cdef enum:
@@ -92,11 +90,12 @@ cdef struct net_rx:
     uint64_t dropped[5]      # RX_DROPS
 
 
-cdef class NetReceive(Task):
-    cdef net_rx rx
-    cdef DeviceQueue queue
-    cdef Port port
-    cdef Relay relay
-    cdef Bell kick_bell
-    cdef Bell trouble_bell
-    cdef readonly bint connected
+# Set the sink up. q, header, chains, segs and scratch are there; flags, mergeable and sink.offloads come later.
+cdef void rx_start(net_rx *rx) noexcept nogil
+# Whether frames are taken; and what is answered if they are not: those of a queue that is only paused may wait.
+cdef bint rx_is_open(const net_rx *rx) noexcept nogil
+cdef uint32_t rx_refuse(net_rx *rx, uint32_t n) noexcept nogil
+# Put the frame in that waits in scratch; False: there is still no room for it.
+cdef bint rx_settle(net_rx *rx) noexcept nogil
+# Turn kicks on; say whether there is room already for what found none.
+cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil

@@ -1,15 +1,13 @@
-"""The receive queue of a network device."""
+"""The receive queue of a network device, as a sink."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from virtio._bell cimport virtio_bell_ring
-from virtio._checksum cimport store_sum16, sum_copy, sum_fold, sum_gather
-from virtio._memory cimport VIRTIO_REGIONS_MAX
+from virtio._checksum cimport store_sum16, sum_copy, sum_fold
 from virtio._net_execute cimport EXECUTE_SEGMENTS_MAX, net_hdr_needs
 from virtio._net_filter cimport *
 from virtio._net_hdr cimport *
+from virtio._net_pieces cimport collect, complete, scatter
 from virtio._port cimport *
 from virtio._ring cimport *
 from virtio._segment cimport *
@@ -159,21 +157,6 @@ cdef void take(net_rx *rx, uint32_t n, uint64_t total) noexcept nogil:
 
 # ---- frames in pieces ----
 
-cdef void scatter(const iovec *to, uint64_t skip, const uint8_t *p, uint64_t n) noexcept nogil:
-    """Write n bytes, skip bytes into the pieces, which hold them."""
-    cdef uint64_t part
-    while n:
-        if skip >= to.iov_len:
-            skip -= to.iov_len
-        else:
-            part = min(to.iov_len - skip, n)
-            memcpy(<uint8_t *>to.iov_base + skip, p, part)
-            p += part
-            n -= part
-            skip = 0
-        to += 1
-
-
 cdef void write_header(net_rx *rx, const iovec *to, const virtio_net_hdr *hdr, uint32_t length,
                        uint32_t buffers) noexcept nogil:
     """The header, at the start of the pieces; one that says nothing unless the guest accepts what it says."""
@@ -189,20 +172,6 @@ cdef void write_header(net_rx *rx, const iovec *to, const virtio_net_hdr *hdr, u
             rx.gso += 1
             rx.gso_bytes += length
     scatter(to, 0, bytes, rx.header)
-
-
-cdef bint complete(const iovec *to, uint32_t npieces, uint32_t skip, const virtio_net_hdr *hdr,
-                   uint32_t length) noexcept nogil:
-    """Complete the checksum of a frame, skip bytes into the pieces, as checksum_complete does."""
-    cdef uint32_t field = <uint32_t>hdr.csum_start + hdr.csum_offset
-    cdef uint16_t checksum
-    if field + 2 > length:
-        return False
-    checksum = <uint16_t>~sum_fold(sum_gather(to, npieces, skip + hdr.csum_start, length - hdr.csum_start))
-    if checksum == 0:
-        checksum = 0xffff
-    scatter(to, skip + field, <const uint8_t *>&checksum, 2)
-    return True
 
 
 cdef bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uint32_t skip) noexcept nogil:
@@ -307,11 +276,11 @@ cdef inline void copy_complete(uint8_t *to, const uint8_t *p, uint32_t length,
     store_sum16(to + start + hdr.csum_offset, checksum if checksum else 0xffff)
 
 
-cdef bint is_open(const net_rx *rx) noexcept nogil:
+cdef bint rx_is_open(const net_rx *rx) noexcept nogil:
     return rx.task.task.active and not rx.closed and rx.q.fault.code == VIRTIO_FAULT_NONE
 
 
-cdef uint32_t refuse(net_rx *rx, uint32_t n) noexcept nogil:
+cdef uint32_t rx_refuse(net_rx *rx, uint32_t n) noexcept nogil:
     """What deliver answers when it is not open: that it took them, unless it is only paused."""
     if not rx.task.task.active:
         return 0
@@ -320,7 +289,7 @@ cdef uint32_t refuse(net_rx *rx, uint32_t n) noexcept nogil:
     return n
 
 
-cdef bint settle(net_rx *rx) noexcept nogil:
+cdef bint rx_settle(net_rx *rx) noexcept nogil:
     """Put the frame in that waits in scratch; False: there is still no room for it."""
     if rx.pending and place(rx, &rx.waiting, &rx.waiting_piece):
         rx.pending = 0
@@ -340,10 +309,10 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
     cdef uint64_t bytes = 0
     cdef uint32_t frames = 0
     cdef uint8_t *to
-    if virtio_unlikely(not is_open(rx)):
-        return refuse(rx, n)
+    if virtio_unlikely(not rx_is_open(rx)):
+        return rx_refuse(rx, n)
     if virtio_unlikely(rx.pending):
-        if not settle(rx):
+        if not rx_settle(rx):
             return 0
         used, popped = rx.used, rx.popped
     while i < n:
@@ -393,23 +362,8 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
     rx.frames += frames
     rx.bytes += bytes
     if virtio_unlikely(i < n and rx.q.fault.code != VIRTIO_FAULT_NONE):
-        return i + refuse(rx, n - i)
+        return i + rx_refuse(rx, n - i)
     return i
-
-
-cdef uint64_t collect(uint8_t *to, const iovec *pieces, uint64_t skip, uint64_t n) noexcept nogil:
-    """Copy n bytes, skip bytes into the pieces; return n."""
-    cdef uint64_t done = 0, part
-    while done < n:
-        if skip >= pieces.iov_len:
-            skip -= pieces.iov_len
-        else:
-            part = min(pieces.iov_len - skip, n - done)
-            memcpy(to + done, <const uint8_t *>pieces.iov_base + skip, part)
-            done += part
-            skip = 0
-        pieces += 1
-    return n
 
 
 cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil:
@@ -423,8 +377,8 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept 
     rx.room = 0
     if not rx.task.task.active:
         return 0
-    if is_open(rx):
-        if not settle(rx):
+    if rx_is_open(rx):
+        if not rx_settle(rx):
             return 0
         rx.reserved = look(rx, rx.header + left, RESERVES, &have)
         if rx.reserved == 0 and rx.q.fault.code == VIRTIO_FAULT_NONE:
@@ -467,7 +421,7 @@ cdef void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noex
         rx.filtered += 1
         return
     rx.pending = 1
-    settle(rx)
+    rx_settle(rx)
 
 
 cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
@@ -477,7 +431,7 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
     cdef uint64_t total = rx.header + <uint64_t>length, have = 0
     cdef iovec *to
     if rx.reserved == 0:
-        refuse(rx, 1)
+        rx_refuse(rx, 1)
         return
     if length > rx.room and not rx.mergeable and not cut:
         rx.dropped[RX_DROP_TOO_LARGE] += 1
@@ -514,7 +468,7 @@ cdef virtio_bell *rx_flush(virtio_sink *sink) noexcept nogil:
     return rx.call if device_needs_notification(rx.q) else NULL
 
 
-cdef bint ask_for_room(net_rx *rx) noexcept nogil:
+cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil:
     """Turn kicks on; say whether there is room already for what found none.
 
     Chains that are too few were announced before: the kick is to come for the next ones, so it is asked for behind
@@ -536,7 +490,7 @@ cdef bint rx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
     if not rx.task.task.active:
         wait.full = 1  # it will be, or the port will be told that it is gone
         return False
-    if rx.closed or ask_for_room(rx):
+    if rx.closed or rx_ask_for_room(rx):
         return True
     return virtio_wait_bell(wait, rx.kick)
 
@@ -547,194 +501,9 @@ cdef void rx_disarm(virtio_sink *sink) noexcept nogil:
         device_disable_notification(rx.q)
 
 
-# ---- the task ----
-
-cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
-    cdef net_rx *rx = (<net_rx_task *>task).rx
-    cdef virtio_bell *bell = NULL
-    cdef uint32_t done = 0
-    if not virtio_trylock(&rx.q.lock):
-        return 0
-    while task.active:
-        rx.stalled = 0
-        if rx.pending:  # the port may have no more
-            if is_open(rx):
-                done += settle(rx)
-            else:
-                refuse(rx, 0)
-        if not rx.pending:
-            done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST)
-        if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
-            device_disable_notification(rx.q)
-        rx.blocked = rx.stalled
-        if not (rx.by_hand and rx.blocked and ask_for_room(rx)):
-            break
-    bell = rx_flush(&rx.sink)
-    queue_unlock(&rx.q.lock)
-    if bell is not NULL:
-        virtio_bell_ring(bell)
-    return done
-
-
-cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
-    cdef net_rx *rx = (<net_rx_task *>task).rx
-    cdef bint work = False
-    if not virtio_trylock(&rx.q.lock):
-        return True
-    if task.active:
-        if rx.blocked:
-            work = rx_arm(&rx.sink, wait)
-        else:
-            work = rx.port.arm_receive(rx.port, rx.pair, wait)
-    queue_unlock(&rx.q.lock)
-    return work
-
-
-cdef void task_disarm(virtio_task *task) noexcept nogil:
-    cdef net_rx *rx = (<net_rx_task *>task).rx
-    queue_lock(&rx.q.lock)
-    if task.active:
-        if rx.blocked:
-            rx_disarm(&rx.sink)
-        elif rx.port.disarm is not NULL:
-            rx.port.disarm(rx.port, rx.pair)
-    queue_unlock(&rx.q.lock)
-
-
-# ---- the Python face ----
-
-_DROPS = ("closed", "broken", "too_large", "segment", "checksum")
-
-
-def guest_offloads(features):
-    """Return what the GUEST_* bits among features allow a frame to the guest to leave undone: VIRTIO_OFFLOAD_* bits."""
-    return offloads_of(features, True) & ~<uint32_t>(VIRTIO_OFFLOAD_TO_DRIVER | VIRTIO_OFFLOAD_MRG)
-
-
-cdef class NetReceive(Task):
-    """The task that takes frames from a port and puts them into a guest's receive queue, of queue pair ``pair``.
-
-    ``features`` are the negotiated ones: they say how large the header is, whether buffers are mergeable, and what the
-    guest accepts undone. ``kick`` is rung when the guest has added buffers, ``call`` by us to interrupt it, ``trouble``
-    once when it breaks the queue. ``frame_max`` is the largest frame that the port is asked for. ``by_hand``: no Worker
-    runs it.
-
-    It starts paused, and with kicks off: they are of use only while it waits for buffers. Methods are called by one
-    thread at a time, the device's; the bursts run on any.
-    """
-
-    def __init__(self, DeviceQueue queue not None, Port port not None, int pair, features, *, Bell kick not None,
-                 Bell call not None, Bell trouble not None, uint32_t frame_max=VIRTIO_FRAME_MAX, bint by_hand=False):
-        cdef net_rx *rx = &self.rx
-        if self.task is not NULL:
-            raise TypeError("receive task is initialised already")
-        if not VIRTIO_FRAME_MIN <= frame_max <= VIRTIO_FRAME_MAX:
-            raise ValueError(f"frame_max {frame_max} out of range ({VIRTIO_FRAME_MIN} to {VIRTIO_FRAME_MAX})")
-        self.queue, self.port = queue, port
-        self.kick_bell, self.relay, self.trouble_bell = kick, Relay(call), trouble
-        rx.q = queue.q
-        rx.nsegs = max(<uint32_t>RX_CHAINS, queue.q.max_chain) + VIRTIO_REGIONS_MAX
-        rx.chains = <virtio_chain *>calloc(RX_CHAINS, sizeof(virtio_chain))
-        rx.segs = <iovec *>calloc(rx.nsegs, sizeof(iovec))
-        rx.scratch = <uint8_t *>malloc(VIRTIO_FRAME_MAX)
-        if rx.chains is NULL or rx.segs is NULL or rx.scratch is NULL:
-            raise MemoryError()
-        rx.header = header_size_of(features)
-        rx.port, rx.pair, rx.by_hand = &port.c, pair, by_hand
-        rx.kick, rx.call, rx.trouble = &kick.c, &self.relay.c.bell, &trouble.c
-        rx.filter.modes = FILTER_PROMISC
-        rx.size_seen = 1526
-        rx.sink.lock = &queue.q.lock
-        rx.sink.deliver, rx.sink.reserve, rx.sink.commit = rx_deliver, rx_reserve, rx_commit
-        rx.sink.flush, rx.sink.arm, rx.sink.disarm = rx_flush, rx_arm, rx_disarm
-        rx.sink.frame_max = frame_max
-        rx.task.rx = rx
-        rx.task.task.poll, rx.task.task.arm, rx.task.task.disarm = task_poll, task_arm, task_disarm
-        self.accept(features)
-        self.lock = &queue.q.lock
-        self.task = &rx.task.task
-        queue.disable_notification()
-
-    def __dealloc__(self):
-        free(self.rx.chains)
-        free(self.rx.segs)
-        free(self.rx.scratch)
-
-    def accept(self, features):
-        """Be told what the guest accepts undone: the GUEST_* bits among features."""
-        cdef uint32_t offloads = offloads_of(features, True)
-        cdef uint32_t flags = 0
-        if offloads & VIRTIO_OFFLOAD_CSUM:
-            flags |= VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID
-        if offloads & VIRTIO_OFFLOAD_RSC:
-            flags |= VIRTIO_NET_HDR_F_RSC_INFO
-        if offloads & VIRTIO_OFFLOAD_TUNNEL_CSUM:
-            flags |= VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM
-        with nogil:
-            queue_lock(self.rx.sink.lock)
-        self.rx.flags = flags
-        self.rx.mergeable = offloads & VIRTIO_OFFLOAD_MRG != 0
-        self.rx.sink.offloads = offloads
-        queue_unlock(self.rx.sink.lock)
-
-    @property
-    def offloads(self):
-        """What the guest accepts undone: VIRTIO_OFFLOAD_* bits."""
-        return self.rx.sink.offloads
-
-    def set_call(self, Bell bell not None):
-        """Interrupt the guest by this bell from now on."""
-        self.relay.aim(bell)
-
-    def close(self, bint closed):
-        """Drop frames from now on, or no longer: the link is down, or the pair is not in use."""
-        with nogil:
-            queue_lock(self.rx.sink.lock)
-        self.rx.closed = closed
-        queue_unlock(self.rx.sink.lock)
-        if self.worker is not None:
-            self.worker.wake()
-
-    def filter(self, *, int modes, bytes mac, unicast=(), multicast=(), vlans=None):
-        """Filter frames: ``modes`` are FILTER_* bits, addresses are 6 bytes, ``vlans`` 512 bytes of bits or None."""
-        cdef net_filter f
-        cdef bytes address
-        cdef uint32_t i = 0
-        memset(&f, 0, sizeof(f))
-        if len(unicast) + len(multicast) > FILTER_TABLE:
-            raise ValueError(f"{len(unicast) + len(multicast)} addresses (limit {FILTER_TABLE})")
-        f.modes = modes
-        f.mac = int.from_bytes(mac, "little")
-        f.nuni, f.nmulti = len(unicast), len(multicast)
-        for address in (*unicast, *multicast):
-            f.table[i] = int.from_bytes(address, "little")
-            i += 1
-        if vlans is not None:
-            f.vlan_filter = 1
-            for i in range(64):
-                f.vlans[i] = int.from_bytes(vlans[8 * i:8 * i + 8], "little")
-        with nogil:
-            queue_lock(self.rx.sink.lock)
-        self.rx.filter = f
-        queue_unlock(self.rx.sink.lock)
-
-    def connect(self):
-        """Give the port the queue: ports that deliver of themselves do so from now on."""
-        self.port.connect(self.rx.pair, &self.rx.sink)
-        self.connected = True
-
-    def disconnect(self):
-        """Take the queue from the port: it is not touched once this returns."""
-        if self.connected:
-            self.connected = False
-            self.port.connect(self.rx.pair, NULL)
-
-    def statistics(self):
-        """Return what was counted since it was made."""
-        cdef net_rx *rx = &self.rx
-        return {
-            "frames": rx.frames, "bytes": rx.bytes, "merged": rx.merged, "csum": rx.csum, "gso": rx.gso,
-            "gso_bytes": rx.gso_bytes, "cut": rx.cut, "checksums": rx.checksums,
-            "filtered": rx.filtered, "bad_chains": rx.bad_chains, "stalls": rx.stalls,
-            "dropped": {name: rx.dropped[i] for i, name in enumerate(_DROPS) if rx.dropped[i]},
-        }
+cdef void rx_start(net_rx *rx) noexcept nogil:
+    rx.filter.modes = FILTER_PROMISC
+    rx.size_seen = 1526
+    rx.sink.lock = &rx.q.lock
+    rx.sink.deliver, rx.sink.reserve, rx.sink.commit = rx_deliver, rx_reserve, rx_commit
+    rx.sink.flush, rx.sink.arm, rx.sink.disarm = rx_flush, rx_arm, rx_disarm

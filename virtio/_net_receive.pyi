@@ -1,4 +1,4 @@
-"""The receive queue of a network device."""
+"""The task that takes frames from a port into a guest's receive queue."""
 
 from __future__ import annotations
 
