@@ -2,3 +2,41 @@
 
 if __name__ != "virtio.net":
     raise ImportError(f"{__name__} is virtio's source folder: import virtio.net")
+
+from virtio.net.device import NetDevice
+from virtio.net.machine import Machine
+from virtio.net.netns import Namespace
+from virtio.net.ports import (
+    Cable,
+    CableEnd,
+    CallPort,
+    Generator,
+    Loopback,
+    PcapReader,
+    PcapWriter,
+    Port,
+    Sink,
+    Tap,
+    TapLoop,
+)
+from virtio.net.pump import Pump
+from virtio.net.vtnet import Vtnet
+
+__all__ = [
+    "NetDevice",
+    "Vtnet",
+    "Pump",
+    "Machine",
+    "Namespace",
+    "Port",
+    "Tap",
+    "TapLoop",
+    "Cable",
+    "CableEnd",
+    "Loopback",
+    "Generator",
+    "Sink",
+    "PcapReader",
+    "PcapWriter",
+    "CallPort",
+]
