@@ -436,3 +436,14 @@ class HostileGuest(RuleBasedStateMachine):
 
 TestHostileGuest = HostileGuest.TestCase
 TestHostileGuest.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
+
+
+@pytest.mark.parametrize("size", [0, 9, 1 << 31, -1])
+def test_sizes_that_no_bus_has(size: int) -> None:
+    bus = Bus()
+    for access in (bus.io_read, bus.mem_read):
+        with pytest.raises(ValueError, match=f"access of {size} bytes"):
+            access(0xC000, size)
+    for write in (bus.io_write, bus.mem_write):
+        with pytest.raises(ValueError, match=f"access of {size} bytes"):
+            write(0xC000, size, 0)

@@ -11,12 +11,19 @@ from virtio.errors import ConfigError
 from virtio.pci.config import ConfigSpace, ones
 from virtio.pci.line import Line
 
+ACCESS_MAX = 8
 CONFIG_ADDRESS, CONFIG_DATA, CONFIG_PORTS_END = 0xCF8, 0xCFC, 0xD00
 ADDRESS_ENABLE = 1 << 31
 ADDRESS_WRITABLE = 0x80FFFFFC
 
 SLOTS = 32
 LINES = 4
+
+
+def check_size(size: int) -> None:
+    """Raise ValueError for an access that no bus has."""
+    if not 1 <= size <= ACCESS_MAX:
+        raise ValueError(f"access of {size} bytes (1 to {ACCESS_MAX})")
 
 
 class Function(Protocol):
@@ -55,8 +62,8 @@ class Bus:
     PCs and QEMU have. It is called in the order of the changes, without a lock held. A function that was given an
     ``intx`` of its own keeps it.
 
-    An access lies in one BAR, or each of its bytes is an access of its own. Where nothing answers, reads give ones and
-    writes go nowhere. If BARs overlap, the lowest slot answers. Threads: as the functions' own; adding one, and the
+    An access (of 1 to 8 bytes, or it is a ValueError) lies in one BAR, or each of its bytes is an access of its own.
+    Where nothing answers, reads give ones and writes go nowhere. If BARs overlap, the lowest slot answers. Threads: as the functions' own; adding one, and the
     configuration address, belong to one thread at a time.
     """
 
@@ -106,6 +113,7 @@ class Bus:
 
     def io_read(self, port: int, size: int) -> int:
         """Read I/O ports: 0xcf8 to 0xcff, and the I/O BARs that answer."""
+        check_size(size)
         if CONFIG_ADDRESS - size < port < CONFIG_PORTS_END:
             if port == CONFIG_ADDRESS and size == 4:
                 return self._address
@@ -118,6 +126,7 @@ class Bus:
 
     def io_write(self, port: int, size: int, value: int) -> None:
         """Write I/O ports."""
+        check_size(size)
         if CONFIG_ADDRESS - size < port < CONFIG_PORTS_END:
             # the address register takes 32 bits at once only: narrower writes are of other registers (0xcf9: reset)
             if port == CONFIG_ADDRESS and size == 4:
@@ -137,6 +146,7 @@ class Bus:
 
     def mem_read(self, address: int, size: int) -> int:
         """Read memory behind BARs."""
+        check_size(size)
         found = self._find("memory", address, size)
         if found is not None:
             function, bar, offset = found
@@ -145,6 +155,7 @@ class Bus:
 
     def mem_write(self, address: int, size: int, value: int) -> None:
         """Write memory behind BARs."""
+        check_size(size)
         found = self._find("memory", address, size)
         if found is not None:
             function, bar, offset = found
