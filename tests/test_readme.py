@@ -21,5 +21,5 @@ def test_readme_has_examples() -> None:
 def test_example_runs_and_prints_what_its_comments_say(block: str) -> None:
     done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    for promised in re.findall(r"print\(.*\)\s+# (.+)", block):
+    for promised in re.findall(r"^\s*print\(.*\) +# (.+)", block, re.M):
         assert promised in done.stdout
