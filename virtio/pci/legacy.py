@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from virtio._bell import Bell
 from virtio._memory import GuestMemory
@@ -30,6 +30,9 @@ from virtio.pci.registers import (
     QUEUE_NOTIFY,
     LegacyRegisters,
 )
+
+if TYPE_CHECKING:
+    from virtio._bell import HasFileno
 
 VENDOR = 0x1AF4
 # VIRTIO 1.4, 4.1.2.1. Legacy drivers take 0x1000 to 0x103f and tell the type by the subsystem id (FreeBSD, Linux), so
@@ -57,13 +60,6 @@ IO_BAR, MSIX_BAR = 0, 1
 ACCESS_MAX = 8
 
 ACKNOWLEDGED = Status.ACKNOWLEDGE | Status.DRIVER
-
-
-class HasFileno(Protocol):
-    """What has an eventfd."""
-
-    def fileno(self) -> int:
-        """Return it."""
 
 
 class LegacyFunction:
