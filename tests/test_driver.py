@@ -40,6 +40,9 @@ class Nic(Driver):
     def stopping(self):
         self.calls.append(("stopping", self.transport.status))
 
+    def stopped(self):
+        self.calls.append(("stopped", self.transport.status, sorted(self.queues)))
+
     def config_changed(self):
         self.calls.append("config")
 
@@ -122,6 +125,23 @@ def test_plan_limits_the_size(memory, pool):
     packed = Small(FakeTransport(memory, offered=Feature.VERSION_1 | Feature.RING_PACKED), pool, wanted="RING_PACKED")
     packed.attach()
     assert packed.queues[0].queue.size == 24
+
+
+def test_tables_are_for_chains_of_two_and_more(memory, pool):
+    driver = nic(memory, pool)
+    driver.plans = (QueuePlan(0, "none"), QueuePlan(1, "one", segments=1), QueuePlan(2, "two", segments=2))
+    driver.attach()
+    assert [len(attached.allocated) for attached in driver.queues.values()] == [1, 1, 2]
+    assert pool.allocations[driver.queues[2].allocated[1]] == 64 * 2 * 16
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_largest_queue(legacy):
+    memory = GuestMemory.allocate(4 << 20)
+    driver = nic(memory, DmaPool(memory, 0, 4 << 20), offered=Feature.VERSION_1, size=32768, legacy=legacy)
+    driver.plans = (QueuePlan(0, "rx"),)
+    driver.attach()
+    assert driver.queues[0].queue.size == 32768
 
 
 def test_no_tables_without_the_feature(memory, pool):
@@ -312,7 +332,7 @@ def test_a_hook_that_raises(memory, pool, where):
 
     setattr(driver, where, fail)
     fails_with(driver, OSError, "no more")
-    assert driver.calls == ([("stopping", ACK | DRIVER | FEATURES | OK)] if where == "ready" else [])
+    assert [call[0] for call in driver.calls] == (["stopping", "stopped"] if where == "ready" else ["stopped"])
     delattr(driver, where)
     driver.attach()  # and it can be tried again
     assert driver.attached
@@ -363,7 +383,7 @@ def test_a_device_that_does_not_start(memory, pool, lost, gained, match):
 
     driver.transport.__class__ = Lying
     fails_with(driver, DeviceBroken, match)
-    assert driver.calls == []
+    assert driver.calls == [("stopped", 0, [0, 1, 2])]  # it was never ready
 
 
 def test_features_that_change(memory, pool):
@@ -419,12 +439,14 @@ def test_and_so_it_does_when_attaching_fails(memory, pool):
 
 def test_detach(memory, pool):
     driver = nic(memory, pool)
+    assert driver.features == 0
     driver.attach()
     queue = driver.queues[0].queue
     queue.enqueue(writable=[(0x80000, 64)])
     driver.detach()
     assert driver.transport.log[-2:] == ["reset", "release"] and driver.transport.status == 0
     assert pool.allocations == {} and driver.queues == {} and not driver.attached
+    assert driver.calls[1:] == [("stopping", ACK | DRIVER | FEATURES | OK), ("stopped", 0, [0, 1, 2])]
     with pytest.raises(RingError):  # nobody works a ring whose memory is another's
         queue.enqueue(writable=[(0x80000, 64)])
     before = list(driver.transport.log)
@@ -449,7 +471,8 @@ def test_stop_and_reinit_keep_the_queues(memory, pool):
     layouts, taken = dict(transport.layouts), pool.allocations
     attached[0].queue.enqueue(writable=[(0x80000, 64)], cookie=7)
     driver.stop()
-    assert transport.status == 0 and not driver.attached and driver.calls[-1][0] == "stopping"
+    assert transport.status == 0 and not driver.attached
+    assert [call[0] for call in driver.calls] == ["ready", "stopping", "stopped"]
     assert attached[0].queue.drain() == [7]
     transport.log.clear()
     driver.reinit()
@@ -467,7 +490,7 @@ def test_reinit_of_a_running_device_stops_it(memory, pool):
     driver = nic(memory, pool)
     driver.attach()
     driver.reinit()
-    assert [call[0] for call in driver.calls] == ["ready", "stopping", "ready"]
+    assert [call[0] for call in driver.calls] == ["ready", "stopping", "stopped", "ready"]
 
 
 def test_reinit_takes_no_other_features(memory, pool):
@@ -612,7 +635,7 @@ def test_status_of_a_broken_device(memory, pool, status, match):
 
 def test_wait_until():
     turns = iter([False, False, True])
-    wait_until(lambda: next(turns), 5, lambda: "never")
+    wait_until(lambda: next(turns), 0.5, lambda: "never")
     wait_until(lambda: True, 0, lambda: "never")  # looked at once, even without time
     with pytest.raises(DeviceBroken, match="never"):
         wait_until(lambda: False, 0.01, lambda: "never")
