@@ -1,6 +1,8 @@
 """The probe of PCI buses: what it finds, that it leaves no trace, and that no function can lead it astray."""
 
+import itertools
 import json
+import random
 
 import pytest
 from fake_pci import FakeFunction, FakePci
@@ -403,6 +405,36 @@ def test_one_bad_function_does_not_hide_others():
     pci = FakePci({(0, 0, 0): bad, (0, 1, 0): FakeFunction(), (0, 2, 0): FakeFunction(header=5)})
     a, b, c = scan(pci, io=IO)
     assert a.fault and c.fault and b.fault is None and b.bars[0].address == 0xC000
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_functions(seed):
+    """Whatever functions show: the scan ends, raises nothing, and leaves decoding as it was."""
+    rng = random.Random(seed)
+    functions = {}
+    for n in range(8):
+        function = FakeFunction(bars={})
+        function.data[6:] = rng.randbytes(250)
+        function.data[0x0E] = rng.choice((0, 0, 0x80, 1, rng.getrandbits(8)))
+        function.set(4, 2, rng.choice((0, 3, 0x407)))
+        if rng.random() < 0.7:  # otherwise the list of capabilities is as wild as the rest
+            function.data[6] &= ~0x10
+        size = 1 << rng.randint(4, 12)
+        function.masks = {i: rng.choice((0, (1 << 32) - size, rng.getrandbits(32))) for i in range(6)}
+        for offset in rng.sample(range(0x34, 0x100), 3):  # and some bytes change
+            function.hooks[offset] = lambda byte: rng.choice((byte, 0, 0xFF, rng.getrandbits(8)))
+        functions[0, n, 0] = function
+    commands = {place: function.get(4, 2) for place, function in functions.items()}
+    pci = FakePci(functions)
+    found = scan(pci, io=IO, memory=MEMORY)
+    assert {place: function.get(4, 2) for place, function in functions.items()} == commands
+    assert [function.address.device for function in found] == list(range(8))
+    assert pci.reads < 20000
+    json.dumps([function.to_dict() for function in found])
+    assert pci_report(found).count("revision") == 8
+    placed = [(bar, f) for f in found for bar in f.bars.values() if bar.address and f.fault is None]
+    for (a, f), (b, g) in itertools.combinations(placed, 2):
+        assert a.io != b.io or a.end <= b.address or b.end <= a.address, (a, f, b, g)
 
 
 # ---- what it is, and who gets it ----
