@@ -22,7 +22,7 @@ from typing import Any
 
 BLOCK = 1 << 18
 NUMBER = struct.Struct("<Q")
-STALL = 10  # seconds without progress after which a stream has failed
+TIMEVAL = struct.Struct("ll")
 ORDER_MAX = 4096
 
 
@@ -117,12 +117,13 @@ def serve(control: socket.socket) -> None:
         with socket.socket(fileno=fds[0]) as connection:
             connection.settimeout(None)
             # bounds on each call, without a poll() beside it as settimeout would have
+            bound = TIMEVAL.pack(int(order["stall"]), int(order["stall"] % 1 * 1e6))
             for option in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
-                connection.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", STALL, 0))
+                connection.setsockopt(socket.SOL_SOCKET, option, bound)
             try:
                 answer = follow(connection, order)
             except BlockingIOError:
-                answer = {"error": f"stalled for {STALL} s"}
+                answer = {"error": f"stalled for {order['stall']} s"}
             except OSError as error:
                 answer = {"error": str(error)}
         control.sendall(json.dumps(answer).encode())

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from virtio.net.iperf_stream import ORDER_MAX, STALL
+from virtio.net.iperf_stream import ORDER_MAX
 
+STALL = 10.0  # seconds without progress after which a stream has failed
 HASHED_SECONDS = 5.0  # at most, for a stream that is hashed
 
 
@@ -74,7 +75,7 @@ class End:
 
     def order(self, connection: socket.socket, **what: Any) -> None:
         """Hand a connected socket over, with what to do with it."""
-        data = json.dumps(what).encode()
+        data = json.dumps({"stall": STALL, **what}).encode()
         try:
             socket.send_fds(self.control, [data], [connection.fileno()])
         except OSError as error:
@@ -125,16 +126,16 @@ class Streams:
     """Built-in traffic: ``count`` streams at a time, each with a process at either end. A context manager."""
 
     def __init__(self, count: int = 1) -> None:
-        self.ends: list[tuple[End, End]] = []
+        self.count = count
+        self.ends: list[End] = []  # of each stream the sender, then the receiver
         self.seeds = itertools.count(1)
+        self.start()
+
+    def start(self) -> None:
+        """Start the processes."""
         try:
-            for _ in range(count):
-                sender = End()
-                try:
-                    self.ends.append((sender, End()))
-                except BaseException:
-                    sender.close()
-                    raise
+            while len(self.ends) < 2 * self.count:
+                self.ends.append(End())
         except BaseException:
             self.close()
             raise
@@ -147,10 +148,8 @@ class Streams:
 
     def close(self) -> None:
         """End the processes."""
-        for pair in self.ends:
-            for end in pair:
-                end.close()
-        self.ends.clear()
+        while self.ends:
+            self.ends.pop().close()
 
     def run(self, sender: Space, receiver: Space, address: str, seconds: float) -> Result:
         """Send for so many seconds; every byte is compared with what was sent. Raises TrafficError."""
@@ -170,27 +169,38 @@ class Streams:
         send: dict[str, Any],
         receive: dict[str, Any],
     ) -> Result:
-        connections: list[tuple[socket.socket, socket.socket]] = []
         try:
-            for _ in self.ends:
-                connections.append(connect(sender, receiver, address))
-            for pair, sockets in zip(self.ends, connections, strict=True):
-                seed = next(self.seeds)
-                pair[1].order(sockets[1], seed=seed, **receive)
-                pair[0].order(sockets[0], seed=seed, seconds=seconds, **send)
-        finally:
-            for sockets in connections:  # the processes have them
-                for one in sockets:
-                    one.close()
-        answers = [[end.answer(seconds + 2 * STALL) for end in pair] for pair in self.ends]
+            self._order(sender, receiver, address, send | {"seconds": seconds}, receive)
+            answers = [end.answer(seconds + 2 * STALL) for end in self.ends]
+        except TrafficError:
+            self.close()  # some may be at it still: they are not to answer the next order with what became of this one
+            self.start()
+            raise
         wrong = ""
-        for sent, got in answers:
+        for sent, got in zip(answers[::2], answers[1::2], strict=True):
             if sent["bytes"] != got["bytes"]:
                 wrong = wrong or f"{got['bytes']} of {sent['bytes']} bytes arrived"
             elif sent.get("sha256") != got.get("sha256"):
                 wrong = wrong or f"SHA-256 {got['sha256']}, not {sent['sha256']}"
             wrong = wrong or got.get("wrong", "")
-        return Result(sum(got["bytes"] for _, got in answers), max(got["seconds"] for _, got in answers), wrong)
+        received = answers[1::2]
+        return Result(sum(got["bytes"] for got in received), max(got["seconds"] for got in received), wrong)
+
+    def _order(
+        self, sender: Space, receiver: Space, address: str, send: dict[str, Any], receive: dict[str, Any]
+    ) -> None:
+        """Give each end its connection, and its order."""
+        connections: list[socket.socket] = []
+        try:
+            for _ in range(self.count):
+                connections += connect(sender, receiver, address)
+            for i in range(0, len(self.ends), 2):
+                seed = next(self.seeds)
+                self.ends[i + 1].order(connections[i + 1], seed=seed, **receive)
+                self.ends[i].order(connections[i], seed=seed, **send)
+        finally:
+            for one in connections:  # the processes have them
+                one.close()
 
 
 class Iperf3:

@@ -48,7 +48,7 @@ def test_a_stream_is_verified_and_timed(address: str) -> None:
 
 def test_several_streams_at_a_time() -> None:
     with Streams(3) as streams:
-        assert len({end.process.pid for pair in streams.ends for end in pair}) == 6
+        assert len({end.process.pid for end in streams.ends}) == 6
         result = streams.run_hashed(HERE, HERE, "127.0.0.1", 2 * BLOCK)
         assert (result.bytes, result.wrong) == (6 * BLOCK, "")
 
@@ -158,19 +158,29 @@ def test_a_stream_to_nowhere_and_one_that_stalls_fail(monkeypatch: pytest.Monkey
     with Streams() as streams:
         a, b = socket.socketpair()
         with a, b:
-            streams.ends[0][0].order(a, do="receive", seed=1)
+            streams.ends[0].order(a, do="receive", seed=1)
             with pytest.raises(TrafficError, match="no answer"):
-                streams.ends[0][0].answer(0.2)
-
-
-def test_an_end_that_dies_is_said_and_none_outlives_its_owner() -> None:
+                streams.ends[0].answer(0.2)
     with Streams() as streams:
-        pair = streams.ends[0]
-        pids = [end.process.pid for end in pair]
-        pair[1].process.kill()
-        pair[1].process.wait()
+        a, b = socket.socketpair()
+        with a, b:
+            monkeypatch.setattr(iperf_traffic, "STALL", 0.5)
+            for what in ("receive", "send", "receive-hashed", "send-hashed"):
+                streams.ends[0].order(a, do=what, seed=1, seconds=60, bytes=1 << 30)
+                with pytest.raises(TrafficError, match=r"stream: stalled for 0\.5 s"):
+                    streams.ends[0].answer(10)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2, 3])
+def test_an_end_that_dies_is_said_and_the_next_run_is_not_touched(which: int) -> None:
+    with Streams(2) as streams:
+        streams.ends[which].process.kill()
+        streams.ends[which].process.wait()
         with pytest.raises(TrafficError, match=r"program"):
             streams.run(HERE, HERE, "127.0.0.1", 0.1)
+        hashed = streams.run_hashed(HERE, HERE, "127.0.0.1", BLOCK)
+        assert (hashed.bytes, hashed.wrong) == (2 * BLOCK, "")
+        pids = [end.process.pid for end in streams.ends]
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
