@@ -77,7 +77,7 @@ def test_by_name() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"offer": "MAC", "withhold": "MAC, MQ"}, "both offered and withheld: MAC"),
+        ({"offer": "MAC", "withhold": "MAC, MQ"}, "both offered and withheld: MAC$"),
         ({"offer": "HOST_ECN", "withhold": "CSUM"}, r"cannot be offered: HOST_ECN \(needs HOST_TSO4 or HOST_TSO6\)"),
         ({"offer": "NOPE"}, "feature 'NOPE' is unknown"),
         ({"withhold": -1}, "feature set -1 is negative"),
@@ -88,6 +88,11 @@ def test_by_name() -> None:
 def test_what_cannot_be_made(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Net(**options)
+
+
+def test_more_queues_than_an_index_can_name() -> None:
+    with pytest.raises(ConfigError, match=r"65537 queues \(at most 65536\)"):
+        Echo(queues=65537)
 
 
 def test_the_legacy_interface_has_32_bits_and_the_modern_one_none_of_its_own() -> None:
@@ -828,6 +833,21 @@ def test_dma_off() -> None:
     assert device.told[3:] == ["pause", "deactivate"]
 
 
+def test_dma_on_rings_what_tasks_wait_for() -> None:
+    class Two(Silent):
+        def queue_sizes(self) -> tuple[int, ...]:
+            return (8, 8)
+
+    device = Guest(Two()).negotiate().setup(0).go().device
+    bells = [slot.kick for slot in device.queues]
+    device.kick(0)
+    assert bells[0].answer()
+    device.set_dma(False)
+    assert not bells[0].answer()
+    device.set_dma(True)
+    assert bells[0].answer() and not bells[1].answer()
+
+
 # ---- errors in a handler ----
 
 
@@ -923,6 +943,24 @@ def test_break_leaves_the_other_chains_in_the_ring() -> None:
     guest.device.kick(0)
     assert len(guest.device.device_queue(0).outstanding) == 1
     assert guest.device.device_queue(0).available == 2
+
+
+def test_kicks_are_off_while_a_queue_is_worked() -> None:
+    wanted = []
+
+    class Asks(Echo):
+        def answer(self, index: int, chain: Chain) -> None:
+            super().answer(index, chain)
+            if len(wanted) < 3:
+                guest.send(b"more", kick=False)
+                wanted.append(guest.queues[0].notify())
+
+    guest = Guest(Asks()).up(Feature.VERSION_1)
+    guest.send(b"a")
+    assert wanted == [False] * 3
+    assert len(guest.received()) == 4
+    guest.send(b"a", kick=False)
+    assert guest.queues[0].notify()
 
 
 @pytest.mark.parametrize("event_idx", [0, Feature.EVENT_IDX])

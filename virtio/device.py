@@ -91,9 +91,8 @@ class Device:
         for index, size in enumerate(sizes):
             if not 1 <= size <= QUEUE_SIZE_MAX:
                 raise ConfigError(f"size {size} of queue {index} out of range (1 to {QUEUE_SIZE_MAX})")
-            slot = QueueSlot(index, size, Bell(), Bell(nobody))
-            if self.handles(index):
-                slot.kick = Bell(partial(self._serving.kicked, slot))
+            slot = QueueSlot(index, size, Bell(nobody))
+            slot.kick = Bell(partial(self._serving.kicked, slot)) if self.handles(index) else Bell()
             self.queues.append(slot)
 
     def _offer(self, offer: Features, withhold: Features) -> int:

@@ -10,7 +10,6 @@ from virtio.constants import Status
 from virtio.device import Device
 from virtio.errors import ConfigError, DeviceBroken, NegotiationError
 from virtio.layout import QueueLayout
-from virtio.slot import nobody
 
 
 class DirectTransport:
@@ -31,6 +30,7 @@ class DirectTransport:
         self.legacy = legacy
         self.config_bell = Bell()
         self._interrupts: dict[int, Bell] = {}
+        self._silent = Bell()  # for queues without interrupts: nobody sleeps on it, so a ring costs next to nothing
         device.legacy = legacy
         device.bind(memory, self)
 
@@ -38,7 +38,7 @@ class DirectTransport:
 
     def queue(self, index: int) -> Bell:
         """Return the bell that the device rings for a queue: that of ``interrupt_bells``, or one that nobody hears."""
-        return self._interrupts.get(index) or Bell(nobody)
+        return self._interrupts.get(index, self._silent)
 
     def config(self) -> None:
         """Raise the configuration interrupt."""
@@ -121,5 +121,5 @@ class DirectTransport:
     def release(self) -> None:
         """Let go of the interrupts. May be used anew."""
         for index in self._interrupts:
-            self.device.set_call(index, Bell(nobody))
+            self.device.set_call(index, self._silent)
         self._interrupts.clear()

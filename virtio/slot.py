@@ -29,27 +29,31 @@ class QueueSlot:
     made. ``broken`` is why the device works it no more, or None.
     """
 
-    def __init__(self, index: int, size_max: int, kick: Bell, call: Bell) -> None:
+    kick: Bell
+
+    def __init__(self, index: int, size_max: int, call: Bell) -> None:
         self.index = index
         self.size_max = size_max
-        self.kick = kick
         self.call = call
-        self.clear()
+        self.queue: DeviceQueue | None = None
+        self._forget()
 
     def clear(self) -> None:
         """Forget what the driver said. What was popped from the queue cannot be given back any more."""
-        queue: DeviceQueue | None = getattr(self, "queue", None)
-        if queue is not None and queue.outstanding:
+        if self.queue is not None and self.queue.outstanding:
             with suppress(MemoryFault, ValueError):  # its ring is not in memory any more: nothing is written there
-                queue.reset()
+                self.queue.reset()
+        self._forget()
+        self.kick.answer()
+
+    def _forget(self) -> None:
         self.size = self.size_max
         self.layout: QueueLayout | None = None
         self.enabled = False
-        self.queue: DeviceQueue | None = None
+        self.queue = None
         self.broken: str | None = None
         self.kicked = False  # the driver rang, and notified() was not called for it yet
         self.owed = False  # the driver is to be interrupted as soon as no lock is held
-        self.kick.answer()
 
     def __repr__(self) -> str:
         state = self.broken or ("enabled" if self.enabled else "not enabled")
