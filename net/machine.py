@@ -125,6 +125,14 @@ class Machine:
         self._legacy[slot] = function
         return function
 
+    def unplug(self, slot: int) -> LegacyFunction:
+        """Take a device out again; ConfigError if the slot is empty. Drivers find out the hard way."""
+        self.bus.remove(slot)
+        function = self._legacy.pop(slot)
+        function.intx = None
+        self.interrupts.set_line(Address(0, slot, 0), False)
+        return function
+
     def probe(self) -> list[Function]:
         """Find what is on the bus, and place what has no address yet."""
         return scan(self, io=IO_WINDOW, memory=MEMORY_WINDOW)

@@ -22,13 +22,14 @@ MACS = ("02:00:00:00:77:01", "02:00:00:00:77:02")
 class KernelPath:
     """Two namespaces at 10.77.0.1 / fd77::1 and 10.77.0.2 / fd77::2; in between A's nic, and the device that is B's.
 
-    ``withhold`` and ``offer``: the device's features. ``direct``: no PCI (for what legacy PCI cannot negotiate).
-    ``workers``: 1: one thread for all; 2: one for the driver, one for the device.
+    ``fast`` False: kicks and interrupts go by registers. ``withhold`` and ``offer``: the device's features. ``direct``:
+    no PCI (for what legacy PCI cannot negotiate). ``workers``: 1: one thread for all; 2: one for the driver, one for
+    the device.
     """
 
     def __init__(
         self, stack: ExitStack, *, mtu: int = 1500, withhold: int = 0, offer: int = 0, want: int = 0,
-        direct: bool = False, pairs: int = 1, workers: int = 1, memory: int = 256 << 20, **nic: Any,
+        direct: bool = False, fast: bool = True, pairs: int = 1, workers: int = 1, memory: int = 256 << 20, **nic: Any,
     ) -> None:  # fmt: skip
         self.namespaces: list[Namespace] = []
         self.taps: list[Tap] = []
@@ -54,8 +55,8 @@ class KernelPath:
             self.taps[B], mac=MACS[A], mtu=mtu, queue_pairs=pairs, withhold=withhold, offer=offer,
             worker=self.workers[-1],
         )  # fmt: skip
-        stack.callback(self.device.close)
-        self.machine = Machine(memory)
+        stack.callback(lambda: self.device.close())
+        self.machine = Machine(memory, fast=fast)
         if direct:
             self.nic = Vtnet(
                 DirectTransport(self.device, self.machine.memory), self.machine.pool, want=want, pairs=pairs, **nic
@@ -67,7 +68,7 @@ class KernelPath:
             self.nic = cast(Vtnet, self.machine.attach(function, pairs=pairs, **nic))
         stack.callback(self.detach)
         self.pump = Pump(self.nic, self.taps[A], worker=None)
-        stack.callback(self.pump.close)
+        stack.callback(lambda: self.pump.close())
         for pair in self.pump.tasks:
             for task in pair:
                 self.workers[0].add(task)

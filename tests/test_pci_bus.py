@@ -447,3 +447,18 @@ def test_sizes_that_no_bus_has(size: int) -> None:
     for write in (bus.io_write, bus.mem_write):
         with pytest.raises(ValueError, match=f"access of {size} bytes"):
             write(0xC000, size, 0)
+
+
+def test_a_function_leaves_its_slot() -> None:
+    levels: list[tuple[int, bool]] = []
+    bus = Bus(lambda line, level: levels.append((line, level)))
+    function = LegacyFunction(Recorder(), MEMORY)
+    bus.add(function, 3)
+    function.intx(True)
+    assert bus.remove(3) is function
+    assert levels == [(3, True), (3, False)]
+    assert function.intx is None
+    assert bus.config_read(0, 3, 0, 0, 4) == 0xFFFFFFFF
+    with pytest.raises(ConfigError, match="slot 3 is empty"):
+        bus.remove(3)
+    assert bus.add(function, 3) == 3

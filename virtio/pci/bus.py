@@ -70,6 +70,7 @@ class Bus:
     def __init__(self, intx: Callable[[int, bool], object] | None = None) -> None:
         self.functions: dict[int, Function] = {}
         self._address = 0
+        self._routed: set[int] = set()  # slots whose functions raise our lines
         self._asserted = [0] * LINES  # bit s: slot s asserts the line
         self._lock = threading.Lock()  # guards _asserted
         self._lines = [
@@ -83,10 +84,23 @@ class Bus:
         if not 0 <= slot < SLOTS or slot in self.functions:
             raise ConfigError(f"slot {slot} is taken, or none of 0 to {SLOTS - 1}")
         self.functions = dict(sorted({**self.functions, slot: function}.items()))
-        pin = function.config.interrupt_pin
-        if pin and function.intx is None:
-            function.intx = partial(self._raise, slot, (slot + pin - 1) % LINES)
+        if function.config.interrupt_pin and function.intx is None:
+            self._routed.add(slot)
+            function.intx = partial(self._raise, slot, self.line(slot))
         return slot
+
+    def remove(self, slot: int) -> Function:
+        """Take the function out of a slot, and return it; its line falls. ConfigError if the slot is empty."""
+        if slot not in self.functions:
+            raise ConfigError(f"slot {slot} is empty (taken: {sorted(self.functions)})")
+        line = self.line(slot)
+        function = self.functions[slot]
+        self.functions = {taken: other for taken, other in self.functions.items() if taken != slot}
+        if slot in self._routed:
+            self._routed.remove(slot)
+            function.intx = None
+            self._raise(slot, line, False)
+        return function
 
     def line(self, slot: int) -> int:
         """Return the interrupt line that the function in ``slot`` is routed to."""
