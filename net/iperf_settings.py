@@ -30,8 +30,8 @@ OFFLOADS: dict[str, int] = {
 class Settings:
     """What is measured. ``withheld``: feature bits that the device does not offer, in any row."""
 
-    runs: int = 5
-    seconds: float = 1.0
+    runs: int = 10
+    seconds: float = 0.5
     directions: Sequence[Direction] = DIRECTIONS
     rows: Sequence[str] = ROWS
     mtu: int = 1500
