@@ -86,8 +86,20 @@ by a bare loop of read and write (tap-loop: the price of no device at all). Ever
         epilog="""Exit code: 0; 1 if a stream failed or was not verified; 2 for bad arguments; 130 after SIGINT.""",
     )
     add = command.add_argument
-    add("--runs", type=number(1, 1000), default=Settings.runs, metavar="N", help="of each row and direction (default %(default)s)")
-    add("--seconds", type=number(0.01, 3600, float), default=Settings.seconds, metavar="S", help="of a run (default %(default)s)")
+    add(
+        "--runs",
+        type=number(1, 1000),
+        default=Settings.runs,
+        metavar="N",
+        help="of each row and direction (default %(default)s)",
+    )
+    add(
+        "--seconds",
+        type=number(0.01, 3600, float),
+        default=Settings.seconds,
+        metavar="S",
+        help="of a run (default %(default)s)",
+    )
     add("--direction", choices=(*DIRECTIONS, "both"), default="both", help="(default %(default)s)")
     add("--rows", type=choice_list(ROWS), default=ROWS, metavar="LIST", help=f"of {','.join(ROWS)} (default all)")
     add("--mtu", type=number(576, 65521), default=1500, metavar="BYTES", help="(default %(default)s)")
