@@ -63,8 +63,8 @@ class Bus:
     ``intx`` of its own keeps it.
 
     An access (of 1 to 8 bytes, or it is a ValueError) lies in one BAR, or each of its bytes is an access of its own.
-    Where nothing answers, reads give ones and writes go nowhere. If BARs overlap, the lowest slot answers. Threads: as the functions' own; adding one, and the
-    configuration address, belong to one thread at a time.
+    Where nothing answers, reads give ones and writes go nowhere. If BARs overlap, the lowest slot answers. Threads: as
+    the functions' own; adding one, and the configuration address, belong to one thread at a time.
     """
 
     def __init__(self, intx: Callable[[int, bool], object] | None = None) -> None:
