@@ -44,6 +44,7 @@ cdef inline uint8_t *sink_slot(bench_sink *s, const virtio_net_hdr *hdr, uint32_
     cdef bench_frame *frame
     s.packets += 1
     s.bytes += length
+    s.fresh += 1
     frame = &s.frames[(s.first + s.count) % s.size]
     frame.hdr = hdr[0]
     frame.len = length
@@ -97,6 +98,9 @@ cdef virtio_bell *sink_flush(virtio_sink *sink) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     check_lock(s)
     s.flushes += 1
+    if not s.fresh:
+        return NULL
+    s.fresh = 0
     return s.bell
 
 
