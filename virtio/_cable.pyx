@@ -11,7 +11,7 @@ from virtio._net_hdr cimport (
 from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
 from virtio._port_counts cimport add_counts
 from virtio._queue cimport virtio_load32, virtio_store32
-from virtio._wire cimport wire, wire_arm, wire_connect, wire_disarm, wire_send, wire_wait
+from virtio._wire cimport wire, wire_arm, wire_connect, wire_send, wire_sender
 
 
 cdef enum:
@@ -23,23 +23,19 @@ cdef enum:
 # What an end sends into: the wires to the other end's queues.
 cdef struct cable_way:
     wire *wires               # [queues]
-    wire_wait *sleepers       # [queues] of the sender
+    wire_sender *senders      # [queues]
     uint32_t pairs            # queues that the receiver uses
 
 
 cdef uint32_t cable_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
                          const iovec *segs) noexcept nogil:
     cdef cable_way *way = <cable_way *>port.owner
-    return wire_send(&way.wires[queue % virtio_load32(&way.pairs)], packets, n, segs)
+    return wire_send(&way.wires[queue % virtio_load32(&way.pairs)], &way.senders[queue], packets, n, segs)
 
 
 cdef bint cable_arm_send(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
     cdef cable_way *way = <cable_way *>port.owner
-    return wire_arm(&way.wires[queue % virtio_load32(&way.pairs)], &way.sleepers[queue], wait)
-
-
-cdef void cable_disarm(virtio_port *port, uint32_t queue) noexcept nogil:
-    wire_disarm(&(<cable_way *>port.owner).sleepers[queue])
+    return wire_arm(&way.wires[queue % virtio_load32(&way.pairs)], &way.senders[queue], wait)
 
 
 cdef class Ways:
@@ -54,8 +50,8 @@ cdef class Ways:
         for side in range(2):
             self.way[<int>side].pairs = 1
             self.way[<int>side].wires = <wire *>calloc(queues, sizeof(wire))
-            self.way[<int>side].sleepers = <wire_wait *>calloc(queues, sizeof(wire_wait))
-            if self.way[<int>side].wires is NULL or self.way[<int>side].sleepers is NULL:
+            self.way[<int>side].senders = <wire_sender *>calloc(queues, sizeof(wire_sender))
+            if self.way[<int>side].wires is NULL or self.way[<int>side].senders is NULL:
                 raise MemoryError()
             for i in range(queues):
                 self.way[<int>side].wires[i].drop = drop
@@ -63,7 +59,7 @@ cdef class Ways:
     def __dealloc__(self):
         for side in range(2):
             free(self.way[<int>side].wires)
-            free(self.way[<int>side].sleepers)
+            free(self.way[<int>side].senders)
 
 
 cdef class CableEnd(Port):
@@ -83,7 +79,6 @@ cdef class CableEnd(Port):
         self.c.owner = self._out
         self.c.send = cable_send
         self.c.arm_send = cable_arm_send
-        self.c.disarm = cable_disarm
         self.c.offloads = ALL
         self.c.queues = ways.queues
 
@@ -124,8 +119,8 @@ cdef class Cable:
     that sends. What it leaves undone and its receiver does not take is done on the way. A frame of queue i goes to
     queue i of the other end, modulo the number of queues in use there.
 
-    ``full`` says what happens when the other end has no room: "wait" (the sender keeps its frames, and goes on when
-    there is room) or "drop". ``queues`` queue pairs at most (1 to 256). Raises ValueError for arguments out of range.
+    ``full`` says what happens when the other end has no room: "wait" (the sender keeps its frames, and looks
+    again after 50 us, or, while nothing moves, up to 4 ms) or "drop". ``queues`` queue pairs at most (1 to 256). Raises ValueError for arguments out of range.
     """
 
     cdef readonly CableEnd a

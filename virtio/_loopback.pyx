@@ -10,7 +10,7 @@ from virtio._net_hdr cimport (
 )
 from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
 from virtio._port_counts cimport add_counts
-from virtio._wire cimport wire, wire_arm, wire_connect, wire_disarm, wire_send, wire_wait
+from virtio._wire cimport wire, wire_arm, wire_connect, wire_send, wire_sender
 
 
 cdef enum:
@@ -21,21 +21,18 @@ cdef enum:
 
 cdef struct loop_queue:
     wire back
-    wire_wait sleeper
+    wire_sender sender
 
 
 cdef uint32_t loopback_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
                             const iovec *segs) noexcept nogil:
-    return wire_send(&(<loop_queue *>port.owner)[queue].back, packets, n, segs)
+    cdef loop_queue *q = &(<loop_queue *>port.owner)[queue]
+    return wire_send(&q.back, &q.sender, packets, n, segs)
 
 
 cdef bint loopback_arm_send(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
     cdef loop_queue *q = &(<loop_queue *>port.owner)[queue]
-    return wire_arm(&q.back, &q.sleeper, wait)
-
-
-cdef void loopback_disarm(virtio_port *port, uint32_t queue) noexcept nogil:
-    wire_disarm(&(<loop_queue *>port.owner)[queue].sleeper)
+    return wire_arm(&q.back, &q.sender, wait)
 
 
 cdef class Loopback(Port):
@@ -65,7 +62,6 @@ cdef class Loopback(Port):
         self.c.owner = self._queues
         self.c.send = loopback_send
         self.c.arm_send = loopback_arm_send
-        self.c.disarm = loopback_disarm
         self.c.offloads = ALL
         self.c.queues = queues
 
