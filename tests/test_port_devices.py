@@ -129,8 +129,7 @@ def test_cable_both_ways(size: Any, options: dict[str, Any], withhold: tuple[int
     cable = Cable()
     with ExitStack() as stack:
         guests = [
-            Guest(stack, end, inside, withhold=held)
-            for end, inside, held in zip(cable, (a, b), withhold, strict=True)
+            Guest(stack, end, inside, withhold=held) for end, inside, held in zip(cable, (a, b), withhold, strict=True)
         ]
         there, back = arrived(b, a), arrived(a, b)
         settle(guests, lambda: there() and back())

@@ -112,7 +112,7 @@ cdef uint32_t make_burst(const generator *g, generator_queue *q, uint32_t n) noe
     header = RAW_HEADER if g.kind == FRAME_RAW else TCP_HEADER
     for i in range(n):
         size = g.sizes[(q.frames + i) % g.nsizes]
-        block = q.blocks[i]
+        block = q.blocks[(q.frames + i) % VIRTIO_BURST]  # in the same place when it is given again
         packet = &q.packets[i]
         memset(&packet.hdr, 0, sizeof(packet.hdr))
         payload = pattern_of(g.kind, q.flow, position)

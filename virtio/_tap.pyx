@@ -71,7 +71,7 @@ STEPS = (
 
 cdef uint8_t *scratch_of(tap_side *side) noexcept nogil:
     if side.scratch is NULL:
-        side.scratch = <uint8_t *>malloc(VIRTIO_FRAME_MAX)
+        side.scratch = <uint8_t *>malloc(VIRTIO_FRAME_MAX + 1)
     return side.scratch
 
 
@@ -156,6 +156,9 @@ cdef bint deliver_copy(tap_side *side, virtio_sink *sink, const virtio_net_hdr *
     cdef size_t part
     if scratch is NULL or length > VIRTIO_FRAME_MAX:
         return False
+    # not where the last one was: a sink that took that in part would take this for the rest
+    side.flip = not side.flip
+    scratch += side.flip
     for i in range(pieces):
         part = room[i].iov_len if room[i].iov_len < length - done else length - done
         memcpy(scratch + done, room[i].iov_base, part)

@@ -34,8 +34,9 @@ typedef struct virtio_sink virtio_sink;
 struct virtio_sink {
     uint32_t *lock; /* the queue's burst lock: held by whoever calls one of these */
     /* Copy frames in; return how many were taken, in order: fewer than n when there is no room now. A frame that this
-     * queue can never take is counted as dropped, and taken. Headers are such as net_hdr_check passes for any
-     * offloads; what they leave undone beyond `offloads` is done here. */
+     * queue can never take is counted as dropped, and taken. Of the first that was not taken segments may be in: it
+     * is to come next, and from the same memory, or the sink begins it anew. Headers are such as net_hdr_check passes
+     * for any offloads; what they leave undone beyond `offloads` is done here. */
     uint32_t (*deliver)(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const struct iovec *segs);
     /* Room for one frame of up to frame_max bytes that is yet to be read: its pieces go to `to`. Returns their number;
      * 0: no room now. Without a commit it is as if it was never asked for. */
