@@ -79,7 +79,11 @@ static inline int virtio_trylock(uint32_t *lock) { return __atomic_exchange_n(lo
 static inline void virtio_unlock(uint32_t *lock) { __atomic_store_n(lock, 0, __ATOMIC_RELEASE); }
 
 #define virtio_prefetch(p) __builtin_prefetch((p), 0, 3)
+#if defined(__x86_64__)
+#define virtio_prefetch_write(p) __asm__ __volatile__("prefetchw %0" : : "m"(*(const char *)(p)))
+#else
 #define virtio_prefetch_write(p) __builtin_prefetch((p), 1, 3)
+#endif
 #define virtio_likely(x) __builtin_expect(!!(x), 1)
 #define virtio_unlikely(x) __builtin_expect(!!(x), 0)
 
