@@ -181,6 +181,11 @@ def test_a_write_over_the_edge_of_a_bar_is_one_of_each_byte():
     bus.io_write(0xC03C, 8, 0x88776655_44332211)
     bus.io_write(0xC03D, 4, 0xDDCCBBAA)
     assert device.config == bytes(36) + b"\x11\xaa\xbb\xcc"
+    bus.io_write(0xC03F, 2, 0x55EE)
+    assert device.config[-1] == 0xEE
+    function.config_write(BAR1, 4, 0xFEB00000)
+    bus.mem_write(0xFEAFFFFF, 2, 0xF055)
+    assert function.memory_read(0, 1) == 0xF0
     bus.io_write(0xBFF9, 8, 0x01020304_05060708)  # the offered features: read-only
     assert bus.io_read(0xC000, 4) == device.device_features & 0xFFFFFFFF
 

@@ -106,6 +106,8 @@ def test_reset_clears_what_was_written():
     function = net()
     for offset in range(0, 256, 4):
         function.config_write(offset, 4, ALL)
+    function.config_write(0x10, 8, 0xFEB00000_0000C000)
+    assert function.config.io and function.config.memory
     function.reset()
     assert [function.config_read(i, 1) for i in range(256)] == list(Image().bytes)
     assert function.config.io == function.config.memory == ()

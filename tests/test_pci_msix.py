@@ -134,6 +134,17 @@ def test_many_vectors():
     assert function.memory_read(200 * 16 - 4, 8) == 1  # the last mask, and the first pending bits
 
 
+def test_a_table_of_another_size_is_not_restored():
+    msix = Rig().function.msix
+    state = msix.snapshot()
+    for wrong in ({"table": state["table"][:-32]}, {"pending": "10"}):
+        with pytest.raises(ConfigError, match="not 4"):
+            msix.restore(state | wrong)
+    assert msix.snapshot() == state
+    msix.restore(state | {"pending": "8"})
+    assert msix.pending == 8
+
+
 # ---- messages ----
 
 
