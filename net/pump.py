@@ -8,17 +8,20 @@ from virtio._port import Port
 from virtio._pump import PumpReceive, PumpTransmit
 from virtio._worker import Task, Worker
 from virtio.errors import ConfigError
+from virtio.net.ticker import Ticker
 from virtio.net.vtnet import Vtnet
 
 
 class Pump:
     """What ``port`` receives goes out through ``nic``, and what the nic receives goes to the port. Nothing is copied.
 
-    There are two tasks for each queue pair. ``worker`` runs them: one Worker for all ("one"), one for each pair
-    ("pair"), for each direction ("direction", the default), or none (None), for whoever calls :meth:`poll`. ``mode``
-    and ``spin_us`` are the workers'. The pump goes on over resets of the nic, until :meth:`close`.
+    There are two tasks for each queue pair that both have. ``worker`` runs them: one Worker for all ("one"), one for
+    each pair ("pair"), for each direction ("direction", the default), or none (None), for whoever calls :meth:`poll`
+    or adds the ``tasks`` to workers of his own. ``mode`` and ``spin_us`` are the workers'. With workers there is a
+    thread besides that calls ``nic.tick()`` every ``tick`` seconds (None: there is not).
 
-    Raises ConfigError if the nic is not attached, RuntimeError if the port has a user already.
+    The pump goes on over resets of the nic, down and up, detach and attach, until :meth:`close`. Raises ConfigError if
+    the nic is not attached, RuntimeError if the port has a user already.
     """
 
     def __init__(
@@ -29,19 +32,16 @@ class Pump:
         worker: Literal["one", "pair", "direction"] | None = "direction",
         mode: Literal["adaptive", "busy"] = "adaptive",
         spin_us: int = 50,
+        tick: float | None = 1.0,
     ) -> None:
         if not nic.pairs:
             raise ConfigError("the nic is not attached")
         self.nic = nic
         self.port = port
         port.attach(self)
-        pairs = min(len(nic.pairs), port.queues)
-        first = nic.pairs[0]
-        port.receive_offloads(first.transmit.offloads, first.transmit.header_size)
-        port.set_queues(pairs)
+        pairs = nic.pairs[: port.queues]
         self.tasks: list[tuple[PumpTransmit, PumpReceive]] = [
-            (PumpTransmit(pair.transmit, port, i), PumpReceive(pair.receive, port, i))
-            for i, pair in enumerate(nic.pairs[:pairs])
+            (PumpTransmit(pair.transmit, port, i), PumpReceive(pair.receive, port, i)) for i, pair in enumerate(pairs)
         ]
         groups: list[list[Task]] = []
         if worker == "direction":
@@ -56,16 +56,25 @@ class Pump:
             self.resume()
         for each in self.workers:
             each.start()
+        self._ticker = Ticker(nic, tick) if self.workers and tick is not None else None
 
     def poll(self) -> int:
         """Run each task once, on this thread; return how many packets went through."""
         return sum(task.poll() for pair in self.tasks for task in pair)
 
     def resume(self) -> None:
-        """Let it run."""
-        for pair in self.tasks:
-            for task in pair:
-                task.resume()
+        """Let it run: with the queues that the nic has now."""
+        pairs = self.nic.pairs[: len(self.tasks)]
+        if not pairs:
+            return
+        first = pairs[0].transmit
+        self.port.receive_offloads(first.offloads, first.header_size)
+        self.port.set_queues(len(pairs))
+        for (transmit, receive), pair in zip(self.tasks, pairs, strict=False):
+            transmit.retarget(pair.transmit)
+            receive.retarget(pair.receive)
+            transmit.resume()
+            receive.resume()
 
     def pause(self) -> None:
         """Stop it, until :meth:`resume`: no burst is under way when this returns."""
@@ -74,12 +83,16 @@ class Pump:
                 task.pause()
 
     def close(self) -> None:
-        """End the workers, and let go of the port."""
+        """End the threads, and let go of the port."""
+        if self._ticker is not None:
+            self._ticker.stop()
+            self._ticker = None
         for worker in self.workers:
             worker.stop()
         self.pause()
-        self.nic.pumps.remove(self)
-        self.port.detach()
+        if self in self.nic.pumps:
+            self.nic.pumps.remove(self)
+            self.port.detach()
 
     def statistics(self) -> dict[str, int]:
         """Return the sums of what the tasks counted, by direction and name, and how often workers slept."""

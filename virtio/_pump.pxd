@@ -41,3 +41,4 @@ cdef class PumpReceive(Task):
     cdef pump_receive c
     cdef readonly VtnetReceive receive
     cdef readonly Port port
+    cdef int make_executor(self) except -1

@@ -135,6 +135,18 @@ cdef class PumpTransmit(Task):
         self.c.tx, self.c.port, self.c.queue = &transmit.c, &port.c, queue
         self.task, self.lock = &self.c.task, transmit.c.sink.lock
 
+    def retarget(self, VtnetTransmit transmit not None):
+        """Work another queue from now on. For a task that is paused; its worker has let go of it meanwhile."""
+        if transmit is self.transmit:
+            return
+        worker = self.worker
+        if worker is not None:
+            worker.remove(self)
+        self.transmit = transmit
+        self.c.tx, self.lock = &transmit.c, transmit.c.sink.lock
+        if worker is not None:
+            worker.add(self)
+
     def statistics(self):
         """Return what was counted, by name."""
         return {"bursts": self.c.bursts, "packets": self.c.packets}
@@ -155,10 +167,27 @@ cdef class PumpReceive(Task):
         self.c.task.poll, self.c.task.arm, self.c.task.disarm = receive_poll, receive_arm, receive_disarm
         self.c.rx, self.c.port, self.c.queue = &receive.c, &port.c, queue
         self.task, self.lock = &self.c.task, &receive.c.q.lock
-        if receive.c.offloads & LEFT_UNDONE:
+        self.make_executor()
+
+    cdef int make_executor(self) except -1:
+        if self.receive.c.offloads & LEFT_UNDONE and self.c.executor is NULL:
             self.c.executor = executor_new()
             if self.c.executor is NULL:
                 raise MemoryError()
+        return 0
+
+    def retarget(self, VtnetReceive receive not None):
+        """Work another queue from now on. For a task that is paused; its worker has let go of it meanwhile."""
+        if receive is self.receive:
+            return
+        worker = self.worker
+        if worker is not None:
+            worker.remove(self)
+        self.receive = receive
+        self.c.rx, self.lock = &receive.c, &receive.c.q.lock
+        self.make_executor()
+        if worker is not None:
+            worker.add(self)
 
     def __dealloc__(self):
         executor_free(self.c.executor)

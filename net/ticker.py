@@ -1,0 +1,58 @@
+"""What a network driver does about once a second, on a thread."""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+from typing import TYPE_CHECKING
+
+from virtio._bell import Bell
+from virtio.errors import VirtioError
+
+if TYPE_CHECKING:
+    from virtio.net.vtnet import Vtnet
+
+log = logging.getLogger("virtio.vtnet")
+
+
+class Ticker:
+    """Calls ``nic.tick()`` each ``interval`` seconds, and at once when the device's configuration changes.
+
+    What it raises is logged: the device is then down until somebody resets it.
+    """
+
+    def __init__(self, nic: Vtnet, interval: float) -> None:
+        self.nic = nic
+        self.interval = interval
+        self._end = Bell()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="virtio-vtnet", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._end.fileno(), select.POLLIN)
+        poll.register(self.nic.transport.config_bell.fileno(), select.POLLIN)
+        while True:
+            poll.poll(self.interval * 1000)
+            if self._ended:
+                return
+            try:
+                self.nic.tick()
+            except VirtioError as error:
+                log.error("%s", error)
+                if self._end.answer() or self._wait_a_little():
+                    return
+
+    def _wait_a_little(self) -> bool:
+        """A bell that nobody answers is not to be looked at without end. True: it is over."""
+        poll = select.poll()
+        poll.register(self._end.fileno(), select.POLLIN)
+        return bool(poll.poll(self.interval * 1000))
+
+    def stop(self) -> None:
+        """End the thread, and wait for it."""
+        self._ended = True
+        self._end.ring()
+        self._thread.join()
