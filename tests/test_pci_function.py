@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import threading
+import time
 import weakref
 
 import pytest
@@ -13,9 +14,12 @@ from legacy_model import OWN, SIZES, Recorder
 
 from virtio import DriverQueue, GuestMemory, QueueLayout
 from virtio._bell import Bell
+from virtio._loopback import Loopback
 from virtio.constants import DeviceType
 from virtio.device import Device
 from virtio.errors import ConfigError, NegotiationError
+from virtio.net.device import NetDevice
+from virtio.net.machine import Machine
 from virtio.pci import LegacyFunction
 
 SIZE = 1 << 20
@@ -357,6 +361,33 @@ def test_a_function_goes_when_nobody_holds_it(memory):
     del function
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("fast", [False, True], ids=["registers", "bells"])
+@pytest.mark.parametrize("mode", ["intx", "msix"])
+def test_frames_pass_while_masks_and_bus_mastering_come_and_go(mode, fast):
+    """A network device on a thread of its own gives back all that its driver sends."""
+    machine = Machine(32 << 20, fast=fast)
+    device = NetDevice(Loopback(), worker="own")
+    function = machine.plug(device)
+    (found,) = machine.probe()
+    nic = machine.attach(found, mode=mode)
+    frames = [bytes([2, 0, 0, 0, 0, n % 256]) * 2 + b"\x08\0" + n.to_bytes(4, "big") * 16 for n in range(6000)]
+    sent, got, deadline = 0, [], time.monotonic() + 60
+    try:
+        while len(got) < len(frames) and time.monotonic() < deadline:
+            sent += nic.transmit(frames[sent : sent + 32])
+            got += nic.receive(64)
+            function.config_write(COMMAND, 2, 3)
+            function.config_write(COMMAND, 2, 7)
+            if mode == "msix":
+                function.config_write(CONTROL, 2, ENABLE | 0x4000)
+                function.config_write(CONTROL, 2, ENABLE)
+                for masked in (1, 0):
+                    function.memory_write(16 + 12, 4, masked)
+        assert got == frames
+    finally:
+        nic.detach()
 
 
 # ---- snapshot ----
