@@ -75,7 +75,7 @@ class Vtnet(Traffic, Driver):
     ``transport`` is the way to the device, ``pool`` the guest memory that the driver may use. ``want`` and ``refuse``
     are features, bits or names, to ask for besides the usual ones and not to accept. ``pairs`` is how many queue pairs
     to use, where the device has as many; ``queue_size`` limits descriptors. ``lro`` says who merges received TCP
-    segments: "device" (GUEST_TSO), or nobody (None). ``mtu`` is that of the interface, for the size of buffers, unless
+    segments: "device" (GUEST_TSO), this driver ("software"), or nobody (None). ``mtu`` is that of the interface, for the size of buffers, unless
     the device says one; ``rx_buffer`` is the size of receive buffers where they are mergeable. ``watchdog`` is how
     long, in seconds, a transmit queue may stand still with frames in it until :meth:`tick` resets the device. ``idle``
     is called while the device is waited for, if it is polled on this very thread.
@@ -103,7 +103,7 @@ class Vtnet(Traffic, Driver):
         pairs: int = 1,
         queue_size: int = 0,
         mtu: int = MTU_DEFAULT,
-        lro: Literal["device"] | None = "device",
+        lro: Literal["device", "software"] | None = "device",
         rx_buffer: int | None = None,
         watchdog: float = WATCHDOG,
         timeout: float = 1.0,
@@ -133,6 +133,7 @@ class Vtnet(Traffic, Driver):
         self._mac: bytes | None = None  # that the device was given by us
         self._link = True
         self._lro = lro == "device"
+        self._software_lro = lro == "software"
         self._idle = idle
         self._lent: list[tuple[Pool, int]] = []  # pools that went while Python had buffers of them
         self._lock = threading.RLock()
@@ -315,6 +316,8 @@ class Vtnet(Traffic, Driver):
             features=self.features,
             frame_max=frame_max,
         )
+        if self._software_lro:
+            receive.set_lro(True)
         return QueuePair(receive, transmit, allocated)
 
     def _free_pairs(self) -> None:

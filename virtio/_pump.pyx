@@ -6,7 +6,7 @@ from virtio._net_hdr cimport *
 from virtio._port cimport VIRTIO_BURST, Port
 from virtio._ring cimport *
 from virtio._vtnet_receive cimport VtnetReceive
-from virtio._vtnet_rx cimport rx_done, rx_post, rx_take
+from virtio._vtnet_rx cimport rx_done_merged, rx_packets, rx_post, rx_segs, rx_take_merged, rx_waits
 from virtio._vtnet_transmit cimport VtnetTransmit
 from virtio._vtnet_tx cimport tx_begin, tx_has_room
 from virtio._worker cimport *
@@ -73,16 +73,16 @@ cdef uint32_t receive_poll(virtio_task *task) noexcept nogil:
     if not virtio_trylock(&rx.q.lock):
         return 0
     if task.active:
-        n = rx_take(rx, VIRTIO_BURST)
+        n = rx_take_merged(rx, VIRTIO_BURST)
         if n:
             # what a port can do may change: a TAP's tunnels do
-            if not rx.offloads & LEFT_UNDONE & ~pump.port.offloads:
-                sent = pump.port.send(pump.port, pump.queue, &rx.packets[rx.first], n, rx.segs)
+            if not rx.given & LEFT_UNDONE & ~pump.port.offloads:
+                sent = pump.port.send(pump.port, pump.queue, rx_packets(rx), n, rx_segs(rx))
             else:
-                sent = execute_send(pump.executor, pump.port, pump.queue, &rx.packets[rx.first], n, rx.segs)
+                sent = execute_send(pump.executor, pump.port, pump.queue, rx_packets(rx), n, rx_segs(rx))
             pump.full = sent < n
             rx.stats.rescheduled += pump.full
-            rx_done(rx, sent)
+            rx_done_merged(rx, sent)
             pump.bursts += 1
             pump.packets += sent
         if rx.ngone or rx.pool.nfree or rx.pool.nreturned:
@@ -102,7 +102,7 @@ cdef bint receive_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
     if task.active and rx.q.fault.code == VIRTIO_FAULT_NONE:
         if rx.npackets:
             work = pump.port.arm_send(pump.port, pump.queue, wait)
-        elif driver_enable_intr(rx.q):
+        elif rx_waits(rx):
             work = True
         elif rx.call is not NULL:
             work = virtio_wait_bell(wait, rx.call)
@@ -170,7 +170,7 @@ cdef class PumpReceive(Task):
         self.make_executor()
 
     cdef int make_executor(self) except -1:
-        if self.receive.c.offloads & LEFT_UNDONE and self.c.executor is NULL:
+        if self.receive.c.given & LEFT_UNDONE and self.c.executor is NULL:
             self.c.executor = executor_new()
             if self.c.executor is NULL:
                 raise MemoryError()

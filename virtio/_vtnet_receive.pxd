@@ -25,10 +25,11 @@ cdef class Received(Records):
 
 cdef class VtnetReceive:
     cdef vtnet_rx c
+    cdef uint32_t *gone
     cdef readonly DriverQueue queue
     cdef readonly Pool pool
     cdef readonly Bell kick
     cdef readonly Bell interrupt
     cdef void finish(self) noexcept nogil
-    cdef uint32_t take(self, uint32_t limit) noexcept
+    cdef uint32_t take(self, uint32_t limit, bint merged) noexcept
     cdef int check(self, bint starved) except -1

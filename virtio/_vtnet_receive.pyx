@@ -1,10 +1,12 @@
 """vtnet's receive queue, for Python."""
 
+import os
 from collections import namedtuple
 
 from cpython.exc cimport PyErr_Clear
 from cpython.object cimport PyObject
-from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 
 from virtio._bell cimport Bell, virtio_bell, virtio_bell_ring
 from virtio._driver_queue cimport DriverQueue
@@ -13,6 +15,7 @@ from virtio._net_hdr cimport *
 from virtio._offload_rx cimport *
 from virtio._port cimport VIRTIO_BURST, virtio_packet
 from virtio._ring cimport *
+from virtio._vtnet_lro cimport lro_free, lro_new, vtnet_lro
 from virtio._vtnet_pool cimport *
 from virtio._vtnet_rx cimport *
 
@@ -81,11 +84,39 @@ cdef class VtnetReceive:
             raise TypeError("queue is initialised already")
         if not mergeable and pool.c.room < frame_max:
             raise ValueError(f"buffers of {pool.c.room} bytes, and frames of up to {frame_max} without MRG_RXBUF")
+        self.gone = <uint32_t *>calloc(pool.c.count, sizeof(uint32_t))
+        if self.gone is NULL:
+            raise MemoryError()
         self.queue, self.kick, self.interrupt, self.pool = queue, kick, interrupt, pool
         with nogil:
             queue_lock(queue.lock)
-            rx_open(&self.c, queue.q, &kick.c, call, &pool.c, hdr_size, mergeable, separate, offloads, frame_max)
+            rx_open(&self.c, queue.q, &kick.c, call, &pool.c, hdr_size, mergeable, separate, offloads, frame_max,
+                    self.gone)
             queue_unlock(queue.lock)
+
+    def __dealloc__(self):
+        free(self.gone)
+        lro_free(self.c.lro)
+
+    def set_lro(self, bint on):
+        """Merge TCP segments that come in one burst, or do not; before the first frame.
+
+        What :meth:`receive` and a pump get is merged then; :meth:`receive_views` never is.
+        """
+        cdef bytes secret = os.urandom(32)
+        cdef vtnet_lro *lro = NULL
+        if on:
+            lro = lro_new(<const uint64_t *><const char *>secret)
+            if lro is NULL:
+                raise MemoryError()
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            if self.c.merged:
+                rx_done_merged(&self.c, self.c.lro.n - self.c.lro.first)
+            self.c.lro, lro = lro, self.c.lro
+            self.c.given = self.c.offloads | (VTNET_LRO_OFFLOADS if on else 0)
+            queue_unlock(&self.c.q.lock)
+        lro_free(lro)
 
     cdef void finish(self) noexcept nogil:
         """Give buffers back to the device, let go of the lock, and kick."""
@@ -109,25 +140,28 @@ cdef class VtnetReceive:
         cdef list frames = []
         cdef Received received = new_received(limit) if info else None
         cdef virtio_rx_offload offload
+        cdef const virtio_packet *packets
         cdef const virtio_packet *packet
+        cdef const iovec *segs
         cdef PyObject *made
         cdef uint8_t *to
         cdef uint32_t n, i
         cdef bint starved = False
         while limit and not starved:
-            n = self.take(limit)
+            n = self.take(limit, True)
             if n == 0:
                 break
             # under the lock with the GIL: nothing here runs code of others, or waits
-            for i in range(rx.first, rx.first + n):
-                packet = &rx.packets[i]
+            packets, segs = rx_packets(rx), rx_segs(rx)
+            for i in range(n):
+                packet = &packets[i]
                 made = make_bytes(NULL, packet.len)
                 if made is NULL:
                     starved = True
                     rx.stats.iqdrops += 1
                     continue
                 to = <uint8_t *>bytes_of(made)
-                rx_copy(to, &rx.segs[packet.first], packet.nsegs)
+                rx_copy(to, &segs[packet.first], packet.nsegs)
                 rx.stats.copied += packet.len
                 if rx_classify(rx, packet, to, &offload):
                     if complete:
@@ -136,7 +170,7 @@ cdef class VtnetReceive:
                         received.add(packet, &offload)
                     frames.append(<object>made)
                 release(made)
-            rx_done(rx, n)
+            rx_done_merged(rx, n)
             limit -= n
             with nogil:
                 self.finish()
@@ -161,7 +195,7 @@ cdef class VtnetReceive:
         cdef uint32_t counts[VIRTIO_BURST]
         cdef uint32_t n, i, k, kept, at
         while limit:
-            n = self.take(limit)
+            n = self.take(limit, False)
             if n == 0:
                 break
             at = kept = 0
@@ -207,12 +241,12 @@ cdef class VtnetReceive:
             raise DeviceBroken(f"receive queue {self.queue.index}: {self.queue.broken}")
         return 0
 
-    cdef uint32_t take(self, uint32_t limit) noexcept:
+    cdef uint32_t take(self, uint32_t limit, bint merged) noexcept:
         """Take up to limit packets, and hold the lock; 0: none waits, and the lock is free again."""
         cdef uint32_t n
         with nogil:
             queue_lock(&self.c.q.lock)
-            n = rx_take(&self.c, limit)
+            n = rx_take_merged(&self.c, limit) if merged else rx_take(&self.c, limit)
             if n > limit:
                 n = limit
             if n == 0:
@@ -232,7 +266,7 @@ cdef class VtnetReceive:
         cdef bint waiting
         with nogil:
             queue_lock(&self.c.q.lock)
-            waiting = driver_enable_intr(self.c.q)
+            waiting = rx_waits(&self.c)
             queue_unlock(&self.c.q.lock)
         return waiting
 
@@ -262,7 +296,8 @@ cdef class VtnetReceive:
             "rescheduled": stats.rescheduled, "mergeable_failed": stats.mergeable_failed,
             "frame_too_large": stats.frame_too_large, "frame_too_short": stats.frame_too_short,
             "bad_header": stats.bad_header, "enq_replacement_failed": stats.enq_replacement_failed,
-            "copied": stats.copied,
+            "copied": stats.copied, "lro_queued": 0 if self.c.lro is NULL else self.c.lro.queued,
+            "lro_flushed": 0 if self.c.lro is NULL else self.c.lro.flushed,
         }
 
     def reasons(self):

@@ -10,16 +10,19 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._bell cimport virtio_bell
 from virtio._memory cimport iovec
-from virtio._net_hdr cimport virtio_net_hdr
+from virtio._net_hdr cimport *
 from virtio._port cimport virtio_packet
-from virtio._queue cimport virtio_driver_queue, virtio_request, virtio_sg
+from virtio._queue cimport virtio_completion, virtio_driver_queue, virtio_request, virtio_sg
 from virtio._offload_rx cimport virtio_rx_offload
+from virtio._ring cimport driver_enable_intr
+from virtio._vtnet_lro cimport vtnet_lro
 from virtio._vtnet_pool cimport vtnet_pool
 
 
 cdef enum:
     RX_PIECES = 1024            # buffers of one frame, at most: VIRTIO_PACKET_PIECES
-    RX_ROOM = 1024 + 64         # and of a burst: the last packet may be the longest
+    RX_ROOM = 1024 + 64         # of a burst
+    VTNET_LRO_OFFLOADS = VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
 
 
 # Counters. FreeBSD's are those of sysctl dev.vtnet.N (rxqM), by their names there.
@@ -48,7 +51,8 @@ cdef struct vtnet_rx:
     uint32_t hdr_size
     uint32_t separate     # the header has a descriptor of its own: legacy without ANY_LAYOUT
     uint32_t mergeable
-    uint32_t offloads     # VIRTIO_OFFLOAD_*
+    uint32_t offloads     # VIRTIO_OFFLOAD_*: what the device may leave undone
+    uint32_t given        # and what whoever gets packets from here finds undone: LRO adds to it
     uint32_t frame_max
     uint32_t slots        # ring slots of a buffer
     uint32_t pieces_max   # buffers of a frame
@@ -57,13 +61,18 @@ cdef struct vtnet_rx:
     uint32_t npackets
     uint32_t nsegs        # segs and buffers of all of them
     uint32_t ngone        # buffers to be posted
+    uint32_t merged       # lro has these packets
+    vtnet_lro *lro        # or NULL
+    uint32_t came         # completions that were dequeued and not looked at: out[at .. came)
+    uint32_t at
+    virtio_completion out[64]
     vtnet_rx_stats stats
     uint64_t header_faults[32]    # of VIRTIO_NET_HDR_FAULTS
     uint64_t reasons[64]          # of VIRTIO_RX_REASONS
     virtio_packet packets[64]
     iovec segs[1088]
     uint32_t buffers[1088]        # of segs
-    uint32_t gone[2176]
+    uint32_t *gone                # [pool.count]
     virtio_request req[64]
     virtio_sg sg[128]
 
@@ -75,8 +84,8 @@ cdef inline void rx_again(vtnet_rx *rx, uint32_t buffer) noexcept nogil:
 
 
 cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *pool,
-                  uint32_t hdr_size, bint mergeable, bint separate, uint32_t offloads,
-                  uint32_t frame_max) noexcept nogil
+                  uint32_t hdr_size, bint mergeable, bint separate, uint32_t offloads, uint32_t frame_max,
+                  uint32_t *gone) noexcept nogil
 # After a reset of the queue: nothing is posted or taken. The pool is the caller's to fill again.
 cdef void rx_reset(vtnet_rx *rx) noexcept nogil
 # Take up to limit packets, at most VIRTIO_BURST, besides those that are not done with; return how many there are then.
@@ -84,6 +93,28 @@ cdef void rx_reset(vtnet_rx *rx) noexcept nogil
 cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil
 # The first n packets are done with, and their buffers may be posted.
 cdef void rx_done(vtnet_rx *rx, uint32_t n) noexcept nogil
+# The same of packets after LRO, if there is any: rx_packets(rx)[:n], with pieces in rx_segs(rx).
+cdef uint32_t rx_take_merged(vtnet_rx *rx, uint32_t limit) noexcept nogil
+cdef void rx_done_merged(vtnet_rx *rx, uint32_t n) noexcept nogil
+
+
+cdef inline virtio_packet *rx_packets(vtnet_rx *rx) noexcept nogil:
+    if rx.merged:
+        return &rx.lro.packets[rx.lro.first]
+    return &rx.packets[rx.first]
+
+
+cdef inline iovec *rx_segs(vtnet_rx *rx) noexcept nogil:
+    if rx.merged:
+        return &rx.lro.segs[0]
+    return &rx.segs[0]
+
+
+cdef inline bint rx_waits(vtnet_rx *rx) noexcept nogil:
+    """Ask for an interrupt when a packet comes; True: one waits already."""
+    return rx.npackets or rx.at != rx.came or driver_enable_intr(rx.q)
+
+
 # Post what may be, and what is free in the pool; return the bell to ring when the lock is free, or NULL.
 cdef virtio_bell *rx_post(vtnet_rx *rx) noexcept nogil
 # The first n packets are done with, and somebody else has their buffers.

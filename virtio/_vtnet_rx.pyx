@@ -12,6 +12,7 @@ from virtio._offload_rx cimport *
 from virtio._port cimport VIRTIO_BURST, VIRTIO_FRAME_MIN, virtio_packet
 from virtio._ring cimport *
 from virtio._segment cimport VIRTIO_SEGMENT_HEADERS_MAX, segment_scratch
+from virtio._vtnet_lro cimport lro_merge
 from virtio._vtnet_pool cimport *
 
 
@@ -25,28 +26,26 @@ cdef inline void load_header(const vtnet_rx *rx, virtio_net_hdr *hdr, const uint
         memcpy(hdr, p, rx.hdr_size)
 
 
-cdef struct arrivals:   # completions that were dequeued, and not looked at
-    virtio_completion out[64]
-    uint32_t at
-    uint32_t n
+cdef inline bint arrive(vtnet_rx *rx, uint32_t limit) noexcept nogil:
+    """Whether there is a completion at rx.out[rx.at]; dequeue up to limit if there was none."""
+    if rx.at == rx.came:
+        rx.at = 0
+        rx.came = driver_dequeue_burst(rx.q, rx.out, limit if limit < VIRTIO_BURST else VIRTIO_BURST)
+    return rx.at < rx.came
 
 
-cdef uint32_t more_buffers(vtnet_rx *rx, virtio_packet *packet, uint32_t wanted, uint32_t len,
-                           arrivals *came) noexcept nogil:
-    """Take the buffers of a packet after the first; return the packet's length, 0 if they did not all come.
+cdef bint more_buffers(vtnet_rx *rx, virtio_packet *packet, uint32_t wanted) noexcept nogil:
+    """Take the buffers of a packet after the first; False if they did not all come.
 
     A device shows all buffers of a packet at once (5.1.9.4): what is not there will not come.
     """
     cdef const virtio_completion *next
     cdef bint fits = wanted < rx.pieces_max
     while wanted:
-        if came.at == came.n:
-            came.at = 0
-            came.n = driver_dequeue_burst(rx.q, came.out, wanted if wanted < VIRTIO_BURST else VIRTIO_BURST)
-            if came.n == 0:
-                return 0
-        next = &came.out[came.at]
-        came.at += 1
+        if not arrive(rx, wanted):
+            return False
+        next = &rx.out[rx.at]
+        rx.at += 1
         wanted -= 1
         if not fits or next.len == 0:
             fits = False
@@ -56,9 +55,9 @@ cdef uint32_t more_buffers(vtnet_rx *rx, virtio_packet *packet, uint32_t wanted,
         rx.segs[rx.nsegs].iov_base = pool_frame(rx.pool, <uint32_t>next.cookie) - rx.hdr_size
         rx.segs[rx.nsegs].iov_len = next.len
         rx.nsegs += 1
-        len += next.len
-    packet.nsegs = rx.nsegs - packet.first
-    return len if fits else 0
+        packet.nsegs += 1
+        packet.len += next.len
+    return fits
 
 
 cdef inline void drop(vtnet_rx *rx, const virtio_packet *packet, uint64_t *counter) noexcept nogil:
@@ -70,29 +69,26 @@ cdef inline void drop(vtnet_rx *rx, const virtio_packet *packet, uint64_t *count
         rx_again(rx, rx.buffers[rx.nsegs])
 
 
-cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used, arrivals *came) noexcept nogil:
+cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used) noexcept nogil:
     """Whether a packet whose first buffer has `used` bytes is sound; its other buffers are taken here."""
-    cdef uint32_t len
     cdef int fault
-    if virtio_unlikely(used < rx.hdr_size + VIRTIO_FRAME_MIN):
+    if virtio_unlikely(used < rx.hdr_size):
         drop(rx, packet, &rx.stats.frame_too_short)
         return False
-    len = used - rx.hdr_size
-    rx.segs[packet.first].iov_len = len
+    packet.len = used - rx.hdr_size
+    rx.segs[packet.first].iov_len = packet.len
     if rx.mergeable and virtio_unlikely(packet.hdr.num_buffers != 1):
-        if packet.hdr.num_buffers == 0:
+        if packet.hdr.num_buffers == 0 or not more_buffers(rx, packet, <uint32_t>packet.hdr.num_buffers - 1):
             drop(rx, packet, &rx.stats.mergeable_failed)
             return False
-        len = more_buffers(rx, packet, <uint32_t>packet.hdr.num_buffers - 1, len, came)
-        if len == 0:
-            drop(rx, packet, &rx.stats.mergeable_failed)
-            return False
-    if virtio_unlikely(len > rx.frame_max):
+    if virtio_unlikely(packet.len < VIRTIO_FRAME_MIN):
+        drop(rx, packet, &rx.stats.frame_too_short)
+        return False
+    if virtio_unlikely(packet.len > rx.frame_max):
         drop(rx, packet, &rx.stats.frame_too_large)
         return False
-    packet.len = len
     if packet.hdr.flags or packet.hdr.gso_type:
-        fault = net_hdr_check(&packet.hdr, len, rx.offloads)
+        fault = net_hdr_check(&packet.hdr, packet.len, rx.offloads)
         if virtio_unlikely(fault):
             rx.header_faults[fault] += 1
             drop(rx, packet, &rx.stats.bad_header)
@@ -102,32 +98,34 @@ cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used, arrivals *
 
 
 cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
-    cdef arrivals came
     cdef const virtio_completion *next
     cdef virtio_packet *packet
     cdef uint32_t i
     cdef uint8_t *frame
     cdef uint64_t bytes = 0
+    if virtio_unlikely(rx.merged):  # somebody else had begun with these
+        rx.stats.iqdrops += rx.lro.n - rx.lro.first
+        rx_done_merged(rx, rx.lro.n - rx.lro.first)
     if rx.npackets:
         return rx.npackets - rx.first
-    if virtio_unlikely(rx.pool.host is NULL):
+    if virtio_unlikely(rx.pool.host is NULL) or not arrive(rx, limit):
         return 0
-    came.at = 0
-    came.n = driver_dequeue_burst(rx.q, came.out, limit if limit < VIRTIO_BURST else VIRTIO_BURST)
-    for i in range(came.n):
-        virtio_prefetch(pool_frame(rx.pool, <uint32_t>came.out[i].cookie) - rx.hdr_size)
-    while came.at < came.n:
-        next = &came.out[came.at]
-        came.at += 1
+    for i in range(rx.at, rx.came):
+        virtio_prefetch(pool_frame(rx.pool, <uint32_t>rx.out[i].cookie) - rx.hdr_size)
+    while rx.at < rx.came and rx.npackets < limit:
+        next = &rx.out[rx.at]
         frame = pool_frame(rx.pool, <uint32_t>next.cookie)
         packet = &rx.packets[rx.npackets]
+        load_header(rx, &packet.hdr, frame - rx.hdr_size)
+        if virtio_unlikely(rx.nsegs + packet.hdr.num_buffers > RX_ROOM and rx.nsegs and rx.mergeable):
+            break  # it may have more pieces than there is room for now
+        rx.at += 1
         packet.first = rx.nsegs
         packet.nsegs = 1
         rx.buffers[rx.nsegs] = <uint32_t>next.cookie
         rx.segs[rx.nsegs].iov_base = frame
         rx.nsegs += 1
-        load_header(rx, &packet.hdr, frame - rx.hdr_size)
-        if examine(rx, packet, next.len, &came):
+        if examine(rx, packet, next.len):
             rx.npackets += 1
             bytes += packet.len
     rx.stats.ipackets += rx.npackets
@@ -150,6 +148,28 @@ cdef void rx_done(vtnet_rx *rx, uint32_t n) noexcept nogil:
         for k in range(packet.first, packet.first + packet.nsegs):
             rx_again(rx, rx.buffers[k])
     rx_forget(rx, n)
+
+
+cdef uint32_t rx_take_merged(vtnet_rx *rx, uint32_t limit) noexcept nogil:
+    cdef uint32_t n
+    if rx.merged:
+        return rx.lro.n - rx.lro.first
+    n = rx_take(rx, limit)
+    if rx.lro is NULL or n < 2 or rx.first:
+        return n
+    lro_merge(rx.lro, rx.packets, n, rx.segs)
+    rx.merged = 1
+    return rx.lro.n
+
+
+cdef void rx_done_merged(vtnet_rx *rx, uint32_t n) noexcept nogil:
+    if not rx.merged:
+        rx_done(rx, n)
+        return
+    rx.lro.first += n
+    if rx.lro.first == rx.lro.n:
+        rx.merged = 0
+        rx_done(rx, rx.npackets - rx.first)
 
 
 cdef void post(vtnet_rx *rx, const uint32_t *buffers, uint32_t n) noexcept nogil:
@@ -218,7 +238,7 @@ cdef bint rx_classify(vtnet_rx *rx, const virtio_packet *packet, const uint8_t *
         rx.reasons[VIRTIO_RX_CSUM_NONE] += 1
         return True
     frame_parse(&parsed, p, packet.len)
-    offload_receive(info, &packet.hdr, p, &parsed, rx.offloads)
+    offload_receive(info, &packet.hdr, p, &parsed, rx.given)
     rx.reasons[info.reason] += 1
     if info.verdict == VIRTIO_RX_BAD:
         rx.stats.csum_failed += 1
@@ -286,8 +306,8 @@ cdef void rx_complete(const virtio_packet *packet, const iovec *pieces,
 
 
 cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *pool,
-                  uint32_t hdr_size, bint mergeable, bint separate, uint32_t offloads,
-                  uint32_t frame_max) noexcept nogil:
+                  uint32_t hdr_size, bint mergeable, bint separate, uint32_t offloads, uint32_t frame_max,
+                  uint32_t *gone) noexcept nogil:
     memset(rx, 0, sizeof(vtnet_rx))
     rx.q = q
     rx.kick = kick
@@ -296,7 +316,8 @@ cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virti
     rx.hdr_size = hdr_size
     rx.mergeable = mergeable
     rx.separate = separate
-    rx.offloads = offloads
+    rx.offloads = rx.given = offloads
+    rx.gone = gone
     rx.frame_max = frame_max
     rx.slots = 2 if separate and q.max_indirect < 2 else 1
     rx.pieces_max = q.size if q.size < RX_PIECES else RX_PIECES
@@ -304,5 +325,5 @@ cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virti
 
 
 cdef void rx_reset(vtnet_rx *rx) noexcept nogil:
-    rx.first = rx.npackets = rx.nsegs = rx.ngone = 0
+    rx.first = rx.npackets = rx.nsegs = rx.ngone = rx.merged = rx.at = rx.came = 0
     driver_disable_intr(rx.q)
