@@ -240,15 +240,17 @@ def test_legacy_status(writes: list[int], expected: int, live: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"),
+    ("legacy", "value", "text"),
     [
-        (FEATURES_OK, "FEATURES_OK before DRIVER"),
-        (ACK | DRIVER | DRIVER_OK, "DRIVER_OK before FEATURES_OK"),
-        (ACK | 16, "status bits 0x10 are not the driver's to set"),
+        (False, FEATURES_OK, "FEATURES_OK before DRIVER"),
+        (False, ACK | DRIVER | DRIVER_OK, "DRIVER_OK before FEATURES_OK"),
+        (False, ACK | 16, "status bits 0x10 are not the driver's to set"),
+        (True, ACK | DRIVER | FEATURES_OK, "FEATURES_OK is not part of the legacy interface"),
+        (True, FAILED | DRIVER_OK, "DRIVER_OK after FAILED"),
     ],
 )
-def test_refused_status_is_explained(value: int, text: str) -> None:
-    device = Guest(Echo()).device
+def test_refused_status_is_explained(legacy: bool, value: int, text: str) -> None:
+    device = Guest(Echo(), legacy=legacy).device
     device.write_status(value)
     assert text in str(device.refused[-1])
     assert device.counters["status"] == len(device.refused) == 1
@@ -329,6 +331,7 @@ def test_reading_the_configuration() -> None:
     assert device.read_config(6, 4) == b"\7\10\0\0"
     assert device.read_config(100, 2) == b"\0\0"
     assert device.read_config(3, 0) == b""
+    assert len(device.read_config(0, 65536)) == 65536
     assert not device.refused
     assert (
         device.read_config(-1, 2) == b"" and device.read_config(0, -1) == b"" and device.read_config(0, 1 << 40) == b""
@@ -346,6 +349,7 @@ def test_writing_the_configuration() -> None:
 
     device = Writable(config=b"abcdef")
     device.write_config(2, bytearray(b"XY"))
+    device.write_config(5, b"f")
     assert device.config == b"abXYef" and not device.refused
     device.write_config(5, b"ZZ")
     device.write_config(-1, b"Z")
@@ -374,6 +378,18 @@ def test_a_change_is_a_generation_and_once_the_driver_is_ready_an_interrupt() ->
     guest.device.write_status(0)
     guest.device.config_changed()
     assert (guest.device.generation, guest.calls.configs) == (before + 4, 1)
+
+
+def test_a_reset_takes_back_a_change_that_was_not_told_yet() -> None:
+    class Confused(Echo):
+        def notified(self, index: int) -> None:
+            self.config_changed()
+            self.interrupt(1)
+            self.reset()
+
+    guest = Guest(Confused()).up()
+    guest.device.kick(0)
+    assert (guest.device.generation, guest.calls.configs, guest.calls.rings(1)) == (1, 0, 0)
 
 
 # ---- needs_reset ----
@@ -831,6 +847,15 @@ def test_dma_off() -> None:
     device.write_status(0)
     device.set_dma(True)
     assert device.told[3:] == ["pause", "deactivate"]
+
+
+def test_a_queue_that_is_enabled_while_dma_is_off_is_paused() -> None:
+    guest = Guest(Echo()).up()
+    guest.device.reset_queue(0)
+    guest.device.set_dma(False)
+    guest.device.told.clear()
+    guest.setup(0)
+    assert guest.device.told == [("enable", 0), "pause"]
 
 
 def test_dma_on_rings_what_tasks_wait_for() -> None:

@@ -131,6 +131,20 @@ def test_a_failed_and_a_broken_one() -> None:
     assert new.device.told == [] and not new.device.live
 
 
+def test_a_snapshot_does_not_let_a_device_at_its_memory() -> None:
+    guest = Guest(Echo()).up()
+    guest.device.set_dma(False)
+    guest.device.told.clear()
+    guest.device.snapshot()
+    assert guest.device.told == []
+
+
+def test_a_device_that_no_transport_shows_is_a_bug_of_the_embedder() -> None:
+    guest = Guest(Echo()).up()
+    with pytest.raises(RuntimeError, match="is not bound"):
+        Echo().restore(guest.device.snapshot(), guest.memory)
+
+
 def test_kicks_of_a_device_without_a_handler() -> None:
     guest = Guest(Silent()).up(queues=(0,))
     new = move(guest, Silent())
