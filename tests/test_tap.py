@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
@@ -20,12 +21,13 @@ from virtio import _tap
 from virtio._portbench import MemorySink, arm, receive, send
 from virtio.errors import ConfigError
 from virtio.net.netns import Namespace
-from virtio.net.ports import Tap
+from virtio.net.ports import Generator, Tap
 from virtio.offload import NetHeader, Verdict, fill_checksums, fill_partial_checksum, segment, verify
 
 CSUM, TSO4, TSO6, ECN, UFO, USO4, USO6, TUNNEL, TUNNEL_CSUM = (1 << i for i in range(9))
 ALL = 0x1FF
-UDP_SEGMENT, UDP_GRO = 103, 104
+UDP_SEGMENT = 103
+TUNSETSNDBUF = 0x400454D4
 OURS, THEIRS = MACS  # of the interface, and of whoever is at our end
 PAIR4 = ("10.0.0.2", "10.0.0.1")
 PAIR6 = ("fd00::2", "fd00::1")
@@ -204,6 +206,36 @@ def test_rooms_of_many_pieces(space: Namespace) -> None:
     assert frame[42:] == b"b" * 1000
 
 
+def test_that_the_kernel_has_checked_is_passed_on_to_who_understands_it(space: Namespace) -> None:
+    """What an interface with NAPI merged on receipt, and a bridge forwards: DATA_VALID."""
+    need_peer("ip", "iproute2")
+    tap = interface(space)
+    tap.receive_offloads(ALL, 24)
+    flags = _tap.IFF_TAP | _tap.IFF_NO_PI | 0x10  # IFF_NAPI
+
+    def made() -> int:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+        fcntl.ioctl(fd, _tap.TUNSETIFF, struct.pack("16sH22x", b"vm1", flags))
+        return fd
+
+    fd = space.run(made)
+    for words in ("link add br0 type bridge", "link set vm0 master br0", "link set vm1 master br0"):
+        if space.popen(["ip", *words.split()]).wait():
+            pytest.skip("this kernel has no bridge")
+    for name in ("vm1", "br0"):
+        space.quiet(name)
+        space.set_link(name, up=True)
+    generator, made_frames = Generator(1014, kind="tcp", destination=THEIRS), MemorySink()
+    for offloads, seen in ((ALL, 2), (0, 0)):
+        receive(generator, made_frames, 1)
+        ((_, frame),) = made_frames.take()
+        os.write(fd, frame)
+        assert select.select([tap.fileno()], [], [], 10)[0]
+        ((hdr, got),) = pull(tap, offloads=offloads)
+        assert (hdr.flags, got) == (seen, frame)
+    os.close(fd)
+
+
 # ---- what the kernel receives ----
 
 
@@ -284,6 +316,40 @@ def test_what_the_kernel_refuses_is_dropped_and_counted_by_its_name(space: Names
     assert (counts["send_packets"], counts["send_dropped"], counts["send_EINVAL"]) == (2, 3, 3)
     assert send(tap, [(None, [bytes(60000)] * 1100)]) == 1  # larger than any frame, in more pieces than writev takes
     assert tap.statistics()["send_EMSGSIZE"] == 1
+
+
+def test_full_and_room_again(space: Namespace) -> None:
+    """Frames that wait in a queue of the kernel for their turn count as ours until they are sent."""
+    need_peer("ip", "iproute2")
+    need_peer("tc", "iproute2")
+    tap = interface(space)
+    beyond = space.tap("vm1")
+    for words in (
+        "ip link add br0 type bridge",
+        "ip link set vm0 master br0",
+        "ip link set vm1 master br0",
+        "ip link set br0 up",
+        "tc qdisc add dev vm1 root handle 1: htb default 1",
+        "tc class add dev vm1 parent 1: classid 1:1 htb rate 64kbit burst 2000 quantum 2000",
+    ):
+        if space.popen(words.split(), stderr=subprocess.DEVNULL).wait():
+            pytest.skip(f"this kernel cannot {words}")
+    fcntl.ioctl(tap.fileno(), TUNSETSNDBUF, struct.pack("i", 20000))
+    frame = bytes.fromhex("020000009999" + THEIRS.replace(":", "") + "88b5") + bytes(1000)
+    sent = 0
+    while (taken := send(tap, [(None, [frame])] * 8)) == 8:
+        sent += 8
+        assert sent < 100
+    sent += taken
+    counts = tap.statistics()
+    assert (counts["send_packets"], counts["send_dropped"], counts["send_full"]) == (sent, 0, 1)
+    poll = select.poll()
+    for fd, events in arm(tap, "send")[1]:
+        poll.register(fd, events)
+    assert poll.poll(0) == []
+    assert poll.poll(10000)  # the kernel says when
+    assert send(tap, [(None, [frame])]) == 1
+    beyond.close()
 
 
 # ---- its life ----

@@ -17,7 +17,7 @@ from virtio._port cimport (
     VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, Port, virtio_packet, virtio_port, virtio_sink, virtio_wait,
     virtio_wait_bell, virtio_wait_us
 )
-from virtio._port_counts cimport add_counts, port_counts
+from virtio._port_counts cimport add_count, add_counts, port_counts
 from virtio._queue cimport virtio_load32, virtio_store32
 
 
@@ -177,11 +177,11 @@ cdef class CallPort(Port):
             self._send(frames)
         except BaseException:
             report()
-            self._sent.dropped += n
+            add_count(&self._sent.dropped, n)
             return n
-        self._sent.packets += n
+        add_count(&self._sent.packets, n)
         for i in range(n):
-            self._sent.bytes += packets[i].len
+            add_count(&self._sent.bytes, packets[i].len)
         return n
 
     cdef uint32_t _take(self, virtio_sink *sink, uint32_t limit) noexcept:
@@ -214,7 +214,7 @@ cdef class CallPort(Port):
                 if net_hdr_check(&hdr, <uint32_t>len(view), ANY) != VIRTIO_NET_HDR_OK:
                     raise ValueError(f"{header!r} cannot be of a frame of {len(view)} bytes")
         except Exception:
-            self._received.dropped += 1
+            add_count(&self._received.dropped, 1)
             report()
         else:
             self._waiting.append((header, view))
@@ -246,10 +246,10 @@ cdef class CallPort(Port):
         with nogil:
             taken = sink.deliver(sink, packets, n, segs)
         if taken < n:
-            self._received.full += 1
+            add_count(&self._received.full, 1)
         for n in range(taken):
-            self._received.bytes += packets[n].len
-        self._received.packets += taken
+            add_count(&self._received.bytes, packets[n].len)
+        add_count(&self._received.packets, taken)
         del self._waiting[:taken]
         return taken
 

@@ -16,7 +16,7 @@ from virtio._pattern cimport (
 from virtio._port cimport (
     VIRTIO_BURST, VIRTIO_FRAME_MAX, virtio_packet, virtio_port, virtio_sink, virtio_wait, virtio_wait_us
 )
-from virtio._port_counts cimport add_counts, port_counts
+from virtio._port_counts cimport add_count, add_counts, counted, port_counts
 from virtio._sink cimport Sink, sink_state
 
 
@@ -165,17 +165,19 @@ cdef uint32_t generator_receive(virtio_port *port, uint32_t queue, virtio_sink *
     cdef generator *g = <generator *>(<sink_state *>port.owner).generator
     cdef generator_queue *q = &g.queues[queue]
     cdef uint32_t n = due_frames(g, q, limit if limit < VIRTIO_BURST else VIRTIO_BURST)
+    cdef uint64_t size = 0
     cdef uint32_t taken, i
     if n == 0:
         return 0
     make_burst(g, q, n)
     taken = sink.deliver(sink, q.packets, n, q.segs)
     if taken < n:
-        q.counts.full += 1
+        add_count(&q.counts.full, 1)
     for i in range(taken):
-        q.counts.bytes += q.packets[i].len
-    q.counts.packets += taken
-    q.frames += taken
+        size += q.packets[i].len
+    add_count(&q.counts.bytes, size)
+    add_count(&q.counts.packets, taken)
+    add_count(&q.frames, taken)
     q.position = q.before[taken]
     return taken
 
@@ -273,7 +275,7 @@ cdef class Generator(Sink):
         if not self._g.count:
             return False
         for i in range(self.c.queues):
-            if self._g.queues[i].frames < self._g.count:
+            if counted(&self._g.queues[i].frames) < self._g.count:
                 return False
         return True
 

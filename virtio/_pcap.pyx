@@ -14,7 +14,7 @@ from virtio._port cimport (
     VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, Port, virtio_packet, virtio_port, virtio_sink, virtio_wait,
     virtio_wait_fd, virtio_wait_us
 )
-from virtio._port_counts cimport add_counts, count_error, port_counts
+from virtio._port_counts cimport add_count, add_counts, count_error, counted, port_counts
 from virtio._ring cimport queue_lock, queue_unlock
 
 from virtio.errors import ConfigError
@@ -142,7 +142,7 @@ cdef bint refill(pcap_reader *r) noexcept nogil:
         r.waiting = True
         return False
     if got < 0:
-        r.counts.errors[errno] += 1
+        add_count(&r.counts.errors[errno], 1)
     elif r.end == 0 and r.passed and r.loops != 1 and lseek(r.fd, FILE_HEADER, 0) == FILE_HEADER:
         r.loops -= r.loops > 0
         r.passed = 0
@@ -206,11 +206,11 @@ cdef uint32_t reader_receive(virtio_port *port, uint32_t queue, virtio_sink *sin
         if n:
             taken = sink.deliver(sink, packets, n, segs)
             if taken < n:
-                r.counts.full += 1
+                add_count(&r.counts.full, 1)
             for i in range(taken):
-                r.counts.bytes += packets[i].len
-                r.snapped += packets[i].reserved
-            r.counts.packets += taken
+                add_count(&r.counts.bytes, packets[i].len)
+                add_count(&r.snapped, packets[i].reserved)
+            add_count(&r.counts.packets, taken)
             r.passed += taken
             if taken:
                 r.at = after[taken - 1]
@@ -329,7 +329,7 @@ cdef class PcapReader(Port):
         """
         cdef dict counts = {}
         add_counts(counts, "receive", &self._r.counts)
-        counts["receive_snapped"] = self._r.snapped
+        counts["receive_snapped"] = counted(&self._r.snapped)
         return counts
 
     def close(self):
@@ -340,7 +340,7 @@ cdef class PcapReader(Port):
             os.close(fd)
 
     def __repr__(self):
-        return f"<PcapReader {self.path}: {self._r.counts.packets} frames given>"
+        return f"<PcapReader {self.path}: {counted(&self._r.counts.packets)} frames given>"
 
 
 # ---- writing ----
@@ -370,8 +370,8 @@ cdef void flush(pcap_writer *w) noexcept nogil:
             break
     if done == w.used:
         w.size += w.used
-        w.counts.packets += w.packets
-        w.counts.bytes += w.bytes
+        add_count(&w.counts.packets, w.packets)
+        add_count(&w.counts.bytes, w.bytes)
     else:
         for _ in range(w.packets):
             count_error(&w.counts, errno)
@@ -413,7 +413,7 @@ cdef uint32_t writer_send(virtio_port *port, uint32_t queue, const virtio_packet
     cdef uint32_t i
     queue_lock(&w.lock)
     if w.fd < 0:
-        w.counts.dropped += n
+        add_count(&w.counts.dropped, n)
     else:
         for i in range(n):
             add_record(w, &packets[i], segs)
@@ -488,4 +488,4 @@ cdef class PcapWriter(Port):
         self.close()
 
     def __repr__(self):
-        return f"<PcapWriter {self.path}: {self._w.counts.packets} frames written>"
+        return f"<PcapWriter {self.path}: {counted(&self._w.counts.packets)} frames written>"

@@ -1,6 +1,8 @@
 # What every port counts, for each queue and direction: written by the one thread that works it, read by any.
 from libc.stdint cimport uint32_t, uint64_t
 
+from virtio._queue cimport virtio_load64, virtio_store64
+
 
 cdef enum:
     ERRNO_MAX = 134
@@ -14,10 +16,18 @@ cdef struct port_counts:
     uint64_t errors[134]          # of those dropped: by errno
 
 
+cdef inline void add_count(uint64_t *counter, uint64_t n) noexcept nogil:
+    virtio_store64(counter, counter[0] + n)
+
+
+cdef inline uint64_t counted(const uint64_t *counter) noexcept nogil:
+    return virtio_load64(counter)
+
+
 cdef inline void count_error(port_counts *counts, int error) noexcept nogil:
     """Count a frame that was dropped for an errno."""
-    counts.dropped += 1
-    counts.errors[error if 0 < error < ERRNO_MAX else 0] += 1
+    add_count(&counts.dropped, 1)
+    add_count(&counts.errors[error if 0 < error < ERRNO_MAX else 0], 1)
 
 
 # Add counts to a dict: "<name>_packets", "<name>_bytes", "<name>_dropped", "<name>_full"; "<name>_EIO" and the like.

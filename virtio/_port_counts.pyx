@@ -5,12 +5,12 @@ import errno
 
 cdef int add_counts(dict to, str name, const port_counts *counts) except -1:
     cdef int i
-    for key, value in (("packets", counts.packets), ("bytes", counts.bytes), ("dropped", counts.dropped),
-                       ("full", counts.full)):
+    for key, value in (("packets", counted(&counts.packets)), ("bytes", counted(&counts.bytes)),
+                       ("dropped", counted(&counts.dropped)), ("full", counted(&counts.full))):
         key = f"{name}_{key}"
         to[key] = to.get(key, 0) + value
     for i in range(ERRNO_MAX):
-        if counts.errors[i]:
+        if counted(&counts.errors[i]):
             key = f"{name}_{errno.errorcode.get(i, 'error')}"
-            to[key] = to.get(key, 0) + counts.errors[i]
+            to[key] = to.get(key, 0) + counted(&counts.errors[i])
     return 0

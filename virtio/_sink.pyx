@@ -12,7 +12,7 @@ from virtio._pattern cimport (
     stretch
 )
 from virtio._port cimport Port, virtio_packet, virtio_port
-from virtio._port_counts cimport add_counts
+from virtio._port_counts cimport add_count, add_counts, counted
 
 
 # ---- what came of a flow ----
@@ -58,14 +58,14 @@ cdef void account(sink_queue *q, sink_flow *flow, uint64_t start, uint64_t end) 
     if start >= flow.next:
         if start > flow.next:
             add_hole(flow, flow.next, start)
-            q.missing += start - flow.next
+            add_count(&q.missing, start - flow.next)
         flow.next = end
         return
     old = end if end < flow.next else flow.next
     filled = fill_holes(flow, start, old)
-    q.missing -= filled
-    q.late += filled
-    q.repeated += old - start - filled
+    add_count(&q.missing, <uint64_t>-<int64_t>filled)
+    add_count(&q.late, filled)
+    add_count(&q.repeated, old - start - filled)
     if end > flow.next:
         flow.next = end
 
@@ -125,16 +125,16 @@ cdef void verify_frame(sink_queue *q, const virtio_packet *packet, const iovec *
         head = copy
     kind = read_header(&s, head, have, packet.len)
     if kind == FRAME_FOREIGN:
-        q.foreign += 1
+        add_count(&q.foreign, 1)
         return
     if kind == FRAME_CORRUPT:
-        q.corrupt += 1
+        add_count(&q.corrupt, 1)
         return
     flow = q.flows[s.flow]
     if flow is NULL:
         flow = <sink_flow *>calloc(1, sizeof(sink_flow))
         if flow is NULL:
-            q.foreign += 1
+            add_count(&q.foreign, 1)
             return
         q.flows[s.flow] = flow
     start = s.number
@@ -142,12 +142,12 @@ cdef void verify_frame(sink_queue *q, const virtio_packet *packet, const iovec *
         ahead = <int32_t>(<uint32_t>start - <uint32_t>flow.next)
         start = flow.next + <uint64_t><int64_t>ahead
         if ahead < 0 and flow.next < <uint64_t>-<int64_t>ahead:  # before the first
-            q.corrupt += 1
+            add_count(&q.corrupt, 1)
             return
         if checksum_wrong(packet, head, &s, pieces):
-            q.bad_checksum += 1
+            add_count(&q.bad_checksum, 1)
     if payload_differs(pattern_of(kind, s.flow, start), pieces, s.header, s.payload):
-        q.corrupt += 1
+        add_count(&q.corrupt, 1)
         return
     account(q, flow, start, start + (1 if kind == FRAME_RAW else s.payload))
 
@@ -155,21 +155,25 @@ cdef void verify_frame(sink_queue *q, const virtio_packet *packet, const iovec *
 cdef uint32_t sink_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
                         const iovec *segs) noexcept nogil:
     cdef sink_queue *q = &(<sink_state *>port.owner).queues[queue]
+    cdef uint64_t size = 0
     cdef uint32_t i
     for i in range(n):
-        q.counts.bytes += packets[i].len
+        size += packets[i].len
         verify_frame(q, &packets[i], &segs[packets[i].first])
-    q.counts.packets += n
+    add_count(&q.counts.packets, n)
+    add_count(&q.counts.bytes, size)
     return n
 
 
 cdef uint32_t sink_count(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
                          const iovec *segs) noexcept nogil:
     cdef sink_queue *q = &(<sink_state *>port.owner).queues[queue]
+    cdef uint64_t size = 0
     cdef uint32_t i
     for i in range(n):
-        q.counts.bytes += packets[i].len
-    q.counts.packets += n
+        size += packets[i].len
+    add_count(&q.counts.packets, n)
+    add_count(&q.counts.bytes, size)
     return n
 
 
@@ -218,8 +222,9 @@ cdef class Sink(Port):
         for i in range(self.c.queues):
             q = &self._state.queues[i]
             add_counts(counts, "send", &q.counts)
-            for name, value in (("missing", q.missing), ("late", q.late), ("repeated", q.repeated),
-                                ("corrupt", q.corrupt), ("bad_checksum", q.bad_checksum), ("foreign", q.foreign)):
+            for name, value in (("missing", counted(&q.missing)), ("late", counted(&q.late)),
+                                ("repeated", counted(&q.repeated)), ("corrupt", counted(&q.corrupt)),
+                                ("bad_checksum", counted(&q.bad_checksum)), ("foreign", counted(&q.foreign))):
                 counts[name] = counts.get(name, 0) + value
         return counts
 

@@ -21,7 +21,7 @@ from virtio._net_hdr cimport (
 from virtio._port cimport (
     VIRTIO_FRAME_MAX, VIRTIO_PACKET_PIECES, Port, virtio_packet, virtio_port, virtio_sink, virtio_wait, virtio_wait_fd
 )
-from virtio._port_counts cimport add_counts, count_error
+from virtio._port_counts cimport add_count, add_counts, count_error
 
 from virtio.errors import ConfigError
 
@@ -116,21 +116,18 @@ cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *p
                        const iovec *segs) noexcept nogil:
     cdef tap_side *side = &(<tap_side **>port.owner)[SEND][queue]
     cdef iovec iov[PIECES]
-    cdef virtio_net_hdr hdr
     cdef uint32_t i = 0
     cdef uint64_t size = 0
     cdef uint32_t sent = 0
     cdef ssize_t done
-    iov[0].iov_base = &hdr
     iov[0].iov_len = side.header
     while i < n:
-        hdr = packets[i].hdr
-        hdr.num_buffers = 0
+        iov[0].iov_base = <void *>&packets[i].hdr
         done = -EBADFD if side.gone else write_frame(side, iov, &packets[i], segs)
         if done == -EINTR:
             continue
         if done == -EAGAIN:
-            side.counts.full += 1
+            add_count(&side.counts.full, 1)
             break
         if done >= 0:
             sent += 1
@@ -140,8 +137,8 @@ cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *p
                 side.gone = side.attached  # the interface was deleted
             count_error(&side.counts, <int>-done)
         i += 1
-    side.counts.packets += sent
-    side.counts.bytes += size
+    add_count(&side.counts.packets, sent)
+    add_count(&side.counts.bytes, size)
     return i
 
 
@@ -185,14 +182,14 @@ cdef void accept(tap_side *side, virtio_sink *sink, virtio_net_hdr *hdr, const i
             if net_hdr_check(hdr, length, ANY | VIRTIO_OFFLOAD_TO_DRIVER) != VIRTIO_NET_HDR_OK:
                 count_error(&side.counts, EPROTO)
             elif deliver_copy(side, sink, hdr, room, pieces, length):
-                side.counts.packets += 1
-                side.counts.bytes += length
+                add_count(&side.counts.packets, 1)
+                add_count(&side.counts.bytes, length)
             else:
                 count_error(&side.counts, ENOMEM)
             return
     sink.commit(sink, hdr, length)
-    side.counts.packets += 1
-    side.counts.bytes += length
+    add_count(&side.counts.packets, 1)
+    add_count(&side.counts.bytes, length)
 
 
 cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
@@ -211,7 +208,7 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
     while taken < limit:
         pieces = sink.reserve(sink, &iov[1], PIECES - 2)
         if pieces == 0:
-            side.counts.full += 1
+            add_count(&side.counts.full, 1)
             break
         room = side.header
         for i in range(pieces):
@@ -393,7 +390,7 @@ cdef class Tap(Port):
 
     def _set_up(self, header_size, made, mtu):
         cdef int i, direction
-        cdef int count = len(self._fds)
+        cdef int queues = len(self._fds)
         vnet_header = bool(query(self._fds[0])[1] & IFF_VNET_HDR)
         self.known_offloads = self._ask_kernel(ANY & ~VIRTIO_OFFLOAD_UFO) if vnet_header else 0
         if not vnet_header:
@@ -415,15 +412,15 @@ cdef class Tap(Port):
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
                 fcntl.ioctl(control, SIOCSIFMTU, struct.pack("16si20x", os.fsencode(self.name), mtu))
         for direction in range(2):
-            self._sides[direction] = <tap_side *>calloc(count, sizeof(tap_side))
+            self._sides[direction] = <tap_side *>calloc(queues, sizeof(tap_side))
             if self._sides[direction] is NULL:
                 raise MemoryError()
-            for i in range(count):
+            for i in range(queues):
                 self._sides[direction][i].fd = self._fds[i]
                 self._sides[direction][i].header = self.header_size
                 self._sides[direction][i].attached = 1
         self.c.owner = self._sides
-        self.c.queues = count
+        self.c.queues = queues
 
     def _ask_kernel(self, wanted):
         """Set offloads; return those that the kernel knows."""

@@ -1,7 +1,10 @@
 """Wires: from the queue that sends straight into the queue that receives."""
 
+from libc.stdint cimport uint64_t
+
 from virtio._bell cimport virtio_bell, virtio_bell_ring
 from virtio._port cimport virtio_wait_us
+from virtio._port_counts cimport add_count
 from virtio._queue cimport virtio_load32
 from virtio._ring cimport queue_lock, queue_unlock
 
@@ -30,12 +33,13 @@ cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packe
                         const iovec *segs) noexcept nogil:
     cdef virtio_sink *sink
     cdef virtio_bell *bell = NULL
+    cdef uint64_t size = 0
     cdef uint32_t taken = 0
     cdef uint32_t i
     queue_lock(&w.lock)
     sink = w.sink
     if sink is NULL or virtio_load32(&w.down):
-        w.counts.dropped += n
+        add_count(&w.counts.dropped, n)
         queue_unlock(&w.lock)
         sender.since = 0
         return n
@@ -43,13 +47,14 @@ cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packe
     taken = sink.deliver(sink, packets, n, segs)
     bell = sink.flush(sink)  # also if none was taken: of one that is cut, segments may be in
     queue_unlock(sink.lock)
-    w.counts.packets += taken
+    add_count(&w.counts.packets, taken)
     for i in range(taken):
-        w.counts.bytes += packets[i].len
+        size += packets[i].len
+    add_count(&w.counts.bytes, size)
     if taken < n:
-        w.counts.full += 1
+        add_count(&w.counts.full, 1)
         if w.drop:
-            w.counts.dropped += n - taken
+            add_count(&w.counts.dropped, n - taken)
             taken = n
     if bell is not NULL:  # while nobody can take it away; whoever waits for this lock does so without the GIL
         virtio_bell_ring(bell)
