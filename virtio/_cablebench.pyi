@@ -1,0 +1,25 @@
+"""Exercisers of the path from one guest to another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from virtio._port import Port
+from virtio._vtnet_receive import VtnetReceive
+from virtio._vtnet_transmit import VtnetTransmit
+from virtio._worker import Task
+
+class TwoCopies(Port):
+    other: TwoCopies | None
+    def __init__(self) -> None: ...
+
+def forward(
+    transmit: VtnetTransmit,
+    receive: VtnetReceive,
+    tasks: Iterable[Task],
+    length: int,
+    count: int,
+    *,
+    burst: int = 32,
+) -> float: ...
+def copies(length: int, count: int, *, burst: int = 32, receivers: int = 256, stride: int = 2240) -> float: ...
