@@ -333,7 +333,8 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
             virtio_prefetch_write(<uint8_t *>room[chains[used + AHEAD].first].iov_base + 64)
         total = header + packet.len
         says = net_hdr_says(&packet.hdr)
-        if virtio_likely(packet.nsegs == 1 and used < popped and chain.nreadable == 0 and chain.nwritable == 1
+        # of the chain's pieces none is to be read and one to be written
+        if virtio_likely(packet.nsegs == 1 and used < popped and virtio_get64(&chain.first) >> 32 == 1 << 16
                          and total <= chain.writable and says <= 0xff):  # no gso_type
             to = <uint8_t *>room[chain.first].iov_base
             if virtio_likely(says == 0):

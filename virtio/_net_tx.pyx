@@ -38,6 +38,27 @@ cdef bint skip_header(uint8_t *bytes, iovec *segs, virtio_packet *packet, uint32
     return True
 
 
+cdef inline bint load_plain(const net_tx *tx, const virtio_chain *chain, virtio_packet *packet) noexcept nogil:
+    """Make a packet of a chain of one piece whose header says nothing, as most are; False for any other."""
+    cdef uint32_t size = tx.header
+    cdef uint32_t left = chain.readable - size
+    cdef uint64_t pieces = virtio_get64(&chain.first)
+    cdef iovec *seg = tx.segs + <uint32_t>pieces
+    # of the pieces one is to be read and none to be written
+    if virtio_unlikely(pieces >> 32 != 1 or chain.readable < size + VIRTIO_FRAME_MIN or left > VIRTIO_FRAME_MAX):
+        return False
+    if virtio_fetch64(seg.iov_base) & 0xffff:  # flags and gso_type
+        return False
+    virtio_put64(&packet.hdr, 0)  # no other field means anything then
+    virtio_put64(&packet.hdr.csum_offset, 0)
+    virtio_put64(&packet.hdr.hash_report, 0)
+    seg.iov_base = <uint8_t *>seg.iov_base + size
+    seg.iov_len = left
+    virtio_put64(&packet.first, pieces)
+    packet.len = left
+    return True
+
+
 cdef int load(net_tx *tx, const virtio_chain *chain, virtio_packet *packet) noexcept nogil:
     """Make a packet of a chain; return why it is to be dropped, or 0."""
     cdef uint32_t size = tx.header
@@ -70,11 +91,19 @@ cdef uint32_t send(net_tx *tx, uint32_t n) noexcept nogil:
     """Send the n chains popped; return how many of them are done."""
     cdef uint32_t i, count = 0, bad = 0, taken, done = n, needs = 0, allowed = tx.port.offloads
     cdef virtio_packet *packet
+    cdef uint64_t size = 0
+    cdef bint says = False
     cdef int why
     for i in range(n):
         if i + AHEAD < n:
             virtio_prefetch(tx.segs[tx.chains[i + AHEAD].first].iov_base)
         packet = &tx.packets[count]
+        if virtio_likely(load_plain(tx, &tx.chains[i], packet)):
+            tx.why[i] = 0
+            tx.chain_of[count] = i
+            count += 1
+            size += packet.len
+            continue
         why = load(tx, &tx.chains[i], packet)
         tx.why[i] = <uint8_t>why
         if virtio_unlikely(why):
@@ -82,8 +111,10 @@ cdef uint32_t send(net_tx *tx, uint32_t n) noexcept nogil:
             continue
         if packet.hdr.flags:
             needs |= net_hdr_needs(&packet.hdr)
+        says = True
         tx.chain_of[count] = i
         count += 1
+        size += packet.len
     if count == 0 or tx.chain_of[0]:
         tx.executor.resume = 0  # what was cut in part is not there any more
     if count == 0:
@@ -98,9 +129,11 @@ cdef uint32_t send(net_tx *tx, uint32_t n) noexcept nogil:
         tx.stalls += 1
         tx.full = 1
         done = tx.chain_of[taken]
-    for i in range(taken):
+        for i in range(taken, count):
+            size -= tx.packets[i].len
+    tx.bytes += size
+    for i in range(taken if says else 0):
         packet = &tx.packets[i]
-        tx.bytes += packet.len
         if net_hdr_says(&packet.hdr):
             tx.csum += packet.hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
             tx.gso += packet.hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE
