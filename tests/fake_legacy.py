@@ -59,6 +59,7 @@ class FakeLegacy(FakePci):
         self.config = bytearray(config)
         self.lies = {}
         self.log = []
+        self.controls = []  # MSI-X control word at each write to the table
         self.clear()
         self.guest_features = 0
         self.memory = GuestMemory.allocate(1 << 20)
@@ -106,7 +107,8 @@ class FakeLegacy(FakePci):
         if table is None:
             self.write(at, size, value)
         else:
-            assert at + size <= len(table)
+            assert at + size <= len(table) and size == 4
+            self.controls.append(self.function.get(0x42, 2))
             table[at : at + size] = value.to_bytes(size, "little")
 
     # ---- registers ----

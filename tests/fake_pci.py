@@ -82,12 +82,13 @@ class FakePci:
         self.reads = 0
 
     def config_read(self, bus, device, function, offset, size):
+        assert size in (1, 2, 4) and offset % size == 0
         self.reads += 1
         found = self.functions.get((bus, device, function))
         return (1 << 8 * size) - 1 if found is None else found.read(offset, size)
 
     def config_write(self, bus, device, function, offset, size, value):
-        assert 0 <= value < 1 << 8 * size
+        assert size in (1, 2, 4) and offset % size == 0 and 0 <= value < 1 << 8 * size
         found = self.functions.get((bus, device, function))
         if found is not None:
             found.write(offset, size, value)

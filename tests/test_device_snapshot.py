@@ -149,6 +149,7 @@ def test_kicks_of_a_device_without_a_handler() -> None:
     guest = Guest(Silent()).up(queues=(0,))
     new = move(guest, Silent())
     assert new.device.queues[0].kick.answer()
+    assert new.calls.rings(0) == 1
 
 
 def test_restore_onto_a_device_in_use() -> None:
@@ -165,6 +166,20 @@ def test_restore_onto_a_device_in_use() -> None:
     guest.device.restore(state, guest.memory)
     assert guest.device.told == ["deactivate", "activate"]
     assert guest.ask(b"again") == b"AGAIN"
+
+
+def test_restore_onto_other_memory() -> None:
+    guest = Guest(Echo()).up()
+    guest.ask(b"a")
+    memory = GuestMemory.allocate(1 << 20)
+    memory.write(0, guest.memory.read(0, 1 << 20))
+    guest.device.restore(guest.device.snapshot(), memory)
+    assert guest.device.memory is memory
+    guest.memory = memory
+    guest.queues[0] = type(guest.queues[0]).restore(memory, guest.queues[0].state(), {})
+    assert guest.ask(b"again") == b"AGAIN"
+    guest.device.write_status(0)
+    assert guest.up().ask(b"anew") == b"ANEW"
 
 
 def test_bells_that_a_transport_set_stay() -> None:

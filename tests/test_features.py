@@ -175,6 +175,7 @@ def test_what_cannot_be_parsed() -> None:
         parse(-1)
     with pytest.raises(ValueError, match="bit 65536 is out of range"):
         parse("65536")
+    assert parse("65535") == 1 << 65535
 
 
 def test_legacy_only_bits() -> None:

@@ -77,6 +77,8 @@ def test_configuration_is_read_byte_by_byte_and_moves():
     assert transport.read_config(6, 2) == b"\1\0"  # 4 bytes further on the wire
     transport.write_config(0, b"\2")
     assert machine.config[0] == 2
+    transport.release()
+    assert transport.read_config(6, 2) == b"\1\0"  # and back
 
 
 @pytest.mark.parametrize(("msix", "room"), [(False, 0x40 - 0x14), (True, 0x40 - 0x18)])
@@ -159,6 +161,7 @@ def test_msix_table():
     assert [entry[8:12] for entry in entries] == [bytes([n, 0, 0, 0]) for n in (0x40, 0x41, 0x42, 0)]
     assert [entry[12] for entry in entries] == [0, 0, 0, 1]  # the one not used stays masked
     assert machine.function.get(0x42, 2) == 0x8003  # enabled, not masked as a whole
+    assert set(machine.controls) == {0xC003}  # but masked while there were half-written entries
     assert list(machine.interrupts.vectors.values()) == [transport.config_bell, *bells]
     transport.release()
     assert machine.interrupts.vectors == {} and machine.function.get(0x42, 2) == 3

@@ -310,6 +310,8 @@ def test_msix_tables_that_cannot_be(vectors, table, pba, match):
 
 
 def test_an_msix_capability_at_the_end():
+    bars = {1: (0x1000, 0)}
+    assert one(FakeFunction(bars=bars).msix(3, offset=0xF4)).msix.offset == 0xF4
     found = one(FakeFunction().capabilities((0xF8, b"\x11")))
     assert "at 0xf8 does not fit into 256 bytes" in str(found.fault)
 
@@ -318,7 +320,19 @@ def test_the_second_msix_capability_is_ignored():
     function = FakeFunction(bars={1: (0x1000, 0)}).msix(3)
     function.data[0x41] = 0x60
     function.data[0x60] = 0x11
-    assert one(function).msix.offset == 0x40
+    found = one(function)
+    assert found.msix.offset == 0x40 and found.fault is None
+
+
+def test_an_access_that_gives_too_many_bits():
+    class Wide(FakePci):
+        def config_read(self, *args):
+            return super().config_read(*args) | -1 << 8 * args[-1]
+
+    bars = {0: (0x40, 1), 1: (0x1000, 0)}
+    (plain,) = scan(FakePci({(0, 3, 0): FakeFunction(bars=bars).msix(3)}))
+    (wide,) = scan(Wide({(0, 3, 0): FakeFunction(bars=bars).msix(3)}))
+    assert wide.to_dict() == plain.to_dict() and wide.fault is None
 
 
 # ---- places ----
@@ -356,6 +370,23 @@ def test_behind_bridges_nothing_is_placed():
 
 def test_a_window_from_0_never_gives_address_0():
     assert one(FakeFunction(), io=Window(0, 0x100)).bars[0].address == 0x40
+
+
+def test_a_window_above_4_gib():
+    function = FakeFunction(bars={2: (1 << 32, 4), 4: (0x1000, 4)})
+    found = one(function, memory=Window(5 << 32, 7 << 32))
+    assert [bar.address for bar in found.bars.values()] == [5 << 32, 6 << 32]
+    assert [function.get(offset, 4) for offset in (0x18, 0x1C, 0x20, 0x24)] == [4, 5, 4, 6]
+    function = FakeFunction(bars={2: (1 << 32, 4)})
+    function.hooks[0x1C] = lambda byte: byte & 0xFC if byte != 0xFF else 0xFF
+    assert "reads 0x400000000 after 0x500000000 was written" in str(
+        one(function, memory=Window(5 << 32, 7 << 32)).fault
+    )
+
+
+@pytest.mark.parametrize(("pin", "name"), [(1, "INTA"), (2, "INTB"), (3, "INTC"), (4, "INTD"), (5, "INT?")])
+def test_names_of_pins(pin, name):
+    assert f"    {name}, line 0" in pci_report([one(FakeFunction(pin=pin))])
 
 
 def test_a_window_that_is_full():

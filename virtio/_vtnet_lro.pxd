@@ -1,5 +1,5 @@
-# Software LRO of a receive queue: TCP segments of one burst that follow each other become one packet, with a header that
-# says how to cut it again (virtio._coalesce). Nothing is held from one burst to the next, so no frame waits.
+# Software LRO of a receive queue: TCP segments of one burst that follow each other become one packet, with a header
+# that says how to cut it again (virtio._coalesce). Nothing is held from one burst to the next, so no frame waits.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from virtio._coalesce cimport virtio_coalescer, virtio_merged

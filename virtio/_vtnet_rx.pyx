@@ -100,7 +100,7 @@ cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used) noexcept n
 cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
     cdef const virtio_completion *next
     cdef virtio_packet *packet
-    cdef uint32_t i
+    cdef uint32_t i, budget
     cdef uint8_t *frame
     cdef uint64_t bytes = 0
     if virtio_unlikely(rx.merged):  # somebody else had begun with these
@@ -112,7 +112,10 @@ cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
         return 0
     for i in range(rx.at, rx.came):
         virtio_prefetch(pool_frame(rx.pool, <uint32_t>rx.out[i].cookie) - rx.hdr_size)
-    while rx.at < rx.came and rx.npackets < limit:
+    # behind nothing but garbage there may be a packet; but a device may have garbage without end
+    budget = rx.q.size
+    while rx.npackets < limit and budget and (rx.at < rx.came or (rx.npackets == 0 and arrive(rx, limit))):
+        budget -= 1
         next = &rx.out[rx.at]
         frame = pool_frame(rx.pool, <uint32_t>next.cookie)
         packet = &rx.packets[rx.npackets]
