@@ -14,6 +14,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
+RATES = ("Mpps", "Mbit/s")  # more is better
 
 
 def collect(path: Path) -> list[dict[str, Any]]:
@@ -32,7 +33,8 @@ def bar_text(row: dict[str, Any]) -> str:
     if row["bar"] is None:
         return ""
     bar = f"{row['bar']:.2f}" if row["ratio"] is not None else f"{row['bar']} {row['unit']}"
-    return f"<= {bar} {'met' if row['met'] else 'MISSED'}"
+    least = row["unit"] in RATES
+    return f"{'>=' if least else '<='} {bar} {'met' if row['met'] else 'MISSED'}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:

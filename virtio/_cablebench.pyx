@@ -109,7 +109,7 @@ def forward(VtnetTransmit transmit not None, VtnetReceive receive not None, task
     cdef virtio_packet packets[64]
     cdef iovec segs[64]
     cdef virtio_task *run[8]
-    cdef uint32_t ntasks = 0, i, n = burst, got = burst
+    cdef uint32_t ntasks = 0, i, n = burst, got = burst, taken
     cdef virtio_sink *sink = &transmit.c.sink
     cdef vtnet_rx *rx = &receive.c
     cdef uint8_t *frames
@@ -144,8 +144,11 @@ def forward(VtnetTransmit transmit not None, VtnetReceive receive not None, task
                 run[i].poll(run[i])
             spent += now_ns() - start
             queue_lock(&rx.q.lock)
-            got = rx_take(rx, VIRTIO_BURST)
-            rx_done(rx, got)
+            got = taken = rx_take(rx, VIRTIO_BURST)
+            while taken:
+                rx_done(rx, taken)
+                taken = rx_take(rx, VIRTIO_BURST)
+                got += taken
             rx_post(rx)
             queue_unlock(&rx.q.lock)
             done += got

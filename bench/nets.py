@@ -1,0 +1,56 @@
+"""Drivers and devices joined in this process, for the benchmarks of the network."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+from virtio import Feature, GuestMemory
+from virtio._netbench import through
+from virtio._port import Port
+from virtio._worker import Task, Worker
+from virtio.direct import DirectTransport
+from virtio.dma import DmaPool
+from virtio.net import NetDevice, Vtnet
+
+MEMORY = 96 << 20
+
+
+@dataclass
+class Joined:
+    """A driver and the device that it drives; ``worker``, which is not started, has the device's tasks."""
+
+    nic: Vtnet
+    device: NetDevice
+    worker: Worker
+
+    @property
+    def transmit_tasks(self) -> list[Task]:
+        return [task for task in self.worker.tasks if type(task).__name__ == "NetTransmit"]
+
+
+def join(port: Port | None = None, *, packed: bool = False, cpu: int | None = None) -> Joined:
+    """Make a device over ``port``, and vtnet over it; busy, so that neither end sleeps or is kicked."""
+    memory = GuestMemory.allocate(MEMORY)
+    worker = Worker(mode="busy", cpu=cpu)
+    device = NetDevice(port, worker=worker, offer=Feature.RING_PACKED if packed else 0)
+    nic = Vtnet(
+        DirectTransport(device, memory), DmaPool(memory, 1 << 20, MEMORY - (1 << 20)),
+        want=Feature.RING_PACKED if packed else 0,
+    )  # fmt: skip
+    nic.attach()
+    return Joined(nic, device, worker)
+
+
+def two_threads(joined: Joined, length: int, count: int) -> float:
+    """Send frames from this thread, pinned to the last core, to the device's thread; return nanoseconds a packet."""
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        with joined.worker:
+            start = time.perf_counter_ns()
+            through(joined.nic.pairs[0].transmit, None, [], length, count)
+            return (time.perf_counter_ns() - start) / count
+    finally:
+        os.sched_setaffinity(0, allowed)
