@@ -285,6 +285,8 @@ def test_msix():
     full = one(FakeFunction(bars={1: (0x10000, 0)}).msix(2048, (1, 0), (1, 0x8000)))
     assert full.fault is None and full.msix.vectors == 2048
     assert one(FakeFunction(bars={1: (64, 0)}).msix(3, (1, 0), (1, 56))).fault is None  # to the last byte
+    assert one(FakeFunction(bars={1: (0x1000, 0)}).msix(64, (1, 0), (1, 0xFF8))).fault is None
+    assert one(FakeFunction(bars={1: (0x1000, 0)}).msix(65, (1, 0), (1, 0xFF8))).fault is not None
 
 
 @pytest.mark.parametrize(
