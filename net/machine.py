@@ -11,13 +11,11 @@ from typing import Any
 
 from virtio._bell import Bell
 from virtio._memory import GuestMemory
-from virtio.constants import DeviceType
 from virtio.device import Device
 from virtio.dma import PAGE, DmaPool
 from virtio.driver import Driver
 from virtio.errors import ConfigError
-from virtio.net.vtnet import Vtnet
-from virtio.pci.attach import Attached, attach, attach_all, register_driver
+from virtio.pci.attach import Attached, attach, attach_all
 from virtio.pci.bus import Bus
 from virtio.pci.legacy import LegacyFunction
 from virtio.pci.legacy_driver import Mode
@@ -28,9 +26,6 @@ MEMORY_WINDOW = Window(0xFEB00000, 0xFEC00000)
 MESSAGE_BASE = 0xFEE00000  # where a PC's CPUs take messages
 MESSAGE_DATA_MAX = 0xFFFF
 RESERVED = 0x100000  # a guest's firmware and kernel lie here; drivers leave it alone
-
-
-register_driver(DeviceType.NET, Vtnet)
 
 
 class InterruptController:

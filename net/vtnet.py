@@ -131,7 +131,7 @@ class Vtnet(Traffic, Driver):
         self.control: ControlQueue | None = None
         self.filter = ReceiveFilter(self.command, 0)
         self.counters = {"watchdog_timeouts": 0, "resets": 0, "link_changes": 0, "announcements": 0}
-        self._mac: bytes | None = None  # that the device was given by us
+        self._mac: bytes | None = None  # that is not the device's own
         self._link = True
         self._lro = lro == "device"
         self._software_lro = lro == "software"
@@ -152,7 +152,9 @@ class Vtnet(Traffic, Driver):
     def mac(self) -> bytes:
         """The MAC address: the device's, or a random one if it has none."""
         if self._mac is None:
-            self._mac = self.read_config(MAC_AT, 6) if self.features & Net.MAC else b"\xb2" + secrets.token_bytes(5)
+            if self.features & Net.MAC:
+                return self.read_config(MAC_AT, 6)
+            self._mac = b"\xb2" + secrets.token_bytes(5)
         return self._mac
 
     def set_mac(self, mac: bytes) -> None:
@@ -249,7 +251,7 @@ class Vtnet(Traffic, Driver):
             self.set_pairs(len(self.pairs))
         if not self._lro and self.features & Net.CTRL_GUEST_OFFLOADS and self.features & GUEST_SEGMENTATION:
             self.set_lro(False)
-        if self._mac is not None and self.features & Net.CTRL_MAC_ADDR:
+        if self._mac is not None:
             self._tell_mac(self._mac)
         self.filter.restore()
         self._link = self.link_up
@@ -420,6 +422,7 @@ class Vtnet(Traffic, Driver):
         now = time.monotonic()
         if not out or done != pair.completions:
             pair.completions, pair.moved = done, now
+            return False
         return bool(now - pair.moved >= self.watchdog)
 
     def command(self, kind: int, command: int, data: bytes | list[bytes] = b"") -> Ack:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from virtio.pci.probe import Window, scan
+
+IO, MEMORY = Window(0xC000, 0x10000), Window(0xFEB00000, 0xFEC00000)
+
 
 class FakeFunction:
     """256 bytes of configuration space. ``bars`` maps an index to (size, flags): flags are the low bits, as hardwired.
@@ -92,3 +96,14 @@ class FakePci:
         found = self.functions.get((bus, device, function))
         if found is not None:
             found.write(offset, size, value)
+
+
+def bridge(secondary):
+    function = FakeFunction(0x8086, 0x2448, header=1, bars={}, pin=0)
+    function.set(0x19, 1, secondary)
+    return function
+
+
+def one(function, **windows):
+    (found,) = scan(FakePci({(0, 3, 0): function}), **windows)
+    return found

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from virtio import Feature, GuestMemory
+from virtio import Feature, GuestMemory, NetFeature
 from virtio._bell import Bell
 from virtio.constants import Status
+from virtio.driver import RING_FEATURES, Driver, QueuePlan
 from virtio.layout import QueueLayout
+
+MEMORY = 1 << 20
 
 
 class FakeTransport:
@@ -85,3 +88,34 @@ class FakeTransport:
         self.log.append("release")
         self.bells.clear()
         self.kicks.clear()
+
+
+class Nic(Driver):
+    """A driver of three queues that says when which hook was called."""
+
+    device_type = 1
+    wanted = RING_FEATURES | NetFeature.MAC | NetFeature.CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_ECN
+    plans = (QueuePlan(0, "rx", segments=4), QueuePlan(1, "tx", segments=8), QueuePlan(2, "ctrl", interrupt=False))
+
+    def __init__(self, transport, pool, **options):
+        super().__init__(transport, pool, timeout=options.pop("timeout", 0.05), **options)
+        self.calls = []
+
+    def plan_queues(self):
+        return self.plans
+
+    def ready(self):
+        self.calls.append(("ready", self.transport.status, sorted(self.queues)))
+
+    def stopping(self):
+        self.calls.append(("stopping", self.transport.status))
+
+    def stopped(self):
+        self.calls.append(("stopped", self.transport.status, sorted(self.queues)))
+
+    def config_changed(self):
+        self.calls.append("config")
+
+
+def nic(memory, pool, cls=Nic, **fake):
+    return cls(FakeTransport(memory, **fake), pool)

@@ -497,6 +497,8 @@ def test_interrupts_that_come_early_are_not_lost():
     assert bell.rings == 2
     controller.disconnect_line(address, 1)
     controller.set_line(address, False)
+    controller.connect_line(address, 1, bell)  # low again: nothing to tell
+    controller.disconnect_line(address, 1)
     controller.set_line(address, True)
     assert bell.rings == 2
 
@@ -512,6 +514,34 @@ def test_messages():
     controller.message(*first[:2])
     assert first[2].rings == 1 and controller.vectors == 1
     assert controller.allocate_vector()[:2] == first[:2]
+
+
+def test_vectors_run_out():
+    controller = InterruptController()
+    bell = Bell()
+    messages = {controller.allocate_vector(bell)[:2] for _ in range(0x800)}
+    assert len(messages) == controller.vectors == 0x800
+    assert all(0 <= data <= 0xFFFF for _, data in messages)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_device_that_is_unplugged(mode):
+    device = Echo()
+    machine = machine_with(device, Echo())
+    driver = bring_up(machine, mode)
+    other = bring_up(machine, mode, 1)
+    machine.unplug(0)
+    with pytest.raises(DeviceBroken, match="the device is gone: its status reads 0xff"):
+        driver.check_status()
+    with pytest.raises(DeviceBroken, match="status reads 0xff, not 0"):
+        driver.detach()
+    driver.detach(force=True)
+    assert other.echo(0, b"still here") == b"still here"
+    other.detach()
+    assert machine.pool.used == machine.interrupts.vectors == machine.interrupts.connected == 0
+    assert [function.address.device for function in machine.probe()] == [1]
+    machine.plug(Echo())
+    assert bring_up(machine, mode).echo(0, b"another") == b"another"
 
 
 def test_machine_memory():

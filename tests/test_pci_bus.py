@@ -207,6 +207,23 @@ def test_the_configuration_ports_go_before_bars():
     bus.io_write(ADDRESS, 4, selection(0, 0))
     assert bus.io_read(DATA, 4) == 0x10001AF4
     assert bus.io_read(0xCC0 + 0x0C, 2) == 256
+    place(function, 0xD00, 0)
+    bus.io_write(0xD0E, 2, 1)
+    for size in (1, 2, 4):
+        assert bus.io_read(0xD00, size) == function.read(0, size)
+    bus.io_write(0xD04, 1, 1 << 5)
+    assert function.read(4, 4) == 1 << 5 and function.read(0x0E, 2) == 1
+    device = Recorder()
+    device.config = bytearray(0x700)
+    wide = LegacyFunction(device, MEMORY)  # 2048 ports from 0x800: the one at 0xd00 is past the configuration ports
+    bus, place_at = Bus(), 0x800
+    bus.add(wide)
+    place(wide, place_at, 0)
+    offset = 0xD00 - place_at - 0x14
+    bus.io_write(0xD00, 1, 0x5A)
+    assert device.config[offset] == 0x5A and bus.io_read(0xD00, 1) == 0x5A
+    bus.io_write(0xCFF, 1, 0x5A)
+    assert device.config[offset - 1] == 0 and bus.io_read(0xCFF, 1) == 0xFF
 
 
 # ---- slots, lines, state ----

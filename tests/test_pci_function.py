@@ -460,6 +460,19 @@ def test_a_snapshot_without_bus_mastering(memory):
     assert guest.answer() == 1
 
 
+def test_restoring_ends_what_the_function_was_at(memory):
+    """A live device with a kick that waits for bus mastering, which the snapshot has: the old queue is not served."""
+    function = LegacyFunction(Counter(), memory)
+    guest = Guest(memory, function)
+    function.config_write(COMMAND, 2, 3)
+    guest.ask()
+    fresh = LegacyFunction(Counter(), memory)
+    fresh.config_write(COMMAND, 2, 7)
+    function.restore(fresh.snapshot())
+    assert guest.answer() is None and function.device.count == 0
+    assert function.snapshot() == fresh.snapshot()
+
+
 @pytest.mark.parametrize(
     ("make", "error"),
     [

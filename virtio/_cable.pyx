@@ -119,6 +119,9 @@ cdef class Cable:
     that sends. What it leaves undone and its receiver does not take is done on the way. A frame of queue i goes to
     queue i of the other end, modulo the number of queues in use there.
 
+    The sender's thread rings the receiver's interrupt too. If that calls a function, it may not reset or detach either
+    device.
+
     ``full`` says what happens when the other end has no room: "wait" (the sender keeps its frames, and looks again
     after 50 us; while nothing moves, after up to 4 ms) or "drop". ``queues`` queue pairs at most (1 to 256). Raises
     ValueError for arguments out of range.

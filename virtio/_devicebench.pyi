@@ -45,16 +45,3 @@ def transmit_cost(
     length: int,
     burst: int = 64,
 ) -> list[float]: ...
-def cable_cost(
-    tx: NetTransmit,
-    sender: DriverQueue,
-    receiver: DriverQueue,
-    count: int,
-    *,
-    source: int,
-    target: int,
-    slots: int,
-    size: int,
-    length: int,
-    copy: bool = False,
-) -> list[float]: ...

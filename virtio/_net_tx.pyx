@@ -18,7 +18,6 @@ cdef extern from "virtio/net_copy.h" nogil:
 
 cdef enum:
     BURST = 64  # VIRTIO_BURST: the size of the arrays
-    AHEAD = 6   # chains whose headers are fetched ahead
 
 
 cdef bint skip_header(uint8_t *bytes, iovec *segs, virtio_packet *packet, uint32_t size) noexcept nogil:
@@ -95,8 +94,6 @@ cdef uint32_t send(net_tx *tx, uint32_t n) noexcept nogil:
     cdef bint says = False
     cdef int why
     for i in range(n):
-        if i + AHEAD < n:
-            virtio_prefetch(tx.segs[tx.chains[i + AHEAD].first].iov_base)
         packet = &tx.packets[count]
         if virtio_likely(load_plain(tx, &tx.chains[i], packet)):
             tx.why[i] = 0

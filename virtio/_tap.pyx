@@ -454,9 +454,7 @@ cdef class Tap(Port):
         cdef uint32_t wanted = offloads & self.known_offloads
         if not self._fds or not self.header_size:
             return
-        # what the kernel takes together only
-        if not wanted & VIRTIO_OFFLOAD_CSUM:
-            wanted = 0
+        # what the kernel takes together only: if it refuses, it is not known for which of them
         if not (wanted & VIRTIO_OFFLOAD_USO4 and wanted & VIRTIO_OFFLOAD_USO6):
             wanted &= ~<uint32_t>(VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6)
         if not wanted & (VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6):

@@ -109,8 +109,6 @@ def attach(
     ``mode`` is the first way of interrupts to try; ``options`` are passed to the driver's class. Raises what is wrong
     with the function, or what the driver's attach raises; nothing is then kept.
     """
-    if function.fault is not None:
-        raise function.fault
     transport = choose_transport(function)(access, function, memory, interrupts, mode=mode)
     driver = choose_driver(function, drivers)(transport, pool, **options)
     driver.attach()
