@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
+from virtio._bell cimport virtio_bell
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport (
     VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL,
@@ -11,7 +12,7 @@ from virtio._net_hdr cimport (
 from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
 from virtio._port_counts cimport add_counts
 from virtio._queue cimport virtio_load32, virtio_store32
-from virtio._wire cimport wire, wire_arm, wire_connect, wire_send, wire_sender
+from virtio._wire cimport keep, wire, wire_arm, wire_bell, wire_connect, wire_rang, wire_send, wire_sender
 
 
 cdef enum:
@@ -33,6 +34,14 @@ cdef uint32_t cable_send(virtio_port *port, uint32_t queue, const virtio_packet 
     return wire_send(&way.wires[queue % virtio_load32(&way.pairs)], &way.senders[queue], packets, n, segs)
 
 
+cdef virtio_bell *cable_bell(virtio_port *port, uint32_t queue) noexcept nogil:
+    return wire_bell(&(<cable_way *>port.owner).senders[queue])
+
+
+cdef void cable_rang(virtio_port *port, uint32_t queue) noexcept nogil:
+    wire_rang(&(<cable_way *>port.owner).senders[queue])
+
+
 cdef bint cable_arm_send(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
     cdef cable_way *way = <cable_way *>port.owner
     return wire_arm(&way.wires[queue % virtio_load32(&way.pairs)], &way.senders[queue], wait)
@@ -43,10 +52,12 @@ cdef class Ways:
 
     cdef cable_way way[2]
     cdef uint32_t queues
+    cdef dict owners          # of each sink, and of those before it whose bells may be about to be rung
 
     def __cinit__(self, uint32_t queues, bint drop):
         cdef uint32_t i
         self.queues = queues
+        self.owners = {}
         for side in range(2):
             self.way[<int>side].pairs = 1
             self.way[<int>side].wires = <wire *>calloc(queues, sizeof(wire))
@@ -78,15 +89,21 @@ cdef class CableEnd(Port):
         self._in = &ways.way[name != "a"]
         self.c.owner = self._out
         self.c.send = cable_send
+        self.c.bell, self.c.rang = cable_bell, cable_rang
         self.c.arm_send = cable_arm_send
         self.c.offloads = ALL
         self.c.queues = ways.queues
 
-    cdef int connect(self, uint32_t queue, virtio_sink *sink) except -1:
+    cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1:
+        cdef bint ringing = False
+        cdef uint32_t i
         if queue >= self.c.queues:
             raise ValueError(f"queue {queue} of a cable: limit {self.c.queues - 1}")
         with nogil:
             wire_connect(&self._in.wires[queue], sink)
+        for i in range(self.c.queues):
+            ringing |= virtio_load32(&self._in.senders[i].ringing) != 0
+        keep(self._ways.owners.setdefault((self.name, queue), []), owner, ringing)
         return 0
 
     def set_queues(self, int pairs):
@@ -119,8 +136,7 @@ cdef class Cable:
     that sends. What it leaves undone and its receiver does not take is done on the way. A frame of queue i goes to
     queue i of the other end, modulo the number of queues in use there.
 
-    The sender's thread rings the receiver's interrupt too. If that calls a function, it may not reset or detach either
-    device.
+    The sender's thread rings the receiver's interrupt too, when it holds no lock.
 
     ``full`` says what happens when the other end has no room: "wait" (the sender keeps its frames, and looks again
     after 50 us; while nothing moves, after up to 4 ms) or "drop". ``queues`` queue pairs at most (1 to 256). Raises

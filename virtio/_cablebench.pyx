@@ -68,7 +68,7 @@ cdef class TwoCopies(Port):
     def __dealloc__(self):
         free(self.buffers)
 
-    cdef int connect(self, uint32_t queue, virtio_sink *sink) except -1:
+    cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1:
         self.sink = sink
         return 0
 

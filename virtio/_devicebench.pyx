@@ -215,7 +215,7 @@ cdef class ScriptPort(Port):
         """How often it did not take all of a burst."""
         return self.script.refused
 
-    cdef int connect(self, uint32_t queue, virtio_sink *sink) except -1:
+    cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1:
         self.calls.append(("connect" if sink is not NULL else "disconnect", queue))
         return 0
 

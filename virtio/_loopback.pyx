@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
+from virtio._bell cimport virtio_bell
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport (
     VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL,
@@ -10,7 +11,8 @@ from virtio._net_hdr cimport (
 )
 from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
 from virtio._port_counts cimport add_counts
-from virtio._wire cimport wire, wire_arm, wire_connect, wire_send, wire_sender
+from virtio._queue cimport virtio_load32
+from virtio._wire cimport keep, wire, wire_arm, wire_bell, wire_connect, wire_rang, wire_send, wire_sender
 
 
 cdef enum:
@@ -30,6 +32,14 @@ cdef uint32_t loopback_send(virtio_port *port, uint32_t queue, const virtio_pack
     return wire_send(&q.back, &q.sender, packets, n, segs)
 
 
+cdef virtio_bell *loopback_bell(virtio_port *port, uint32_t queue) noexcept nogil:
+    return wire_bell(&(<loop_queue *>port.owner)[queue].sender)
+
+
+cdef void loopback_rang(virtio_port *port, uint32_t queue) noexcept nogil:
+    wire_rang(&(<loop_queue *>port.owner)[queue].sender)
+
+
 cdef bint loopback_arm_send(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
     cdef loop_queue *q = &(<loop_queue *>port.owner)[queue]
     return wire_arm(&q.back, &q.sender, wait)
@@ -44,6 +54,7 @@ cdef class Loopback(Port):
 
     cdef readonly str full
     cdef loop_queue *_queues
+    cdef dict _owners         # of each queue's sink, and of those before it whose bells may be about to be rung
 
     def __init__(self, *, int queues=1, str full="wait"):
         cdef int i
@@ -59,6 +70,8 @@ cdef class Loopback(Port):
         for i in range(queues):
             self._queues[i].back.drop = full == "drop"
         self.full = full
+        self._owners = {}
+        self.c.bell, self.c.rang = loopback_bell, loopback_rang
         self.c.owner = self._queues
         self.c.send = loopback_send
         self.c.arm_send = loopback_arm_send
@@ -68,11 +81,12 @@ cdef class Loopback(Port):
     def __dealloc__(self):
         free(self._queues)
 
-    cdef int connect(self, uint32_t queue, virtio_sink *sink) except -1:
+    cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1:
         if queue >= self.c.queues:
             raise ValueError(f"queue {queue} of a loopback: limit {self.c.queues - 1}")
         with nogil:
             wire_connect(&self._queues[queue].back, sink)
+        keep(self._owners.setdefault(queue, []), owner, virtio_load32(&self._queues[queue].sender.ringing) != 0)
         return 0
 
     def statistics(self):

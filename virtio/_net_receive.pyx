@@ -179,14 +179,14 @@ cdef class NetReceive(Task):
 
     def connect(self):
         """Give the port the queue: ports that deliver of themselves do so from now on."""
-        self.port.connect(self.rx.pair, &self.rx.sink)
+        self.port.connect(self.rx.pair, &self.rx.sink, self)
         self.connected = True
 
     def disconnect(self):
         """Take the queue from the port: it is not touched once this returns."""
         if self.connected:
             self.connected = False
-            self.port.connect(self.rx.pair, NULL)
+            self.port.connect(self.rx.pair, NULL, None)
 
     def statistics(self):
         """Return what was counted since it was made."""

@@ -165,6 +165,7 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
     cdef virtio_device_queue *q = tx.q
     cdef virtio_bell *bell = NULL
     cdef virtio_bell *trouble = NULL
+    cdef virtio_bell *other = NULL
     cdef uint32_t done = 0
     if not virtio_trylock(&q.lock):
         return 0
@@ -177,7 +178,9 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
         if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE and not tx.troubled):
             tx.troubled = 1
             trouble = tx.trouble
+        other = port_bell(tx.port, tx.pair)
     queue_unlock(&q.lock)
+    port_ring(tx.port, tx.pair, other)
     if bell is not NULL:
         virtio_bell_ring(bell)
     if trouble is not NULL:

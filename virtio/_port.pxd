@@ -1,7 +1,7 @@
 # Ports and sinks at C level. What each function does stands in include/virtio/port.h.
 from libc.stdint cimport int64_t, uint32_t
 
-from virtio._bell cimport virtio_bell
+from virtio._bell cimport virtio_bell, virtio_bell_ring
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport virtio_net_hdr
 from virtio._worker cimport virtio_task, virtio_wait, virtio_wait_bell, virtio_wait_fd, virtio_wait_us
@@ -40,6 +40,8 @@ cdef extern from "virtio/port.h" nogil:
         bint (*arm_send)(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil
         bint (*arm_receive)(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil
         void (*disarm)(virtio_port *port, uint32_t queue) noexcept nogil
+        virtio_bell *(*bell)(virtio_port *port, uint32_t queue) noexcept nogil
+        void (*rang)(virtio_port *port, uint32_t queue) noexcept nogil
         uint32_t offloads
         uint32_t queues
         void *owner
@@ -52,4 +54,17 @@ cdef class Port:
 
     # The queue that frames go to: for ports that deliver of themselves. NULL: it is gone, and is not touched once this
     # returns. Called with the GIL, and no queue's lock held.
-    cdef int connect(self, uint32_t queue, virtio_sink *sink) except -1
+    # `owner` is what the sink lies in: kept as long as it may be touched.
+    cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1
+
+
+cdef inline virtio_bell *port_bell(virtio_port *port, uint32_t queue) noexcept nogil:
+    """What is to be rung for what was sent; with the sending queue's lock held."""
+    return NULL if port.bell is NULL else port.bell(port, queue)
+
+
+cdef inline void port_ring(virtio_port *port, uint32_t queue, virtio_bell *bell) noexcept nogil:
+    """Ring what port_bell gave, with no lock held."""
+    if bell is not NULL:
+        virtio_bell_ring(bell)
+        port.rang(port, queue)

@@ -27,7 +27,7 @@ cdef class Port:
         self.c.arm_receive = never_ready
         self.c.queues = 1
 
-    cdef int connect(self, uint32_t queue, virtio_sink *sink) except -1:
+    cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1:
         return 0
 
     def attach(self, user):

@@ -7,6 +7,7 @@
 # which may be gone before the sleeper is awake.
 from libc.stdint cimport int64_t, uint32_t
 
+from virtio._bell cimport virtio_bell
 from virtio._memory cimport iovec
 from virtio._port cimport virtio_packet, virtio_sink, virtio_wait
 from virtio._port_counts cimport port_counts
@@ -23,12 +24,22 @@ cdef struct wire:
 # A queue that sends on wires.
 cdef struct wire_sender:
     int64_t since             # us: it has waited for room since then; 0: it does not, -1: it will from when it is asked
+    virtio_bell *bell         # to be rung for what was sent
+    uint32_t ringing          # bells of sinks that are about to be rung: these must not go yet
 
 
 # As virtio_port's, for one queue.
 cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packets, uint32_t n,
                         const iovec *segs) noexcept nogil
 cdef bint wire_arm(const wire *w, wire_sender *sender, virtio_wait *wait) noexcept nogil
+
+# As virtio_port's bell and rang.
+cdef virtio_bell *wire_bell(wire_sender *sender) noexcept nogil
+cdef void wire_rang(wire_sender *sender) noexcept nogil
+
+# Note the owner of a sink that was connected (None: of none). Those before it are let go unless a bell may still be
+# rung; then they stay until the next connect.
+cdef int keep(list owners, object owner, bint ringing) except -1
 
 # Set the sink, NULL for none. When it returns, nobody touches the last one.
 cdef void wire_connect(wire *w, virtio_sink *sink) noexcept nogil

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint64_t
 
-from virtio._bell cimport virtio_bell, virtio_bell_ring
+from virtio._bell cimport virtio_bell
 from virtio._port cimport virtio_wait_us
 from virtio._port_counts cimport add_count
 from virtio._queue cimport virtio_load32
@@ -16,6 +16,15 @@ cdef extern from "time.h" nogil:
     enum:
         CLOCK_MONOTONIC
     int clock_gettime(int clock, timespec *now)
+
+
+cdef extern from *:
+    """
+    #define virtio_wire_up(p) __atomic_fetch_add((p), 1, __ATOMIC_SEQ_CST)
+    #define virtio_wire_down(p) __atomic_fetch_sub((p), 1, __ATOMIC_RELEASE)
+    """
+    uint32_t count_up "virtio_wire_up"(uint32_t *count) nogil
+    uint32_t count_down "virtio_wire_down"(uint32_t *count) nogil
 
 
 cdef enum:
@@ -56,14 +65,27 @@ cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packe
         if w.drop:
             add_count(&w.counts.dropped, n - taken)
             taken = n
-    if bell is not NULL:  # while nobody can take it away; whoever waits for this lock does so without the GIL
-        virtio_bell_ring(bell)
+    if bell is not NULL and bell != sender.bell:
+        # counted while nobody can take the sink away: whoever does then, sees that its bell is still to be rung
+        if sender.bell is NULL:
+            count_up(&sender.ringing)
+        sender.bell = bell
     queue_unlock(&w.lock)
     if taken == n:
         sender.since = 0
     elif taken or sender.since == 0:
         sender.since = -1
     return taken
+
+
+cdef virtio_bell *wire_bell(wire_sender *sender) noexcept nogil:
+    cdef virtio_bell *bell = sender.bell
+    sender.bell = NULL
+    return bell
+
+
+cdef void wire_rang(wire_sender *sender) noexcept nogil:
+    count_down(&sender.ringing)
 
 
 cdef bint wire_arm(const wire *w, wire_sender *sender, virtio_wait *wait) noexcept nogil:
@@ -82,3 +104,11 @@ cdef void wire_connect(wire *w, virtio_sink *sink) noexcept nogil:
     queue_lock(&w.lock)
     w.sink = sink
     queue_unlock(&w.lock)
+
+
+cdef int keep(list owners, object owner, bint ringing) except -1:
+    if not ringing:
+        owners.clear()
+    if owner is not None:
+        owners.append(owner)
+    return 0

@@ -69,6 +69,10 @@ struct virtio_port {
     int (*arm_receive)(virtio_port *port, uint32_t queue, virtio_wait *wait);
     /* When the worker is awake again, after either; NULL if there is nothing to do. */
     void (*disarm)(virtio_port *port, uint32_t queue);
+    /* The bell that sends on this queue want rung, or NULL: asked for with the queue's lock still held, and rung without
+     * it; `rang` says that this is done. Both are NULL for ports that wake nobody. */
+    virtio_bell *(*bell)(virtio_port *port, uint32_t queue);
+    void (*rang)(virtio_port *port, uint32_t queue);
     uint32_t offloads; /* VIRTIO_OFFLOAD_*: what a frame that is sent may leave undone */
     uint32_t queues;   /* queue pairs it has */
     void *owner;       /* the Python object, for ports in Python */
