@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from virtio._bell import Bell
 from virtio._memory import GuestMemory
@@ -48,6 +48,13 @@ def parse_mac(mac: str | bytes | None) -> bytes:
     return made
 
 
+def is_worker(worker: object) -> bool:
+    """Say whether this is what NetDevice takes for a worker."""
+    if worker is None or isinstance(worker, Worker) or worker in ("own", "busy"):
+        return True
+    return isinstance(worker, Sequence) and bool(worker) and all(isinstance(each, Worker) for each in worker)
+
+
 class NetDevice(Device):
     """A network device, between a driver and a ``port`` (default: one that drops everything).
 
@@ -63,7 +70,8 @@ class NetDevice(Device):
     Offloads that the guest leaves undone and the port does not take are executed here, and those that the port leaves
     undone and the guest does not accept. Raises ConfigError for what cannot be.
 
-    Threads: as Device; the data path runs on the workers.
+    Threads: as Device; the data path runs on the workers. Close it when it is done with (or use it as a context): its
+    own threads run on otherwise.
     """
 
     device_type: ClassVar[int] = DeviceType.NET
@@ -119,6 +127,8 @@ class NetDevice(Device):
             raise ConfigError(f"MTU {mtu} out of range ({MTU_MIN} to {MTU_MAX})")
         if speed is not None and not 0 <= speed < 1 << 31:
             raise ConfigError(f"speed {speed} Mbit/s out of range (0 to {(1 << 31) - 1})")
+        if not is_worker(worker):
+            raise ConfigError(f"worker {worker!r} is none of None, 'own', 'busy', a Worker, a sequence of Workers")
         self.port = Port() if port is None else port
         if port is not None and queue_pairs > self.port.queues:
             raise ConfigError(f"{queue_pairs} queue pairs, but {self.port!r} has {self.port.queues}")
@@ -257,7 +267,8 @@ class NetDevice(Device):
             task.filter(**self.control.filter())
         self._tasks[index] = task
         task.close(self._closed(pair))
-        task.resume()
+        if self._dma:
+            task.resume()
         if isinstance(task, NetReceive):
             task.connect()
         if worker := self._worker_of(pair):
@@ -299,6 +310,12 @@ class NetDevice(Device):
         """Reset, and give the port back."""
         self.reset()
         self.port.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _worker_of(self, pair: int) -> Worker | None:
         workers = self.workers

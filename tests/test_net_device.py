@@ -101,6 +101,8 @@ def test_random_addresses_differ() -> None:
         ({"speed": 1 << 31}, "speed"),
         ({"speed": -1}, "speed"),
         ({"queue_size": 0}, "size 0"),
+        ({"worker": "none"}, "worker 'none'"),
+        ({"worker": []}, "worker"),
         ({"offer": F.OUT_NET_HEADER}, "32-byte header"),
         ({"offer": "CSUM", "withhold": "CSUM"}, "both offered and withheld"),
         ({"offer": "NONSENSE"}, "NONSENSE"),
@@ -123,9 +125,8 @@ def test_a_port_of_too_few_queues() -> None:
 
 def test_a_closed_device_gives_its_port_back() -> None:
     port = ScriptPort()
-    device = NetDevice(port)
-    attach(device)
-    device.close()
+    with NetDevice(port) as device:
+        attach(device)
     assert port.calls[-1] == ("disconnect", 0)
     NetDevice(port)
 
@@ -378,6 +379,24 @@ def test_memory_is_replaced(packed: bool) -> None:
         assert both_ways(nic, port, size=1500)
 
 
+def test_without_dma_memory_is_not_touched() -> None:
+    """PCI's bus master bit: frames wait, on a queue that is reset meanwhile too."""
+    device, nic, port = machine()
+    nic.post(4)
+    device.set_dma(False)
+    nic.send([(NONE, payload(60))])
+    port.give([(NONE, payload(60))])
+    nic.reset_queue(0)
+    nic.ring(0).drain()
+    nic.enable_queue(0)
+    nic.post(4)
+    assert device.poll() == 0
+    assert (port.take(), nic.receive()) == ([], [])
+    device.set_dma(True)
+    assert device.poll() == 2
+    assert (len(port.take()), len(nic.receive())) == (1, 1)
+
+
 def test_rings_that_leave_memory_break() -> None:
     device, nic, _ = machine()
     nic.send([(NONE, payload(60))])
@@ -468,6 +487,29 @@ def test_kicks_are_off_while_a_worker_is_awake() -> None:
     assert not nic.queues[1].kick.rings
     assert device.poll() == 1
     device.close()
+
+
+def test_a_worker_goes_on_when_a_full_port_has_room() -> None:
+    device, nic, port = machine(worker="own", offloads=0)
+    port.room = 3
+    nic.send([undone("tcp4", 3000, 500)])
+    until(lambda: port.refused > 0)
+    assert nic.ring(1).nused == 0
+    port.room = -1
+    until(lambda: nic.ring(1).nused == 1)
+    device.close()
+    assert len(port.take()) == 6
+
+
+def test_a_link_that_comes_up_while_the_worker_sleeps() -> None:
+    device, nic, port = machine(worker="own", link=False)
+    nic.post(4)
+    time.sleep(0.01)
+    device.link = True
+    nic.send([(NONE, payload(60))])
+    until(lambda: nic.ring(1).nused == 1)
+    device.close()
+    assert len(port.take()) == 1
 
 
 def test_a_broken_queue_is_reported_from_a_worker() -> None:

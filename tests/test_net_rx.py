@@ -14,6 +14,7 @@ from undone import CSUM, KINDS, payload, reassemble, udp_right, ufo, undone
 
 from virtio import GuestMemory
 from virtio._bell import Bell
+from virtio._cable import Cable
 from virtio._devicebench import ScriptPort
 from virtio._net_receive import NetReceive, guest_offloads
 from virtio._port import Port
@@ -191,6 +192,25 @@ def test_a_frame_that_no_queue_can_take_is_dropped(packed: bool) -> None:
     assert device.statistics()["rx0"]["dropped"] == {"too_large": 1}
 
 
+def test_a_frame_that_no_queue_of_chains_can_take_is_dropped() -> None:
+    """All descriptors are there, two to a buffer: no more will come."""
+    device, nic, port = machine(size=8, without=int(Feature.INDIRECT_DESC))
+    nic.post(4, pieces=[200, 300])
+    port.give([(NONE, payload(4 * 500 - 11)), (NONE, payload(4 * 500 - 12))])
+    device.poll()
+    assert [len(frame) for _, frame in nic.receive()] == [4 * 500 - 12]
+    assert device.statistics()["rx0"]["dropped"] == {"too_large": 1}
+
+
+def test_a_frame_over_more_buffers_than_can_be_held_is_dropped() -> None:
+    device, nic, port = machine(size=2048)
+    nic.post(2000, 16)
+    port.give([(NONE, payload(1088 * 16 - 11)), (NONE, payload(1088 * 16 - 12))])
+    device.poll()
+    assert [len(frame) for _, frame in nic.receive()] == [1088 * 16 - 12]
+    assert device.statistics()["rx0"]["dropped"] == {"too_large": 1}
+
+
 @FORMATS
 @IN_PLACE
 def test_a_buffer_too_small_is_not_lost(packed: bool, in_place: bool) -> None:
@@ -300,6 +320,55 @@ def test_a_cut_frame_goes_on_where_it_stopped(packed: bool) -> None:
         received += [frame for _, frame in nic.receive()]
     assert received == [*transmit(*first), payload(60), *transmit(*second)]
     assert port.waiting() == 0
+
+
+def test_a_cut_frame_is_not_taken_for_another() -> None:
+    """One that was cut in part and dropped does not shorten the next of its size."""
+    device, nic, port = machine(without=GUEST | F.MRG_RXBUF)
+    first, second = undone("tcp4", 3000, 500), undone("tcp6", 2980, 500)
+    assert len(first[1]) == len(second[1])
+    port.give([first, second])
+    nic.post(3, 1600)
+    device.poll()
+    assert len(nic.receive()) == 3
+    device.link = False
+    port.give([(NONE, payload(60))])
+    device.poll()
+    assert port.waiting() == 0
+    device.link = True
+    port.give([second, first])
+    nic.post(30, 1600)
+    device.poll()
+    assert [frame for _, frame in nic.receive()] == [*transmit(*second), *transmit(*first)]
+
+
+def test_a_frame_that_waits_with_us_is_dropped_with_the_link() -> None:
+    device, nic, port = machine(in_place=True)
+    port.give([(NONE, payload(1000)), (NONE, payload(60))])
+    nic.post(1, 512)
+    device.poll()
+    assert port.waiting() == 1
+    device.link = False
+    device.poll()
+    assert device.statistics()["rx0"]["dropped"] == {"closed": 2}
+    device.link = True
+    nic.post(3, 512)
+    port.give([(NONE, payload(61))])
+    device.poll()
+    assert [frame for _, frame in nic.receive()] == [payload(61)]
+
+
+def test_a_paused_queue_loses_nothing() -> None:
+    """A cable's other end finds no room, and tries again."""
+    (first, sender), (second, receiver) = ((device := NetDevice(end), attach(device)) for end in Cable())
+    receiver.post(10)
+    second.pause()
+    sender.send([(NONE, payload(60))] * 5)
+    assert first.poll() == 0
+    assert sender.reap() == []
+    second.resume()
+    assert first.poll() == 5
+    assert len(receiver.receive()) == 5
 
 
 @IN_PLACE

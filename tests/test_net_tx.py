@@ -222,6 +222,24 @@ def test_a_frame_cut_in_part_is_forgotten_with_its_chain() -> None:
     assert [frame for _, frame in port.take()] == transmit(*second)
 
 
+def test_a_frame_cut_in_part_that_the_guest_spoils() -> None:
+    """What it is now is dropped; the frame behind it is sent whole."""
+    device, nic, port = machine(offloads=0)
+    first, second = undone("tcp4", 3000, 500), undone("tcp4", 3001, 500)
+    data = first[0].to_bytes(nic.header) + first[1]
+    gpa, size = nic.buffer(data)
+    nic.ring(1).enqueue([(gpa, size)], (), [(gpa, size)])
+    nic.send([second])
+    port.room = 2
+    device.poll()
+    assert len(port.take()) == 2
+    nic.memory.write(gpa, b"\xff" * 12)
+    port.room = -1
+    device.poll()
+    assert [frame for _, frame in port.take()] == transmit(*second)
+    assert device.statistics()["tx0"]["dropped"] == {"flags": 1}
+
+
 # ---- bad guests ----
 
 

@@ -63,7 +63,7 @@ cdef struct net_rx:
     # a frame that is cut, and found no room in the middle
     uint32_t resume          # segments of it that are out,
     uint32_t resume_len      # and which frame it was
-    const void *resume_at
+    uint64_t resume_key
     virtio_segmenter plan
     # the task
     net_rx_task task

@@ -196,20 +196,27 @@ cdef bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uin
 
 # ---- the sink ----
 
+cdef inline uint64_t frame_key(const virtio_segmenter *s) noexcept nogil:
+    """What tells a frame from others of its size: addresses, ports, numbers."""
+    return s.l4_sum[0] ^ <uint64_t>s.seq << 32 ^ <uint64_t>s.ip[0].id << 16 ^ s.ip[0].sum[0] << 40
+
+
 cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noexcept nogil:
     """Put a frame in as segments. False: no room for all of them; it goes on where it stopped."""
     cdef virtio_segmenter *s = &rx.plan
     cdef uint32_t first = 0, i, size
+    cdef uint64_t key
     cdef virtio_net_hdr hdr
     cdef iovec *to
     cdef int n
-    if rx.resume and rx.resume_len == packet.len and rx.resume_at == source.iov_base:
-        first = rx.resume
-    rx.resume = 0
     if segment_plan_pieces(s, source, packet.nsegs, packet.hdr.gso_type, packet.hdr.gso_size,
                            SEGMENT_PARTIAL if rx.sink.offloads & VIRTIO_OFFLOAD_CSUM else 0, EXECUTE_SEGMENTS_MAX):
         rx.dropped[RX_DROP_SEGMENT] += 1
         return True
+    key = frame_key(s)
+    if rx.resume_len == packet.len and rx.resume_key == key:
+        first = rx.resume
+    rx.resume = 0
     memset(&hdr, 0, sizeof(hdr))
     if s.partial and s.kind != VIRTIO_SEGMENT_IPV4_FRAGMENT:
         hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
@@ -222,7 +229,7 @@ cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noex
         if n == NO_ROOM:
             rx.resume = i
             rx.resume_len = packet.len
-            rx.resume_at = source.iov_base
+            rx.resume_key = key
             return False
         if n == NEVER:
             drop_never(rx)
