@@ -42,6 +42,7 @@ class ReceiveFilter:
         self._unicast: tuple[bytes, ...] | None = None
         self._multicast: tuple[bytes, ...] = ()
         self._vlans: set[int] = set()
+        self._overflows: set[int] = set()  # modes that are on for a table that was too small
 
     def _need(self, feature: NetFeature) -> None:
         if not self.features & feature:
@@ -55,13 +56,13 @@ class ReceiveFilter:
 
     def _set_mode(self, mode: int, on: bool) -> None:
         self._need(NetFeature.CTRL_RX if mode <= ALLMULTI else NetFeature.CTRL_RX_EXTRA)
-        self._command(f"receive mode {mode} {'on' if on else 'off'}", RX, mode, bytes([on]))
+        self._command(f"receive mode {mode} {'on' if on else 'off'}", RX, mode, bytes([on or mode in self._overflows]))
         self._modes[mode] = on
 
     @property
     def promiscuous(self) -> bool | None:
         """All frames pass; None: not told."""
-        return self._modes.get(PROMISC)
+        return True if PROMISC in self._overflows else self._modes.get(PROMISC)
 
     @promiscuous.setter
     def promiscuous(self, on: bool) -> None:
@@ -70,7 +71,7 @@ class ReceiveFilter:
     @property
     def all_multicast(self) -> bool | None:
         """All multicast frames pass."""
-        return self._modes.get(ALLMULTI)
+        return True if ALLMULTI in self._overflows else self._modes.get(ALLMULTI)
 
     @all_multicast.setter
     def all_multicast(self, on: bool) -> None:
@@ -148,10 +149,18 @@ class ReceiveFilter:
         groups = self._multicast if len(self._multicast) <= TABLE_MAX else ()
         tables = [struct.pack("<I", len(table)) + b"".join(table) for table in (ones, groups)]
         taken = self._send(MAC, TABLE_SET, tables) == Ack.OK
-        if self._unicast and not (taken and ones):
-            self.promiscuous = True
-        if self._multicast and not (taken and groups):
-            self.all_multicast = True
+        self._overflow(PROMISC, bool(self._unicast) and not (taken and bool(ones)))
+        self._overflow(ALLMULTI, bool(self._multicast) and not (taken and bool(groups)))
+
+    def _overflow(self, mode: int, on: bool) -> None:
+        """Turn a mode on while the table does not hold all addresses; afterwards it is as it was asked for."""
+        if on or mode in self._overflows:
+            asked = self._modes.get(mode, False)
+            self._command(f"receive mode {mode}", RX, mode, bytes([on or asked]))
+        if on:
+            self._overflows.add(mode)
+        else:
+            self._overflows.discard(mode)
 
     # ---- VLANs ----
 

@@ -53,6 +53,8 @@ def choice_list(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
         for word in words:
             if word not in known:
                 raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
+        if not words:
+            raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(known)}")
         return tuple(dict.fromkeys(words))
 
     return convert

@@ -7,6 +7,7 @@ averages by Student's t with a pooled standard deviation, at 95 % confidence.
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -213,13 +214,16 @@ def say_rows(rows: Sequence[Row]) -> str:
 
 
 def check_plot(path: str) -> None:
-    """Raise ValueError unless the name of a plot ends in .png or .svg, ImportError if matplotlib is missing."""
+    """Raise ValueError unless path ends in .png or .svg and can be written, ImportError if matplotlib is missing."""
     if not path.lower().endswith((".png", ".svg")):
         raise ValueError(f"plot {path!r} ends neither in .png nor in .svg")
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise ImportError("a plot takes matplotlib: pip install 'virtio[plot]'") from None
+    folder = os.path.dirname(path) or "."
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise ValueError(f"plot {path!r} cannot be written: no such folder, or no permission")
 
 
 def plot(rows: Sequence[Row], path: str) -> None:

@@ -19,7 +19,7 @@ log = logging.getLogger("virtio.vtnet")
 class Ticker:
     """Calls ``nic.tick()`` each ``interval`` seconds, and at once when the device's configuration changes.
 
-    What it raises is logged: the device is then down until somebody resets it.
+    What it raises, or what it calls, is logged, and the next tick comes all the same.
     """
 
     def __init__(self, nic: Vtnet, interval: float) -> None:
@@ -38,11 +38,18 @@ class Ticker:
             poll.poll(self.interval * 1000)
             if self._ended:
                 return
+            if not self.nic.attached:  # its bell is answered when it is up again
+                if self._wait_a_little():
+                    return
+                continue
             try:
                 self.nic.tick()
-            except VirtioError as error:
-                log.error("%s", error)
-                if self._end.answer() or self._wait_a_little():
+            except Exception as error:  # a user's on_link may raise anything; the next tick comes all the same
+                if isinstance(error, VirtioError):
+                    log.error("%s", error)
+                else:
+                    log.exception("tick failed")
+                if self._wait_a_little():
                     return
 
     def _wait_a_little(self) -> bool:

@@ -11,7 +11,7 @@ from typing_extensions import Buffer
 
 from virtio._vtnet_receive import Received, VtnetReceive
 from virtio._vtnet_transmit import VtnetTransmit, transmit_by_flow
-from virtio.errors import DeviceBroken
+from virtio.errors import ConfigError, DeviceBroken
 from virtio.offload import NetHeader, Toeplitz
 
 T = TypeVar("T")
@@ -35,6 +35,15 @@ class Traffic:
     """What :class:`virtio.net.Vtnet` does with frames, once it is attached. Any thread may call."""
 
     pairs: list[QueuePair]
+    active_pairs: int
+
+    def pair(self, queue: int) -> QueuePair:
+        """Return a queue pair that is in use; IndexError if there is none, ConfigError if the nic is not up."""
+        if 0 <= queue < self.active_pairs:
+            return self.pairs[queue]
+        if not self.active_pairs:
+            raise ConfigError("the nic is not up: attach() or up() comes first")
+        raise IndexError(f"queue pair {queue} out of range (0 to {self.active_pairs - 1})")
 
     def transmit(
         self,
@@ -63,11 +72,11 @@ class Traffic:
         ports), so that flows stay in order.
 
         Raises DeviceBroken if the device broke the queue, ValueError for arguments out of range, TypeError for what is
-        no frame, IndexError for a pair that there is not.
+        no frame, IndexError for a pair that is not in use, ConfigError if the nic is not up.
         """
-        if queue is None and len(self.pairs) > 1:
+        if queue is None and self.active_pairs > 1:
             return transmit_by_flow(
-                [pair.transmit for pair in self.pairs],
+                [pair.transmit for pair in self.pairs[: self.active_pairs]],
                 _TOEPLITZ,
                 frames,
                 checksum=checksum,
@@ -76,7 +85,7 @@ class Traffic:
                 headers=headers,
                 offsets=offsets,
             )
-        return self.pairs[queue or 0].transmit.transmit(
+        return self.pair(queue or 0).transmit.transmit(
             frames, checksum=checksum, mss=mss, layer=layer, headers=headers, offsets=offsets
         )
 
@@ -88,7 +97,7 @@ class Traffic:
         forgotten; what was sent, when the device is done with it and the view is gone too. Do not write to it in
         between.
         """
-        return self.pairs[queue].transmit.buffers(n, length)
+        return self.pair(queue).transmit.buffers(n, length)
 
     def receive(self, limit: int = 64, *, queue: int | None = None, complete: bool = True) -> list[bytes]:
         """Take up to ``limit`` frames that wait; return them as a list of bytes.
@@ -97,7 +106,7 @@ class Traffic:
         ``queue`` is the pair to look at; None: all, in turn. Raises DeviceBroken if the device broke the queue.
         """
         if queue is not None or len(self.pairs) == 1:
-            return self.pairs[queue or 0].receive.receive(limit, complete=complete)
+            return self.pair(queue or 0).receive.receive(limit, complete=complete)
         return self._of_all(limit, lambda queue, left: queue.receive(left, complete=complete))
 
     def receive_info(self, limit: int = 64, *, queue: int = 0, complete: bool = True) -> tuple[list[bytes], Received]:
@@ -107,7 +116,7 @@ class Traffic:
         :func:`virtio.offload.classify_receive` says it), ``reason``, ``segments`` (that the device made it of) and
         ``header``. It is also a buffer of records of 32 bytes.
         """
-        return self.pairs[queue].receive.receive(limit, info=True, complete=complete)
+        return self.pair(queue).receive.receive(limit, info=True, complete=complete)
 
     def receive_views(
         self, limit: int = 64, *, queue: int | None = None, complete: bool = True
@@ -118,7 +127,7 @@ class Traffic:
         the queue. Who keeps them all receives nothing more.
         """
         if queue is not None or len(self.pairs) == 1:
-            return self.pairs[queue or 0].receive.receive_views(limit, complete=complete)
+            return self.pair(queue or 0).receive.receive_views(limit, complete=complete)
         return self._of_all(limit, lambda queue, left: queue.receive_views(left, complete=complete))
 
     def _of_all(self, limit: int, take: Callable[[VtnetReceive, int], list[T]]) -> list[T]:

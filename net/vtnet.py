@@ -127,6 +127,7 @@ class Vtnet(Traffic, Driver):
         self.on_link: Callable[[bool], object] | None = None
         self.pairs = []
         self.active_pairs = 0
+        self._pairs_used = 0  # what set_pairs() was told last; 0: nothing
         self.pumps: list[Pump] = []
         self.control: ControlQueue | None = None
         self.filter = ReceiveFilter(self.command, 0)
@@ -248,7 +249,7 @@ class Vtnet(Traffic, Driver):
         self.filter.features = self.features
         self.active_pairs = 1
         if len(self.pairs) > 1:
-            self.set_pairs(len(self.pairs))
+            self.set_pairs(min(self._pairs_used or len(self.pairs), len(self.pairs)))
         if not self._lro and self.features & Net.CTRL_GUEST_OFFLOADS and self.features & GUEST_SEGMENTATION:
             self.set_lro(False)
         if self._mac is not None:
@@ -432,13 +433,13 @@ class Vtnet(Traffic, Driver):
         return self.control.send(kind, command, data)
 
     def set_pairs(self, pairs: int) -> None:
-        """Use the first ``pairs`` queue pairs for receiving. ConfigError if there are not as many, or it is refused."""
+        """Use the first ``pairs`` queue pairs, over resets too. ConfigError if there are fewer, or it is refused."""
         if not 1 <= pairs <= len(self.pairs):
             raise ConfigError(f"{pairs} queue pairs out of range (1 to {len(self.pairs)})")
         with self._lock:
             if self.command(CTRL_MQ, 0, struct.pack("<H", pairs)) != Ack.OK:
                 raise ConfigError(f"the device refused {pairs} queue pairs")
-            self.active_pairs = pairs
+            self.active_pairs = self._pairs_used = pairs
 
     def set_lro(self, on: bool) -> None:
         """Let the device merge segments, or not (CTRL_GUEST_OFFLOADS). ConfigError if it refuses."""
