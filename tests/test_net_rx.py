@@ -437,6 +437,35 @@ def test_buffers_that_are_none(packed: bool, order: int) -> None:
 
 @FORMATS
 @IN_PLACE
+@pytest.mark.parametrize("order", [0, IN_ORDER], ids=["any", "in-order"])
+def test_bad_buffers_among_too_few(packed: bool, in_place: bool, order: int) -> None:
+    """They are given back, and all before them, while a frame waits for more; they are never written to."""
+    device, nic, port = machine(packed=packed, without=IN_ORDER & ~order, in_place=in_place)
+    queue = nic.ring(0)
+    bad = nic.pool.allocate(64)
+    nic.memory.write(bad, b"\x55" * 64)
+    frame = payload(3000)
+    port.give([(NONE, frame)])
+    rng = random.Random(packed + 2 * in_place)
+    got_back: list[Any] = []
+    for round_ in range(100):
+        for _ in range(rng.randint(0, 2) if round_ < 20 else 0):
+            queue.enqueue([(bad, 32)], [(bad + 32, 32)] if rng.random() < 0.5 else (), "bad")
+        nic.post(rng.randint(0, 2), 100)
+        device.poll()
+        got_back += queue.dequeue_burst()
+    assert nic.memory.read(bad, 64) == b"\x55" * 64
+    data = b""
+    for cookie, length in got_back:
+        if cookie == "bad":
+            assert length == 0
+        else:
+            data += nic.memory.read(cookie[0][0], length)
+    assert data[12:] == frame
+
+
+@FORMATS
+@IN_PLACE
 def test_no_chain_is_held_between_bursts(packed: bool, in_place: bool) -> None:
     device, nic, port = machine(packed=packed, in_place=in_place)
     nic.post(200, 400)

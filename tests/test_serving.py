@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from virtio_device import (
     MODERN,
     NEEDS_RESET,
     READY,
+    RING,
     Echo,
     Guest,
     Silent,
@@ -343,3 +345,39 @@ def test_dma_on_rings_what_tasks_wait_for() -> None:
     assert not bells[0].answer()
     device.set_dma(True)
     assert bells[0].answer() and not bells[1].answer()
+
+
+def test_resets_while_other_threads_kick_interrupt_and_complain() -> None:
+    guest = Guest(Echo()).up()
+    device = guest.device
+    stop = threading.Event()
+
+    def pester(act: Callable[[], object]) -> None:
+        while not stop.is_set():
+            act()
+
+    acts: list[Callable[[], object]] = [
+        device.queues[0].kick.ring,
+        lambda: device.kick(1),
+        lambda: device.interrupt(0),
+        lambda: device.needs_reset("pestered"),
+        device.config_changed,
+    ]
+    threads = [threading.Thread(target=pester, args=(act,), daemon=True) for act in acts]
+    for thread in threads:
+        thread.start()
+    for i in range(40):
+        device.write_status(0)
+        guest.memory.write(RING, bytes(0x20000))
+        guest.up()
+        guest.send(b"%d" % i, i & 1)
+        device.reset_queue(i & 1)
+        device.restore(device.snapshot(), guest.memory)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+    assert device.counters["fault"] == 0
+    device.write_status(0)
+    guest.memory.write(RING, bytes(0x20000))
+    assert guest.up().ask(b"quiet") == b"QUIET"

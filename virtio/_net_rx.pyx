@@ -81,6 +81,7 @@ cdef uint32_t look(net_rx *rx, uint64_t total, uint32_t ahead, uint64_t *have) n
     """
     cdef uint32_t i = rx.used, before = 0
     cdef uint32_t limit = <uint32_t>(total // rx.size_seen + 1) * ahead
+    cdef bint last = False
     cdef virtio_chain *chain
     while True:
         have[0] = 0
@@ -99,9 +100,10 @@ cdef uint32_t look(net_rx *rx, uint64_t total, uint32_t ahead, uint64_t *have) n
             if have[0] >= total or not rx.mergeable:
                 rx.size_seen = max(chain.writable, <uint32_t>64)
                 return i - rx.used
+        if last:
+            return rx.popped - rx.used
         # not enough of them are held: pop again, as many as there are
-        if refill(rx, limit) <= before:
-            return rx.popped
+        last = refill(rx, limit) <= before
         limit = RX_CHAINS
         before = rx.popped
         i = 0
@@ -392,7 +394,7 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept 
     if rx_is_open(rx):
         if not rx_settle(rx):
             return 0
-        rx.reserved = look(rx, rx.header + left, RESERVES, &have)
+        rx.reserved = look(rx, rx.header + (left if rx.mergeable else VIRTIO_FRAME_MIN), RESERVES, &have)
         if rx.reserved == 0 and rx.q.fault.code == VIRTIO_FAULT_NONE:
             stall(rx, rx.header)
             return 0

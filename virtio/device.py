@@ -82,6 +82,7 @@ class Device:
         self._interrupt: Interrupt | None = None
         self._acked = 0
         self._epoch = 0  # counts resets
+        self._complaint: tuple[str, int] | None = None  # of needs_reset, and when
         self._serving = Serving(self._servable, self._serve, self._raise_config)
         self._control = self._serving.control
         sizes = self.queue_sizes()
@@ -216,11 +217,15 @@ class Device:
 
         Queues that are not concerned may go on. The first reason is kept.
         """
-        self.soon(partial(self._needs_reset, reason, self._epoch))
+        if self._complaint is None or self._complaint[1] != self._epoch:
+            self._complaint = reason, self._epoch
+        self.soon(self._needs_reset)
 
-    def _needs_reset(self, reason: str, epoch: int) -> None:
-        if epoch != self._epoch:  # it was reset meanwhile
+    def _needs_reset(self) -> None:
+        complaint, self._complaint = self._complaint, None
+        if complaint is None or complaint[1] != self._epoch:  # it was reset meanwhile
             return
+        reason, _ = complaint
         self.counters["needs_reset"] += 1
         self.reason = self.reason or reason
         if not self.status & Status.DEVICE_NEEDS_RESET:

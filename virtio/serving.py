@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from virtio.slot import QueueSlot
 
+ROUNDS = 64  # that a thread works for other threads before it hands that over
+
 
 class Serving:
     """The lock of a device, the kicks that wait to be served under it, and the interrupts that wait for its end.
@@ -16,10 +18,11 @@ class Serving:
     ``servable(slot)`` says whether a kick of the slot can be served now, ``serve(slot)`` does it, ``config()`` raises
     the configuration interrupt.
 
-    A kick never waits, nor does :meth:`soon`: whoever has the lock does it before he is done. An interrupt goes out
-    without the lock, because it may end in a driver that kicks, or that waits for a lock which another thread, about to
-    kick, holds. A thread that is at it already does not begin anew further down its stack: driver and device may kick
-    each other for ever without a call getting deeper.
+    A kick never waits, nor does :meth:`soon`: whoever has the lock does it before he is done. So that a storm of kicks
+    neither keeps a thread out nor in, whoever waits for the lock is next, and a thread that has worked for others long
+    enough leaves the rest to a new thread. An interrupt goes out without the lock, because it may end in a driver that
+    kicks, or that waits for a lock which another thread, about to kick, holds. A thread that is at it already does not
+    begin anew further down its stack: driver and device may kick each other for ever without a call getting deeper.
     """
 
     def __init__(
@@ -35,25 +38,36 @@ class Serving:
         self._config = config
         self._work: deque[Callable[[], object]] = deque()
         self._lock = threading.RLock()
+        self._waiting: deque[int] = deque()  # threads that wait for it
         self._depth = 0  # above 0: somebody has the lock, and settles after it
-        self._settling: set[int] = set()  # threads
+        self._settling: dict[int, int] = {}  # threads that do, and the rounds that each did for others
 
     @contextmanager
     def control(self) -> Iterator[None]:
         """Hold the lock; then send the interrupts that are owed, and serve the kicks that came meanwhile."""
+        thread = threading.get_ident()
+        self._waiting.append(thread)
         try:
-            with self._lock:
-                self._depth += 1
-                try:
-                    yield
-                finally:
-                    self._depth -= 1
+            self._lock.acquire()
+            self._depth += 1
+        except BaseException:
+            self._waiting.remove(thread)
+            self.settle()  # others left to us what they had
+            raise
+        self._waiting.remove(thread)
+        try:
+            yield
         finally:
+            self._depth -= 1
+            self._lock.release()
             self.settle()
 
     def soon(self, work: Callable[[], object]) -> None:
-        """Do something under the lock: at once if it is free or ours, else whoever has it does. Never waits."""
-        if not self._try(work):
+        """Do something under the lock: at once if it is free or ours, else whoever has it does. Never waits.
+
+        What waits already (the same method of the same object) is done once.
+        """
+        if not self._try(work) and work not in self._work:
             self._work.append(work)
         self.settle()
 
@@ -67,12 +81,13 @@ class Serving:
         slot.owed = True
         self.settle()
 
-    def settle(self) -> None:
+    def settle(self, rounds: int | None = ROUNDS) -> None:
         """Send what is owed and serve what was kicked, unless somebody is at it who will look again."""
         thread = threading.get_ident()
         if thread in self._settling:
+            self._settling[thread] = 0  # this round was not for others
             return
-        self._settling.add(thread)
+        self._settling[thread] = 0
         try:
             while not self._depth:
                 served = bool(self._work) or any(map(self._servable, self.slots))
@@ -81,12 +96,19 @@ class Serving:
                     break
                 if not self._send() and not served:
                     break
+                self._settling[thread] += 1
+                if rounds is not None and self._settling[thread] > rounds:
+                    threading.Thread(target=self.settle, args=(None,), name="virtio-settle", daemon=True).start()
+                    break
         finally:
-            self._settling.discard(thread)
+            del self._settling[thread]
 
     def _try(self, work: Callable[[], object]) -> bool:
-        """Do something under the lock; False if somebody else has it."""
+        """Do something under the lock; False if somebody else has it, or is to have it."""
         if not self._lock.acquire(blocking=False):
+            return False
+        if self._waiting and not self._depth:
+            self._lock.release()
             return False
         self._depth += 1
         try:
@@ -97,7 +119,7 @@ class Serving:
         return True
 
     def _serve_all(self) -> None:
-        while self._work:
+        for _ in range(len(self._work)):
             self._work.popleft()()
         for slot in self.slots:
             if self._servable(slot):
