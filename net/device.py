@@ -462,12 +462,14 @@ class NetDevice(Device):
     # ---- snapshot ----
 
     def save(self) -> dict[str, Any]:
-        """Return what the driver said on the control queue."""
-        return self.control.save()
+        """Return what the driver said on the control queue, and what it was told of the link."""
+        return {**self.control.save(), "link": self._link, "announce": self._announce}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what save() gave."""
+        link, announce = bool(state["link"]), bool(state["announce"])
         self.control.load(state)
+        self._link, self._announce = link, announce
         self._restored = True
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
+from nic import RawNic
 
+from virtio._bell import Bell
 from virtio._portbench import MemorySink, arm, connect, receive, send
+from virtio._worker import Worker
+from virtio.net.device import NetDevice
 from virtio.net.ports import Cable, CableEnd, Loopback, Port
 from virtio.offload import NetHeader
 
@@ -269,3 +275,71 @@ def test_an_end_outlives_its_cable() -> None:
     a, _ = Cable()
     assert send(a, frames(2)) == 2
     assert a.statistics()["send_dropped"] == 2
+
+
+def joined_devices() -> tuple[RawNic, RawNic, CableEnd, CableEnd]:
+    a, b = Cable()
+    near, far = RawNic(NetDevice(a)), RawNic(NetDevice(b))
+    near.attach()
+    far.attach()
+    return near, far, a, b
+
+
+def test_a_device_that_is_forgotten_and_not_closed_is_still_there_for_its_sender() -> None:
+    """Its memory must not be: what the other end delivers would go into freed memory."""
+    near, far, a, b = joined_devices()
+    far.post(8)
+    gone = weakref.ref(far)
+    del far, b
+    gc.collect()
+    assert gone() is None
+    for _ in range(20):
+        near.send([(NetHeader(), bytes(60))])
+        near.device.poll()
+        near.reap()
+    assert a.statistics()["send_packets"] == 8  # as many buffers as there were
+
+
+@pytest.mark.parametrize("port", ["cable", "loopback"])
+@pytest.mark.parametrize("what", ["reset", "snapshot", "statistics", "link"])
+@pytest.mark.parametrize("worker", [False, True])
+def test_an_interrupt_may_do_what_it_likes_with_its_device(port: str, what: str, worker: bool) -> None:
+    """It is rung by the sender's thread, when that holds no lock."""
+    done = threading.Event()
+    errors: list[BaseException] = []
+
+    def interrupt() -> None:
+        try:
+            if what == "reset":
+                device.reset()
+            elif what == "link":
+                device.link = not device.link
+            else:
+                getattr(device, what)()
+        except BaseException as error:
+            errors.append(error)
+        done.set()
+
+    with Worker(spin_us=0) as runner:
+        of = runner if worker else None
+        if port == "cable":
+            a, b = Cable()
+            sender, receiver = NetDevice(a, worker=of), NetDevice(b, worker=of)
+        else:
+            sender = receiver = NetDevice(Loopback(), worker=of)
+        device = receiver
+        near = RawNic(sender)
+        near.attach()
+        far = near
+        if receiver is not sender:
+            far = RawNic(receiver)
+            far.attach()
+        far.post(4)
+        receiver.set_call(0, Bell(interrupt))
+        near.send([(NetHeader(), bytes(60))])
+        if not worker:
+            sender.poll()
+        assert done.wait(20)
+        sender.close()
+        receiver.close()
+    assert errors == []

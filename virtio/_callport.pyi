@@ -16,6 +16,6 @@ class CallPort(Port):
         receive: Callable[[int], Iterable[Buffer | tuple[NetHeader, Buffer]] | None] | None = None,
         *,
         offloads: int = 0,
-        interval_us: int = 1000,
+        interval_us: int = 10000,
     ) -> None: ...
     def wake(self) -> None: ...

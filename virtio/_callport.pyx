@@ -139,7 +139,7 @@ cdef class CallPort(Port):
     cdef port_counts _sent
     cdef port_counts _received
 
-    def __init__(self, send=None, receive=None, *, uint32_t offloads=0, interval_us=1000):
+    def __init__(self, send=None, receive=None, *, uint32_t offloads=0, interval_us=10000):
         if self._bell is not None:
             raise TypeError("port is made already")
         for function in (send, receive):
