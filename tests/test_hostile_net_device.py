@@ -69,7 +69,7 @@ def test_used_entries(pair: tuple[Liar, Vtnet], index: int, entries: list[tuple[
     lie_used(nic, index, *entries)
     for _ in range(3):
         assert neighbour_works(device, nic)
-        with pytest.raises(DeviceBroken, match="used (id|length)"):
+        with pytest.raises(DeviceBroken, match=r"used (id|length)"):
             if index:
                 nic.transmit([bytes(60)] * 256, queue=0)
                 nic.transmit([bytes(60)], queue=0)
