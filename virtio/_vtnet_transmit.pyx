@@ -151,8 +151,7 @@ def transmit_by_flow(queues, Toeplitz toeplitz not None, frames, *, bint checksu
             if bells[k] is not NULL:
                 virtio_bell_ring(bells[k])
     if i < order.batch.count and txs[at].q.fault.code != VIRTIO_FAULT_NONE:
-        if i == 0:
-            raise broken(members[at])
+        raise broken(members[at])
     return i
 
 
@@ -210,7 +209,7 @@ cdef class VtnetTransmit:
             else:
                 i = order.batch.count
             self.finish()
-        if i == 0 and order.batch.count and tx.q.fault.code != VIRTIO_FAULT_NONE:
+        if i < order.batch.count and tx.q.fault.code != VIRTIO_FAULT_NONE:
             raise broken(self)
         return i
 

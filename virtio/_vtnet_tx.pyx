@@ -67,18 +67,19 @@ cdef void tx_begin(vtnet_tx *tx) noexcept nogil:
 
 
 cdef inline bint room_now(const vtnet_tx *tx) noexcept nogil:
-    return (tx.q.nfree >= tx.nslots + tx.slots and tx.small.nfree != 0 and tx.small.host is not NULL
+    return (tx.q.nfree >= tx.nslots + tx.slots and tx.q.fault.code == VIRTIO_FAULT_NONE
+            and tx.small.nfree != 0 and tx.small.host is not NULL
             and (tx.large is NULL or (tx.large.nfree != 0 and tx.large.host is not NULL)))
 
 
 cdef bint tx_has_room(vtnet_tx *tx) noexcept nogil:
     if virtio_likely(room_now(tx)):
         return True
-    if tx.q.fault.code != VIRTIO_FAULT_NONE:
-        return False
     tx_reclaim(tx)
     if room_now(tx):
         return True
+    if tx.q.fault.code != VIRTIO_FAULT_NONE:
+        return False
     tx.stats.rescheduled += 1
     tx.wanting = 1
     return False
