@@ -75,12 +75,14 @@ class Pump:
             receive.retarget(pair.receive)
             transmit.resume()
             receive.resume()
+            transmit.connect()
 
     def pause(self) -> None:
         """Stop it, until :meth:`resume`: no burst is under way when this returns."""
-        for pair in self.tasks:
-            for task in pair:
-                task.pause()
+        for transmit, receive in self.tasks:
+            transmit.disconnect()
+            transmit.pause()
+            receive.pause()
 
     def close(self) -> None:
         """End the threads, and let go of the port."""

@@ -96,6 +96,48 @@ def test_a_port_that_is_full_gets_the_rest_later() -> None:
     pump.close()
 
 
+@pytest.mark.parametrize("threads", [False, True])
+def test_ports_that_deliver_of_themselves(threads: bool) -> None:
+    """A cable between a driver and a device: driver, cable, device, and its driver; there and back."""
+    with ExitStack() as stack:
+        cable = Cable()
+        worker = "own" if threads else None
+        devices = [NetDevice(Loopback(), mac=MAC, worker=worker), NetDevice(cable.b, worker=worker)]
+        for device in devices:
+            stack.callback(device.close)
+        near, far = (attached(device, idle=device.poll) for device in devices)
+        pump = stack.enter_context(Pump(near, cable.a, worker="one" if threads else None))
+        frames = frames_of(1000)
+        sent = 0
+        got: list[bytes] = []
+
+        def step() -> bool:
+            nonlocal sent, got
+            sent += far.transmit(frames[sent : sent + 50])
+            if not threads:
+                devices[1].poll()
+                devices[0].poll()
+                pump.poll()
+                devices[1].poll()
+            got += far.receive()
+            return len(got) == 1000
+
+        until(step)
+        assert got == frames
+        near.reset()
+        sent, got = 0, []
+        until(step)
+        assert got == frames
+
+
+def test_a_loopback_beside_the_driver() -> None:
+    device = HandDevice()
+    with Pump(attached(device), Loopback(), worker=None) as pump:
+        device.give(*frames_of(20))
+        pump.poll()
+        assert device.sent() == frames_of(20)
+
+
 @pytest.mark.parametrize("worker", ["one", "pair", "direction"])
 @pytest.mark.parametrize("mode", ["adaptive", "busy"])
 def test_on_threads(worker: Any, mode: Any) -> None:

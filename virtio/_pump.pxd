@@ -35,6 +35,7 @@ cdef class PumpTransmit(Task):
     cdef pump_transmit c
     cdef readonly VtnetTransmit transmit
     cdef readonly Port port
+    cdef bint connected
 
 
 cdef class PumpReceive(Task):

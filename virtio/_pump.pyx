@@ -138,6 +138,17 @@ cdef class PumpTransmit(Task):
         self.c.tx, self.c.port, self.c.queue = &transmit.c, &port.c, queue
         self.task, self.lock = &self.c.task, transmit.c.sink.lock
 
+    def connect(self):
+        """Give the port the queue: ports that deliver of themselves (cables, loopback) do so from now on."""
+        self.port.connect(self.c.queue, &self.transmit.c.sink, self.transmit)
+        self.connected = True
+
+    def disconnect(self):
+        """Take the queue from the port: it is not touched once this returns."""
+        if self.connected:
+            self.connected = False
+            self.port.connect(self.c.queue, NULL, None)
+
     def retarget(self, VtnetTransmit transmit not None):
         """Work another queue from now on. For a task that is paused; its worker has let go of it meanwhile."""
         if transmit is self.transmit:
