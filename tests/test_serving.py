@@ -19,6 +19,8 @@ from virtio_device import (
 
 from virtio import Feature
 from virtio._bell import Bell
+from virtio.serving import Serving
+from virtio.slot import QueueSlot
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -381,3 +383,51 @@ def test_resets_while_other_threads_kick_interrupt_and_complain() -> None:
     device.write_status(0)
     guest.memory.write(RING, bytes(0x20000))
     assert guest.up().ask(b"quiet") == b"QUIET"
+
+
+class Interrupted:
+    """A lock that a Ctrl-C keeps its waiter from."""
+
+    def acquire(self, blocking: bool = True) -> bool:
+        if blocking:
+            raise KeyboardInterrupt
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def test_a_thread_that_stops_waiting_for_the_lock_keeps_nobody_out() -> None:
+    done: list[int] = []
+    serving = Serving(lambda slot: False, lambda slot: None, lambda: None)
+    serving._lock = Interrupted()  # type: ignore[assignment]
+    serving._work.append(lambda: done.append(1))  # left to the one who was to have the lock
+    with pytest.raises(KeyboardInterrupt), serving.control():
+        pass
+    assert done == [1]
+    serving.soon(lambda: done.append(2))
+    assert done == [1, 2]
+
+
+def test_a_thread_that_others_keep_busy_leaves_them_to_another() -> None:
+    calm = threading.Event()
+    servants: list[int] = []
+    slot = QueueSlot(0, 8, Bell())
+
+    def serve(slot: QueueSlot) -> None:
+        servants.append(threading.get_ident())
+        slot.kicked = not calm.is_set()  # as if another thread had kicked meanwhile
+
+    serving = Serving(lambda slot: slot.kicked, serve, lambda: None)
+    serving.slots.append(slot)
+    serving.kicked(slot)
+    assert servants.count(threading.get_ident()) == 65
+    while len(servants) < 1000:
+        pass
+    calm.set()
+    for thread in threading.enumerate():
+        if thread.name == "virtio-settle":
+            thread.join(30)
+            assert not thread.is_alive()
+    assert not slot.kicked
+    assert len(set(servants)) == 2

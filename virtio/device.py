@@ -19,7 +19,7 @@ from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
 from virtio.errors import ConfigError, MemoryFault, NegotiationError, VirtioError
-from virtio.features import LEGACY_BITS, Features, closed, legacy_only, missing, names_of, parse
+from virtio.features import LEGACY_BITS, Features, choose, closed, legacy_only, names_of, refusals
 from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
 from virtio.serving import Serving
 from virtio.slot import Interrupt, QueueSlot, nobody
@@ -66,7 +66,7 @@ class Device:
     )
 
     def __init__(self, *, offer: Features = 0, withhold: Features = 0, queue_size: int = 256) -> None:
-        self.offered = self._offer(offer, withhold)
+        self.offered = choose(self.features, offer, withhold, self.device_type)
         self.queue_size = queue_size
         self.config = getattr(self, "config", bytearray())
         self.legacy = False
@@ -95,19 +95,6 @@ class Device:
             slot = QueueSlot(index, size, Bell(nobody))
             slot.kick = Bell(partial(self._serving.kicked, slot)) if self.handles(index) else Bell()
             self.queues.append(slot)
-
-    def _offer(self, offer: Features, withhold: Features) -> int:
-        try:
-            more, less = parse(offer, self.device_type), parse(withhold, self.device_type)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        if more & less:
-            raise ConfigError(f"both offered and withheld: {', '.join(self.names(more & less))}")
-        offered = more | closed((self.features | more) & ~less, self.device_type, offer=True)
-        if lacking := missing(offered, self.device_type):
-            lacks = [f"{name} (needs {needs})" for name, needs in lacking]
-            raise ConfigError(f"cannot be offered: {', '.join(lacks)}")
-        return offered
 
     def names(self, features: int) -> list[str]:
         """Return the names of bits, as this device type has them."""
@@ -281,11 +268,7 @@ class Device:
 
     def check_features(self, bits: int) -> None:
         """Raise NegotiationError, with the names of the bits, unless a driver may ask for these features."""
-        unknown = bits & ~self.device_features
-        faults = dict.fromkeys(self.names(unknown), "not offered")
-        faults.update((name, f"needs {needs}") for name, needs in missing(bits & ~unknown, self.device_type))
-        if self.device_features & ~bits & Feature.VERSION_1:
-            faults["VERSION_1"] = "must be accepted"
+        faults = refusals(bits, self.device_features, self.device_type)
         if faults:
             text = ", ".join(f"{name} ({why})" for name, why in faults.items())
             raise NegotiationError(f"features refused: {text}", self.device_features, bits, tuple(faults))

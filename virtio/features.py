@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntFlag
 
 from virtio.constants import DeviceType, Feature, NetFeature
+from virtio.errors import ConfigError
 
 Features = int | str | Iterable[str]
 
@@ -174,6 +175,34 @@ def closed(features: int, device_type: int | None = None, *, offer: bool = False
         if left == features:
             return int(left)
         features = left
+
+
+def choose(own: int, offer: Features, withhold: Features, device_type: int | None = None) -> int:
+    """Return what a device offers that has ``own``, is to ``offer`` more, and is to ``withhold`` some.
+
+    What needs a withheld bit, or is useless without it, is not offered either. Raises ConfigError for what cannot be.
+    """
+    try:
+        more, less = parse(offer, device_type), parse(withhold, device_type)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if more & less:
+        raise ConfigError(f"both offered and withheld: {', '.join(names_of(more & less, device_type))}")
+    offered = more | closed((own | more) & ~less, device_type, offer=True)
+    if lacking := missing(offered, device_type):
+        lacks = [f"{name} (needs {needs})" for name, needs in lacking]
+        raise ConfigError(f"cannot be offered: {', '.join(lacks)}")
+    return offered
+
+
+def refusals(wanted: int, offered: int, device_type: int | None = None) -> dict[str, str]:
+    """Return why a device with ``offered`` refuses a driver that accepts ``wanted``, by the names of the bits."""
+    unknown = wanted & ~offered
+    faults = dict.fromkeys(names_of(unknown, device_type), "not offered")
+    faults.update((name, f"needs {needs}") for name, needs in missing(wanted & ~unknown, device_type))
+    if offered & ~wanted & Feature.VERSION_1:
+        faults["VERSION_1"] = "must be accepted"
+    return faults
 
 
 def legacy_only(device_type: int | None = None) -> int:
