@@ -1,6 +1,6 @@
-"""Exercisers of the path from one guest to another: what a frame costs the device end, and what its copies cost alone."""
+"""Exercisers of the path from one guest to another: what a frame costs the device end, and its copies alone."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 

@@ -20,7 +20,7 @@ cdef enum:
     ETHERTYPE_IPV4 = 0x0800
     RAW_MAGIC = 0x5652        # "RV"
     PORT_DISCARD = 9
-    ADDRESS_FROM = 0xc6120001 # 198.18.0.1 and .2: for benchmarks (RFC 2544)
+    ADDRESS_FROM = 0xc6120001  # 198.18.0.1 and .2: for benchmarks (RFC 2544)
     ADDRESS_TO = 0xc6120002
     FLOWS_MAX = 256
 

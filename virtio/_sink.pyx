@@ -1,6 +1,6 @@
 """The verifying sink: takes the frames of generators, and says what is wrong with them."""
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memmove, memset
 
@@ -180,8 +180,8 @@ cdef uint32_t sink_count(virtio_port *port, uint32_t queue, const virtio_packet 
 cdef class Sink(Port):
     """Takes whatever it is sent, and verifies what is of a :class:`Generator`: every byte, each checksum, the order.
 
-    ``verify=False`` only counts. ``offloads`` (VIRTIO_OFFLOAD_*) is what a frame may leave undone: nothing, unless it is
-    given. ``queues`` queue pairs (1 to 256); a flow is to stay on one of them. Raises ValueError for arguments out of
+    ``verify=False`` only counts. ``offloads`` (VIRTIO_OFFLOAD_*) is what a frame may leave undone: by default
+    nothing. ``queues`` queue pairs (1 to 256); a flow is to stay on one of them. Raises ValueError for arguments out of
     range.
     """
 

@@ -94,7 +94,7 @@ cdef class Worker:
     cdef readonly object cpu
     cdef readonly int spin_us
     cdef list _tasks              # of Task: keeps them alive
-    cdef list _leaving            # of Task: removed by the thread itself, in the middle of a round that may still run them
+    cdef list _leaving            # of Task: removed by the thread itself, amid a round that may still run them
     cdef virtio_task **_running   # [_count]; replaced by the thread itself only
     cdef uint32_t _count
     cdef object _thread

@@ -11,7 +11,7 @@ import time
 from typing import Any, NoReturn
 
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout, __version__
-from virtio.net import iperf_cli
+from virtio.net.iperf_cli import add_to as add_iperf
 
 BASE, BUFFERS = 0x100000, 0x140000  # guest addresses of the ring and of the buffers
 MAX_CHAINS = 10**10
@@ -146,7 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--chains", type=chains_argument, default=1_000_000, help="per format (default %(default)s)")
     command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     command.set_defaults(run=demo)
-    iperf_cli.add_to(commands)
+    add_iperf(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))
