@@ -45,15 +45,15 @@ def number(low: float, high: float, kind: type = int) -> Callable[[str], Any]:
     return convert
 
 
-def choice_list(known: tuple[str, ...]) -> Callable[[str], tuple[str, ...]]:
-    """Make a converter of lists of names, separated by commas; each name counts once."""
+def choice_list(known: tuple[str, ...], empty: bool = False) -> Callable[[str], tuple[str, ...]]:
+    """Make a converter of lists of names, separated by commas; each name counts once. ``empty``: "" is a list, too."""
 
     def convert(text: str) -> tuple[str, ...]:
         words = [word for word in text.split(",") if word]
         for word in words:
             if word not in known:
                 raise argparse.ArgumentTypeError(f"{word!r} is none of {', '.join(known)}")
-        if not words:
+        if not words and (text or not empty):
             raise argparse.ArgumentTypeError(f"{text!r} names none of {', '.join(known)}")
         return tuple(dict.fromkeys(words))
 
@@ -109,7 +109,7 @@ by a bare loop of read and write (tap-loop: the price of no device at all). Ever
     add("--queues", type=number(1, 8), default=1, metavar="N", help="queue pairs of each NIC (default %(default)s)")
     add("--streams", type=number(1, 64), metavar="N", help="TCP streams at a time (default: as many as queues)")
     add(
-        "--offloads", type=choice_list(tuple(OFFLOADS)), default=tuple(OFFLOADS), metavar="LIST",
+        "--offloads", type=choice_list(tuple(OFFLOADS), empty=True), default=tuple(OFFLOADS), metavar="LIST",
         help=f"of the row with offloads: of {','.join(OFFLOADS)} (default all)",
     )  # fmt: skip
     for name, (_, what) in SWITCHES.items():

@@ -141,3 +141,10 @@ def test_each_offload_can_be_withheld() -> None:
     for name, (bits, _) in iperf_cli.SWITCHES.items():
         assert parse(f"--no-{name}").withheld == bits
     assert parse("--offloads", "").withheld & N.CSUM
+
+
+@pytest.mark.parametrize("words", [("--rows", ","), ("--rows", ""), ("--offloads", ",")])
+def test_lists_of_nothing(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(*words)
+    assert f"{words[1]!r} names none of" in capsys.readouterr().err
