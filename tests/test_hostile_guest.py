@@ -249,6 +249,8 @@ def test_any_bytes_in_the_rings(seed: int, packed: bool, offloads: int) -> None:
     world.honest()
 
 
+@pytest.mark.threads
+@pytest.mark.races
 @FORMATS
 def test_a_guest_that_scribbles_while_workers_run(packed: bool) -> None:
     """Another thread writes garbage to rings and buffers of one guest, all the time; the other's frames all arrive."""

@@ -345,6 +345,7 @@ def test_another_interrupt_bell() -> None:
     assert not first.rings
 
 
+@pytest.mark.threads
 def test_an_interrupt_that_resets_the_device() -> None:
     """A handler may do so in the middle of a poll: nothing that is gone is touched."""
     for workers in (None, "own"):
@@ -431,6 +432,7 @@ def test_guests_memory_in_many_regions(packed: bool) -> None:
 # ---- workers ----
 
 
+@pytest.mark.threads
 @FORMATS
 @pytest.mark.parametrize("kind", ["own", "busy", "one", "two"])
 def test_workers(packed: bool, kind: str) -> None:
@@ -464,6 +466,7 @@ def test_workers(packed: bool, kind: str) -> None:
             worker.stop()
 
 
+@pytest.mark.threads
 def test_a_worker_receives_when_the_guest_gives_buffers() -> None:
     port = ScriptPort(offloads=0x1FF)
     device = NetDevice(port, worker="own")
@@ -489,6 +492,7 @@ def test_kicks_are_off_while_a_worker_is_awake() -> None:
     device.close()
 
 
+@pytest.mark.threads
 def test_a_worker_goes_on_when_a_full_port_has_room() -> None:
     device, nic, port = machine(worker="own", offloads=0)
     port.room = 3
@@ -501,6 +505,7 @@ def test_a_worker_goes_on_when_a_full_port_has_room() -> None:
     assert len(port.take()) == 6
 
 
+@pytest.mark.threads
 def test_a_link_that_comes_up_while_the_worker_sleeps() -> None:
     device, nic, port = machine(worker="own", link=False)
     nic.post(4)
@@ -512,6 +517,7 @@ def test_a_link_that_comes_up_while_the_worker_sleeps() -> None:
     assert len(port.take()) == 1
 
 
+@pytest.mark.threads
 def test_a_broken_queue_is_reported_from_a_worker() -> None:
     device, nic, _ = machine(worker="own")
     nic.memory.write_u16(nic.queues[1].layout.driver + 2, 1000)
@@ -522,6 +528,7 @@ def test_a_broken_queue_is_reported_from_a_worker() -> None:
     device.close()
 
 
+@pytest.mark.threads
 def test_resets_under_load() -> None:
     """A driver resets while workers and a port that always has frames are at it."""
     port = ScriptPort(offloads=0x1FF, keep=False)
@@ -604,6 +611,7 @@ def undone_to(address: bytes) -> tuple[NetHeader, bytes]:
     return header, address + frame[6:]
 
 
+@pytest.mark.threads
 def test_a_device_takes_a_snapshot_and_goes_on() -> None:
     device, nic, port = machine(worker="own")
     for _ in range(20):

@@ -431,3 +431,36 @@ def test_a_thread_that_others_keep_busy_leaves_them_to_another() -> None:
             assert not thread.is_alive()
     assert not slot.kicked
     assert len(set(servants)) == 2
+
+
+def test_who_waits_for_the_lock_is_next_but_who_has_it_goes_on() -> None:
+    done: list[int] = []
+    serving = Serving(lambda slot: False, lambda slot: None, lambda: None)
+    with serving.control():
+        serving._waiting.append(0)  # another thread
+        serving.soon(lambda: done.append(1))
+        assert done == [1]
+    serving.soon(lambda: done.append(2))
+    assert done == [1]
+    serving._waiting.remove(0)
+    with serving.control():  # that thread
+        pass
+    assert done == [1, 2]
+
+
+def test_what_waits_already_is_done_once() -> None:
+    done: list[str] = []
+    serving = Serving(lambda slot: False, lambda slot: None, lambda: None)
+
+    def twice() -> None:
+        done.append("twice")
+
+    def other() -> None:
+        done.append("other")
+
+    serving._waiting.append(0)
+    for work in (twice, other, twice):
+        serving.soon(work)
+    serving._waiting.remove(0)
+    serving.settle()
+    assert done == ["twice", "other"]

@@ -72,7 +72,8 @@ def test_large_frames_stop_at_the_large_buffers() -> None:
     frames = [bytes([i]) * 60000 for i in range(100)]
     taken = nic.transmit(frames)
     assert taken == nic.pairs[0].transmit.large.count == 64  # type: ignore[union-attr]
-    assert device.sent() == frames[:64]
+    assert nic.transmit(frames_of(10)) == 10  # small ones go on
+    assert device.sent() == frames[:64] + frames_of(10)
     assert nic.transmit(frames[64:]) == 36
 
 

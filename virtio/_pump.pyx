@@ -44,7 +44,7 @@ cdef bint transmit_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
     if task.active:
         pump.tx.wanting = 0
         # without room a frame that waits is no work: the port is not asked to wake us for it
-        if tx_has_room(pump.tx):
+        if tx_has_room(pump.tx, pump.tx.sink.frame_max):
             work = pump.port.arm_receive(pump.port, pump.queue, wait)
         if not work:
             work = pump.tx.sink.arm(&pump.tx.sink, wait)

@@ -157,6 +157,7 @@ cdef class VtnetReceive:
                 packet = &packets[i]
                 made = make_bytes(NULL, packet.len)
                 if made is NULL:
+                    PyErr_Clear()
                     starved = True
                     rx.stats.iqdrops += 1
                     continue
@@ -174,7 +175,6 @@ cdef class VtnetReceive:
             limit -= n
             with nogil:
                 self.finish()
-        PyErr_Clear()
         if not frames:
             self.check(starved)
         return (frames, received) if info else frames

@@ -82,8 +82,8 @@ cdef void tx_forget(vtnet_tx *tx) noexcept nogil
 cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil
 # What precedes a burst.
 cdef void tx_begin(vtnet_tx *tx) noexcept nogil
-# Whether there is room for a frame; looks at the ring if there seems to be none.
-cdef bint tx_has_room(vtnet_tx *tx) noexcept nogil
+# Whether there is room for a frame of len bytes; looks at the ring if there seems to be none.
+cdef bint tx_has_room(vtnet_tx *tx, uint32_t len) noexcept nogil
 # Send a frame in pieces with its header, such as net_hdr_check passes for any offloads; or one of which the checksum
 # is wanted (VIRTIO_TX_WANT_*), and segments of mss bytes of payload (0: not). 1: taken, sent or dropped; 0: no room.
 cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,

@@ -66,17 +66,17 @@ cdef void tx_begin(vtnet_tx *tx) noexcept nogil:
         tx_reclaim(tx)
 
 
-cdef inline bint room_now(const vtnet_tx *tx) noexcept nogil:
+cdef inline bint room_now(const vtnet_tx *tx, uint32_t len) noexcept nogil:
     return (tx.q.nfree >= tx.nslots + tx.slots and tx.q.fault.code == VIRTIO_FAULT_NONE
             and tx.small.nfree != 0 and tx.small.host is not NULL
-            and (tx.large is NULL or (tx.large.nfree != 0 and tx.large.host is not NULL)))
+            and (len <= tx.small.room or tx.large is NULL or (tx.large.nfree != 0 and tx.large.host is not NULL)))
 
 
-cdef bint tx_has_room(vtnet_tx *tx) noexcept nogil:
-    if virtio_likely(room_now(tx)):
+cdef bint tx_has_room(vtnet_tx *tx, uint32_t len) noexcept nogil:
+    if virtio_likely(room_now(tx, len)):
         return True
     tx_reclaim(tx)
-    if room_now(tx):
+    if room_now(tx, len):
         return True
     if tx.q.fault.code != VIRTIO_FAULT_NONE:
         return False
@@ -249,7 +249,7 @@ cdef uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept 
     cdef uint32_t i
     if tx.nreq == VIRTIO_BURST:
         publish(tx)
-    if limit < 2 or tx.bytes >= TX_BURST_BYTES or not tx_has_room(tx):
+    if limit < 2 or tx.bytes >= TX_BURST_BYTES or not tx_has_room(tx, sink.frame_max):
         return 0
     i = pool_top(tx.small)
     to[0].iov_base = pool_frame(tx.small, i)
@@ -355,7 +355,7 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
         sent = cut_pieces(tx, hdr, pieces, npieces)
         tx.stats.refused += sent < 0
         return sent != 0
-    if virtio_unlikely(not tx_has_room(tx)):
+    if virtio_unlikely(not tx_has_room(tx, len)):
         return 0
     if virtio_unlikely(not find_place(tx, <uint8_t *>pieces[0].iov_base, len, &at)):
         tx.stats.too_large += 1
@@ -391,7 +391,7 @@ cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want
     if virtio_unlikely(len < VIRTIO_FRAME_MIN):
         tx.stats.too_short += 1
         return 1
-    if virtio_unlikely(not tx_has_room(tx)):
+    if virtio_unlikely(not tx_has_room(tx, len)):
         return 0
     frame_parse(&parsed, data, len)
     layer = &parsed.inner if parsed.tunnel and want & VIRTIO_TX_WANT_INNER else &parsed.outer
@@ -463,7 +463,7 @@ cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
     tx_reclaim(tx)
     if tx.q.fault.code != VIRTIO_FAULT_NONE:
         return False
-    if tx.wanting and room_now(tx):
+    if tx.wanting and room_now(tx, tx.sink.frame_max):
         tx.wanting = 0
         return True
     if driver_outstanding(tx.q) == 0:
@@ -476,7 +476,7 @@ cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
         tx.stats.intrs += 1
         if driver_postpone_intr(tx.q, 1 if tx.wanting else 2):
             tx_reclaim(tx)
-            if tx.wanting and room_now(tx):
+            if tx.wanting and room_now(tx, tx.sink.frame_max):
                 tx.wanting = 0
                 return True
         return virtio_wait_bell(wait, tx.call)
