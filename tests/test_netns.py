@@ -105,6 +105,10 @@ def test_an_interface_is_as_it_was_asked_for() -> None:
         assert "state DOWN" in link
         space.set_link("vm0", mtu=1300)  # leaves the rest as it is
         assert "state DOWN" in ip("link", "show", "vm0")
+        space.set_link("vm0", up=True)
+        space.set_link("vm0", mtu=1400)
+        assert "state DOWN" not in ip("link", "show", "vm0")
+        assert space._netlink.link("vm0")[1] & 1
         tap.close()
         assert space.links() == ["lo"]
 
