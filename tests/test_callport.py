@@ -111,6 +111,15 @@ def test_it_is_asked_again_when_woken_or_after_the_interval() -> None:
     assert len(asked) == 4
 
 
+def test_it_is_asked_again_at_once_while_it_gives_something() -> None:
+    given: list[list[bytes]] = [[], [frame(0)], [frame(1)], [frame(2)], []]
+    port, sink = CallPort(receive=lambda limit: given.pop(0), interval_us=1_000_000), MemorySink()
+    assert receive(port, sink) == 0
+    port.wake()
+    assert [receive(port, sink) for _ in range(5)] == [1, 1, 1, 0, 0]
+    assert given == []
+
+
 def test_send_that_raises(raised: list[BaseException]) -> None:
     def fail(frames: object) -> None:
         raise RuntimeError("no")

@@ -158,6 +158,17 @@ def test_loss_reordering_and_repetition_are_told_apart(kind: str) -> None:
     assert give(sink, frames) == {}
 
 
+def test_tcp_that_comes_again_in_part() -> None:
+    """Bytes are counted, not frames."""
+    whole = made(Generator(154, kind="tcp"), 4)  # bytes 0 to 100, ...
+    other = made(Generator([104, 154], kind="tcp"), 4)  # 0 to 50, 50 to 150, 150 to 200, 200 to 300
+    sink = Sink()
+    assert give(sink, [whole[0], other[1]]) == {"repeated": 50}
+    assert give(sink, [other[3]]) == {"repeated": 50, "missing": 50}
+    assert give(sink, [whole[1]]) == {"repeated": 100, "late": 50}
+    assert give(sink, [whole[3]]) == {"repeated": 100, "late": 50}
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 39), max_size=120))
 def test_any_order_is_accounted_for(order: list[int]) -> None:

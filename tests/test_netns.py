@@ -105,6 +105,10 @@ def test_an_interface_is_as_it_was_asked_for() -> None:
         assert "state DOWN" in link
         space.set_link("vm0", mtu=1300)  # leaves the rest as it is
         assert "state DOWN" in ip("link", "show", "vm0")
+        space.set_link("vm0", up=True)
+        space.set_link("vm0", mtu=1400)
+        assert "state DOWN" not in ip("link", "show", "vm0")
+        assert space._netlink.link("vm0")[1] & 1
         tap.close()
         assert space.links() == ["lo"]
 
@@ -119,9 +123,10 @@ def test_an_interface_may_stay_down() -> None:
 def test_a_tap_that_cannot_be_set_up_is_gone() -> None:
     with namespaces(1) as (space,):
         for options in ({"mtu": 10}, {"addresses": ["nonsense"]}, {"mac": "02:00"}, {"mac": "ff:ff:ff:ff:ff:ff"}):
-            with pytest.raises((OSError, ValueError)):
+            with pytest.raises((OSError, ValueError)) as error:
                 space.tap("vm0", **options)  # type: ignore[arg-type]
-            assert space.links() == ["lo"]
+            assert space.links() == ["lo"]  # while the traceback still holds what was made
+            assert error.value
 
 
 @pytest.mark.parametrize(

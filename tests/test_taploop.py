@@ -110,6 +110,10 @@ def test_it_starts_and_stops_again() -> None:
             with pytest.raises(RuntimeError, match="loop runs already"):
                 loop.start()
             stream(spaces, 100_000, 1)
+            time.sleep(0.05)
+            before = int(loop.statistics()["polls"])
+            time.sleep(0.1)
+            assert int(loop.statistics()["polls"]) - before < 50  # it sleeps
             loop.stop()
             assert not loop.running
         assert repr(loop) == "<TapLoop tap0 - tap0: stopped>"

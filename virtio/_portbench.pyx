@@ -9,6 +9,7 @@ from virtio._bell cimport Bell, virtio_bell
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport NetHeader, virtio_net_hdr
 from virtio._port cimport VIRTIO_FRAME_MAX, Port, port_bell, port_ring, virtio_packet, virtio_sink
+from virtio._port_counts cimport add_count, counted
 from virtio._ring cimport queue_lock, queue_unlock
 from virtio._worker cimport virtio_wait, virtio_wait_bell
 
@@ -42,8 +43,8 @@ cdef inline void check_lock(bench_sink *s) noexcept nogil:
 cdef inline uint8_t *sink_slot(bench_sink *s, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
     """The next frame's place, or NULL."""
     cdef bench_frame *frame
-    s.packets += 1
-    s.bytes += length
+    add_count(&s.packets, 1)
+    add_count(&s.bytes, length)
     s.fresh += 1
     frame = &s.frames[(s.first + s.count) % s.size]
     frame.hdr = hdr[0]
@@ -163,12 +164,12 @@ cdef class MemorySink:
     @property
     def packets(self):
         """Frames that were ever taken."""
-        return self.c.packets
+        return counted(&self.c.packets)
 
     @property
     def octets(self):
         """Bytes of them."""
-        return self.c.bytes
+        return counted(&self.c.bytes)
 
     @property
     def flushes(self):
