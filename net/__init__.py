@@ -3,6 +3,7 @@
 if __name__ != "virtio.net":
     raise ImportError(f"{__name__} is virtio's source folder: import virtio.net")
 
+from virtio._vtnet_receive import Received, ReceivedFrame
 from virtio.net.device import NetDevice
 from virtio.net.machine import Machine
 from virtio.net.netns import Namespace
@@ -25,6 +26,8 @@ from virtio.net.vtnet import Vtnet
 __all__ = [
     "NetDevice",
     "Vtnet",
+    "Received",
+    "ReceivedFrame",
     "Pump",
     "Machine",
     "Namespace",

@@ -122,6 +122,7 @@ class Vtnet(Traffic, Driver):
         self.pairs_wanted = pairs
         self.queue_size = queue_size
         self.mtu = mtu
+        self._mtu: int | None = None  # that was set
         self.rx_buffer = rx_buffer
         self.watchdog = watchdog
         self.on_link: Callable[[bool], object] | None = None
@@ -214,6 +215,8 @@ class Vtnet(Traffic, Driver):
         """A receive and a transmit queue for each pair; the control queue behind all that the device has (5.1.2)."""
         if self.features & Net.MTU:
             self.mtu = self.config_within("mtu", MTU_AT, 2, MTU_MIN, MTU_MAX)
+        if self._mtu is not None:
+            self.mtu = min(self._mtu, self.mtu) if self.features & Net.MTU else self._mtu
         plans = []
         max_pairs = self.max_pairs  # once: a hostile device says another number each time
         for i in range(min(self.pairs_wanted, max_pairs)):
@@ -450,6 +453,24 @@ class Vtnet(Traffic, Driver):
             if self.command(CTRL_OFFLOADS, 0, struct.pack("<Q", offloads)) != Ack.OK:
                 raise ConfigError(f"the device refused to turn LRO {'on' if on else 'off'}")
             self._lro = on
+
+    def set_mtu(self, mtu: int) -> None:
+        """Take frames of another MTU: with larger buffers if need be, for which the device is reset.
+
+        ConfigError for one out of range (68 to 65535) or beyond what the device says.
+        """
+        with self._lock:
+            limit = self.config_within("mtu", MTU_AT, 2, MTU_MIN, MTU_MAX) if self.features & Net.MTU else MTU_MAX
+            if not MTU_MIN <= mtu <= limit:
+                raise ConfigError(f"MTU {mtu} out of range ({MTU_MIN} to {limit})")
+            self.mtu = self._mtu = mtu
+            frame = mtu + ETHERNET + VLAN_TAGS
+            if self.attached and any(
+                pair.transmit.small.room < frame or pair.receive.frame_max < frame for pair in self.pairs
+            ):
+                self.stop()
+                self._free_pairs()
+                self._reinit()
 
     def announce(self) -> None:
         """Make switches learn where we are: a reverse ARP request of our own address, as QEMU sends it."""

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from offloads import guarded, simd
+from spaces import space
 
-__all__ = ["guarded", "simd"]
+__all__ = ["guarded", "simd", "space"]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from netns import refuse
 
 from virtio.net.netns import Namespace, is_root
@@ -33,3 +34,10 @@ def namespaces(count: int) -> Iterator[list[Namespace]]:
     finally:
         for space in made:
             space.close()
+
+
+@pytest.fixture
+def space() -> Iterator[Namespace]:
+    """A namespace for one test."""
+    with namespaces(1) as (made,):
+        yield made

@@ -197,6 +197,15 @@ def test_what_the_device_cannot_is_done_here() -> None:
         assert device.sent() == [*(b"".join(pieces) for pieces in segment(BIG, 1000)), BIG[:60]]
 
 
+def test_a_device_may_say_what_a_driver_may_not() -> None:
+    """A TAP, or another driver's receive queue, may vouch for a checksum: that is not passed on."""
+    device, ends = HandDevice(), Ends()
+    with Pump(attached(device), ends.port, worker=None) as pump:
+        ends.waiting = [(NetHeader(flags=2, num_buffers=3), BIG[:60])]
+        pump.poll()
+        assert device.sent() == [BIG[:60]]
+
+
 def test_software_lro_for_a_port_that_takes_it() -> None:
     segments = [b"".join(pieces) for pieces in segment(BIG, 1000)]
     device, ends = HandDevice(), Ends(offloads=3)

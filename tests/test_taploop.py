@@ -193,6 +193,21 @@ def test_it_ends_with_an_interface() -> None:
         assert not loop.running
 
 
+def test_a_tap_that_is_closed_meanwhile() -> None:
+    """The loop goes on with the interface, and lets go of it when it is stopped."""
+    with pair() as (spaces, taps):
+        fds = len(os.listdir("/proc/self/fd"))
+        with TapLoop(*taps) as loop:
+            for tap in taps:
+                tap.close()
+            stream(spaces, 10_000, 1)
+        assert [space.links() for space in spaces] == [["lo"], ["lo"]]
+        with pytest.raises(ValueError, match="is closed"):
+            loop.start()
+        del loop
+        assert len(os.listdir("/proc/self/fd")) == fds - 2
+
+
 def test_it_runs_where_it_is_told() -> None:
     cpu = max(os.sched_getaffinity(0))
     with pair() as (spaces, taps), TapLoop(*taps, cpu=cpu):

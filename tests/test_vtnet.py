@@ -118,6 +118,38 @@ def test_mtu_of_the_device(mtu: int, kept: bool) -> None:
     assert nic.pairs[0].transmit.small.room >= len(frame)
 
 
+def test_mtu_can_be_set() -> None:
+    device = HandDevice(mtu=9000, withhold="GUEST_CSUM HOST_TSO4 HOST_TSO6 HOST_UFO HOST_USO CTRL_VQ")
+    nic = attached(device, refuse="MTU")
+    assert nic.mtu == 1500
+    (view,) = nic.buffers(1, 60)
+    old = nic.pairs[0].transmit
+    nic.set_mtu(1400)
+    assert nic.pairs[0].transmit is old  # they fit
+    nic.set_mtu(9000)
+    assert nic.mtu == 9000
+    frame = b"j" * 9018
+    assert nic.transmit([frame]) == 1 and device.sent() == [frame]
+    device.give(frame)
+    assert nic.receive() == [frame]
+    view[:] = b"v" * 60  # nobody else has its memory
+    assert nic.transmit([frame] * 10) == 10 and device.sent() == [frame] * 10
+    view.release()
+    nic.detach()
+    nic.attach()
+    assert nic.mtu == 9000
+    nic.detach()
+    assert nic.pool.used == 0
+    limited = attached(HandDevice(mtu=2000))
+    for mtu in (67, 2001):
+        with pytest.raises(ConfigError, match="68 to 2000"):
+            limited.set_mtu(mtu)
+    limited.set_mtu(1000)
+    limited.detach()
+    limited.attach()
+    assert limited.mtu == 1000
+
+
 @pytest.mark.parametrize("pairs", [0, 0x8001, 0xFFFF])
 def test_pairs_that_no_device_has(pairs: int) -> None:
     device = HandDevice()

@@ -40,7 +40,7 @@ class Tunnels(HandDevice):
 
 @cache
 def nic_with(name: str) -> tuple[HandDevice, Vtnet]:
-    device = Tunnels(mtu=9100, withhold=(HOST | TUNNEL) & ~SETS[name] | N.MRG_RXBUF | N.GUEST_CSUM)
+    device = Tunnels(mtu=9100, queue_size=512, withhold=(HOST | TUNNEL) & ~SETS[name] | N.MRG_RXBUF | N.GUEST_CSUM)
     return device, attached(device, want=TUNNEL)
 
 
@@ -144,14 +144,16 @@ def test_frames_that_are_in_buffers_already(name: str) -> None:
     assert on_the_wire(device) == [frame, *(b"".join(pieces) for pieces in segment(frame, 500))]
 
 
-def test_segments_are_all_sent_or_none() -> None:
+@pytest.mark.parametrize("separate", [False, True])
+def test_segments_are_all_sent_or_none(separate: bool) -> None:
     """A frame of which half is in the queue could not be given back to whoever sends it."""
-    device = HandDevice(withhold=HOST, queue_size=64)
-    nic = attached(device)
+    withhold = [*(bit.name for bit in N if bit & HOST), "GSO", *(["ANY_LAYOUT", "INDIRECT_DESC"] if separate else [])]
+    device = HandDevice(withhold=withhold, queue_size=128 if separate else 64)
+    nic = attached(device, legacy=separate)
     frame = bytes(ETHER / V4 / TCP() / LARGE[:30000])
     assert nic.transmit([frame] * 5, mss=1000) == 2  # 30 segments each
     assert nic.pairs[0].transmit.reclaim() == 60
-    assert len(device.sent()) == 60
+    assert device.sent() == [b"".join(pieces) for pieces in segment(frame, 1000)] * 2
     assert nic.transmit([frame] * 3, mss=1000) == 2
     device.sent()
 

@@ -111,7 +111,6 @@ cdef uint32_t look(net_rx *rx, uint64_t total, uint32_t ahead, uint64_t *have) n
 
 cdef void stall(net_rx *rx, uint64_t total) noexcept nogil:
     """Take note that a frame found no room."""
-    put_back(rx)
     rx.stalls += not rx.stalled
     rx.stalled = 1
     rx.wanted = total

@@ -428,7 +428,7 @@ cdef class PcapWriter(Port):
     An existing file is replaced. ``snaplen`` is how many bytes of a frame are kept at most (1 to 262144). ``offloads``
     (VIRTIO_OFFLOAD_*) is what a frame may leave undone: nothing by default, so that frames are written as they would be
     on a wire; with 0x1ff as the guest gives them, uncut and with checksums to be completed. ``queues`` queue pairs (1
-    to 256) share the file. It has nothing to give.
+    to 256) share the file. It has nothing to give. Into a named pipe it waits for the reader, and the queue with it.
 
     Raises OSError if the file cannot be made, ValueError for arguments out of range. A frame that cannot be written, as
     the disk is full, is dropped, counts under the name of its errno, and leaves nothing in the file.

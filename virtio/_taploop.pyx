@@ -58,8 +58,9 @@ cdef class TapLoop:
         self._loop = <virtio_taploop *>calloc(1, sizeof(virtio_taploop))
         if self._loop is NULL:
             raise MemoryError()
-        self._loop.fd[0] = a.fileno()
-        self._loop.fd[1] = b.fileno()
+        self._loop.fd[0] = self._loop.fd[1] = self._loop.stop_fd = -1
+        for tap in (a, b):
+            tap.fileno()  # it is open
         self._loop.stop_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._loop.burst = burst
         self._header = a.header_size
@@ -70,14 +71,32 @@ cdef class TapLoop:
 
     def __dealloc__(self):
         if self._loop is not NULL:
-            os.close(self._loop.stop_fd)
+            self._close()
+            if self._loop.stop_fd >= 0:
+                os.close(self._loop.stop_fd)
             free(self._loop)
+
+    cdef int _close(self) except -1:
+        cdef int i
+        for i in range(2):
+            if self._loop.fd[i] >= 0:
+                os.close(self._loop.fd[i])
+                self._loop.fd[i] = -1
+        return 0
 
     def start(self):
         """Start the thread; RuntimeError if it runs."""
         if self.running:
             raise RuntimeError("loop runs already")
+        self.stop()
         self._loop.stop = 0
+        # of our own: whoever closes a TAP meanwhile does not hand the loop another file
+        try:
+            self._loop.fd[0] = os.dup(self.a.fileno())
+            self._loop.fd[1] = os.dup(self.b.fileno())
+        except BaseException:
+            self._close()
+            raise
         self._thread = threading.Thread(target=self._run, name="virtio-taploop", daemon=True)
         self._thread.start()
 
@@ -96,6 +115,7 @@ cdef class TapLoop:
         self._thread.join()
         self._thread = None
         os.eventfd_read(self._loop.stop_fd)
+        self._close()
 
     @property
     def running(self):

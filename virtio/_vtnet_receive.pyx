@@ -283,6 +283,11 @@ cdef class VtnetReceive:
         return self.c.offloads
 
     @property
+    def frame_max(self):
+        """Bytes of the largest frame that is taken."""
+        return self.c.frame_max
+
+    @property
     def posted(self):
         """Buffers that the device has."""
         return driver_outstanding(self.c.q)
