@@ -100,7 +100,7 @@ def test_cable(length: int, packed: bool, beside: str, one_core: int, versus: Ca
         )  # fmt: skip
 
     if beside == "one memcpy":
-        bar = 1.5 if length == 1500 and not packed else None
+        bar = 1.5 if length == 1500 else None
         versus(
             f"cable, {name(packed)}, {length} B", lambda: run(near, far), lambda: copy_alone(length), beside, bar=bar
         )

@@ -12,7 +12,7 @@ from virtio._net_hdr cimport (
 from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
 from virtio._port_counts cimport add_counts
 from virtio._queue cimport virtio_load32, virtio_store32
-from virtio._wire cimport keep, wire, wire_arm, wire_bell, wire_connect, wire_rang, wire_send, wire_sender
+from virtio._wire cimport keep, wire, wire_arm, wire_connect, wire_flush, wire_rang, wire_send, wire_sender
 
 
 cdef enum:
@@ -34,8 +34,8 @@ cdef uint32_t cable_send(virtio_port *port, uint32_t queue, const virtio_packet 
     return wire_send(&way.wires[queue % virtio_load32(&way.pairs)], &way.senders[queue], packets, n, segs)
 
 
-cdef virtio_bell *cable_bell(virtio_port *port, uint32_t queue) noexcept nogil:
-    return wire_bell(&(<cable_way *>port.owner).senders[queue])
+cdef virtio_bell *cable_flush(virtio_port *port, uint32_t queue) noexcept nogil:
+    return wire_flush(&(<cable_way *>port.owner).senders[queue])
 
 
 cdef void cable_rang(virtio_port *port, uint32_t queue) noexcept nogil:
@@ -89,7 +89,7 @@ cdef class CableEnd(Port):
         self._in = &ways.way[name != "a"]
         self.c.owner = self._out
         self.c.send = cable_send
-        self.c.bell, self.c.rang = cable_bell, cable_rang
+        self.c.flush, self.c.rang = cable_flush, cable_rang
         self.c.arm_send = cable_arm_send
         self.c.offloads = ALL
         self.c.queues = ways.queues

@@ -19,14 +19,24 @@ cdef struct walk:
     uint64_t readable    # bytes
     uint64_t writable
 
-cdef bint walk_find(virtio_device_queue *q, uint64_t addr, uint64_t length) noexcept nogil
+# Whether a descriptor is one piece of memory after all, in another region, which is q.hit from then on. other: those of
+# its flags that make it more than one descriptor.
+cdef bint walk_is_single(virtio_device_queue *q, uint64_t addr, uint32_t length, uint64_t other) noexcept nogil
 cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs,
                     uint64_t addr, uint64_t word) noexcept nogil
 cdef int walk_packed(virtio_device_queue *q, uint32_t slot, uint32_t inuse, virtio_chain *chain, iovec *segs,
                      uint32_t first, uint32_t nsegs, uint64_t addr, uint64_t word) noexcept nogil
 
 
-cdef inline bint region_holds(const virtio_region *region, uint64_t gpa, uint64_t length) noexcept nogil:
-    """Say whether [gpa, gpa + length) lies in region. gpa + length may wrap: only differences are compared."""
-    cdef uint64_t offset = gpa - region.gpa
-    return offset < region.size and length <= region.size - offset
+cdef inline bint range_holds(uint64_t gpa, uint64_t size, uint64_t addr, uint32_t length) noexcept nogil:
+    """Say whether [addr, addr + length) lies in [gpa, gpa + size), and is not empty.
+
+    addr + length may wrap: only differences are compared. Of no bytes, length - 1 is more than any region has.
+    """
+    cdef uint64_t offset = addr - gpa
+    return offset < size and <uint64_t>length - 1 < size - offset
+
+
+cdef inline void put_piece(iovec *seg, uint64_t host, uint32_t length) noexcept nogil:
+    seg.iov_base = <void *>host
+    seg.iov_len = length

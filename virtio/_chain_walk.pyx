@@ -10,9 +10,8 @@ from virtio._memory cimport memory_gather, memory_translate
 from virtio._queue cimport *
 
 
-cdef bint walk_find(virtio_device_queue *q, uint64_t addr, uint64_t length) noexcept nogil:
-    """Make q.hit the region that holds [addr, addr + length), and say whether there is one."""
-    return memory_translate(q.memory, &q.hit, addr, length) is not NULL
+cdef bint walk_is_single(virtio_device_queue *q, uint64_t addr, uint32_t length, uint64_t other) noexcept nogil:
+    return not other and length != 0 and memory_translate(q.memory, &q.hit, addr, length) is not NULL
 
 
 cdef int walk_piece(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64_t addr, uint64_t word,
@@ -85,7 +84,7 @@ cdef int walk_indirect(virtio_device_queue *q, walk *w, virtio_chain *chain, uin
     if addr > UINT64_MAX - length:
         latch(&q.fault, VIRTIO_FAULT_MEMORY, chain.head, addr, length)
         return WALK_BROKEN
-    if region_holds(&q.hit, addr, length):
+    if range_holds(q.hit.gpa, q.hit.size, addr, length):
         base = q.hit.host + (addr - q.hit.gpa)
     else:
         base = memory_translate(q.memory, &table_hit, addr, length)

@@ -12,7 +12,7 @@ from virtio._net_hdr cimport (
 from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
 from virtio._port_counts cimport add_counts
 from virtio._queue cimport virtio_load32
-from virtio._wire cimport keep, wire, wire_arm, wire_bell, wire_connect, wire_rang, wire_send, wire_sender
+from virtio._wire cimport keep, wire, wire_arm, wire_connect, wire_flush, wire_rang, wire_send, wire_sender
 
 
 cdef enum:
@@ -32,8 +32,8 @@ cdef uint32_t loopback_send(virtio_port *port, uint32_t queue, const virtio_pack
     return wire_send(&q.back, &q.sender, packets, n, segs)
 
 
-cdef virtio_bell *loopback_bell(virtio_port *port, uint32_t queue) noexcept nogil:
-    return wire_bell(&(<loop_queue *>port.owner)[queue].sender)
+cdef virtio_bell *loopback_flush(virtio_port *port, uint32_t queue) noexcept nogil:
+    return wire_flush(&(<loop_queue *>port.owner)[queue].sender)
 
 
 cdef void loopback_rang(virtio_port *port, uint32_t queue) noexcept nogil:
@@ -71,7 +71,7 @@ cdef class Loopback(Port):
             self._queues[i].back.drop = full == "drop"
         self.full = full
         self._owners = {}
-        self.c.bell, self.c.rang = loopback_bell, loopback_rang
+        self.c.flush, self.c.rang = loopback_flush, loopback_rang
         self.c.owner = self._queues
         self.c.send = loopback_send
         self.c.arm_send = loopback_arm_send

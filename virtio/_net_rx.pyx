@@ -10,6 +10,7 @@ from virtio._net_hdr cimport *
 from virtio._net_pieces cimport collect, complete, scatter
 from virtio._port cimport *
 from virtio._ring cimport *
+from virtio._run cimport *
 from virtio._segment cimport *
 from virtio._segment_write cimport segment_copy
 
@@ -26,7 +27,6 @@ cdef enum:
     NEVER = -1
     TCP_FIELD = 16
     UDP_FIELD = 6
-    AHEAD = 6         # chains whose memory is fetched ahead
     RESERVES = 3      # frames that are popped for when a port reads one: it is not alone
 
 
@@ -305,75 +305,76 @@ cdef bint rx_settle(net_rx *rx) noexcept nogil:
     return not rx.pending
 
 
+cdef inline bint is_plain(const virtio_packet *packet) noexcept nogil:
+    """Whether a frame is in one piece, and not to be cut."""
+    return packet.nsegs == 1 and net_hdr_says(&packet.hdr) <= 0xff
+
+
+cdef inline void write_plain(net_rx *rx, uint8_t *to, const virtio_packet *packet, const uint8_t *p,
+                             uint32_t header) noexcept nogil:
+    """Write a plain frame and its header; they fit."""
+    cdef uint32_t says = net_hdr_says(&packet.hdr)
+    if virtio_likely(says == 0):
+        put_no_hdr(to, header)
+    elif says & ~rx.flags == 0:
+        put_net_hdr(to, &packet.hdr, 1, header)
+        rx.csum += says & VIRTIO_NET_HDR_F_NEEDS_CSUM
+    else:
+        put_no_hdr(to, header)
+        if (says & VIRTIO_NET_HDR_F_NEEDS_CSUM
+                and <uint32_t>packet.hdr.csum_start + packet.hdr.csum_offset + 2 <= packet.len):
+            copy_complete(to + header, p, packet.len, &packet.hdr)
+            rx.checksums += 1
+            return
+    copy_frame(to + header, p, packet.len)
+
+
+cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                                 bint packed) noexcept nogil:
+    """Put plain frames into plain chains, up to the first that is not; return how many."""
+    cdef virtio_run run
+    cdef const virtio_packet *packet = packets
+    cdef uint32_t header = rx.header, total
+    cdef uint64_t size = 0
+    if run_start(&run, rx.q, n, packed) == 0:
+        return 0
+    while run_next(&run, VIRTIO_DESC_F_WRITE, packed):
+        total = header + packet.len
+        if virtio_unlikely(total > run.length or not is_plain(packet)):
+            break
+        write_plain(rx, <uint8_t *>run.host, packet, <const uint8_t *>segs[packet.first].iov_base, header)
+        run_used(&run, total, packed)
+        size += packet.len
+        packet += 1
+    run_commit(&run, run.taken, packed)
+    rx.published |= run.taken != 0
+    rx.frames += run.taken
+    rx.bytes += size
+    return run.taken
+
+
 cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n,
                          const iovec *segs) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
-    cdef virtio_chain *chains = rx.chains
-    cdef virtio_chain *chain
-    cdef const iovec *room = rx.segs
     cdef const virtio_packet *packet
     cdef const iovec *source
-    cdef uint32_t header = rx.header, used = rx.used, popped = rx.popped, i = 0, says, total
     cdef bint all = rx.filter.modes & FILTER_PROMISC
-    cdef uint64_t bytes = 0
-    cdef uint32_t frames = 0
-    cdef uint8_t *to
+    cdef uint32_t i = 0
     if virtio_unlikely(not rx_is_open(rx)):
         return rx_refuse(rx, n)
-    if virtio_unlikely(rx.pending):
-        if not rx_settle(rx):
-            return 0
-        used, popped = rx.used, rx.popped
+    if virtio_unlikely(rx.pending) and not rx_settle(rx):
+        return 0
+    put_back(rx)
+    if all:
+        i = deliver_run(rx, packets, n, segs, True) if rx.q.packed else deliver_run(rx, packets, n, segs, False)
     while i < n:
         packet = packets + i
         source = segs + packet.first
-        if virtio_unlikely(not all) and not is_wanted(rx, source, packet.nsegs, 0):
+        if not all and not is_wanted(rx, source, packet.nsegs, 0):
             rx.filtered += 1
-            i += 1
-            continue
-        if used == popped:
-            rx.used = used
-            popped = refill(rx, n - i)
-            used = 0
-        chain = chains + used
-        if used + AHEAD < popped:
-            virtio_prefetch_write(room[chains[used + AHEAD].first].iov_base)
-            virtio_prefetch_write(<uint8_t *>room[chains[used + AHEAD].first].iov_base + 64)
-        total = header + packet.len
-        says = net_hdr_says(&packet.hdr)
-        # of the chain's pieces none is to be read and one to be written
-        if virtio_likely(packet.nsegs == 1 and used < popped and virtio_get64(&chain.first) >> 32 == 1 << 16
-                         and total <= chain.writable and says <= 0xff):  # no gso_type
-            to = <uint8_t *>room[chain.first].iov_base
-            if virtio_likely(says == 0):
-                put_no_hdr(to, header)
-                copy_frame(to + header, <const uint8_t *>source.iov_base, packet.len)
-            elif says & ~rx.flags == 0:
-                put_net_hdr(to, &packet.hdr, 1, header)
-                rx.csum += says & VIRTIO_NET_HDR_F_NEEDS_CSUM
-                copy_frame(to + header, <const uint8_t *>source.iov_base, packet.len)
-            else:
-                put_no_hdr(to, header)
-                if (says & VIRTIO_NET_HDR_F_NEEDS_CSUM
-                        and <uint32_t>packet.hdr.csum_start + packet.hdr.csum_offset + 2 <= packet.len):
-                    copy_complete(to + header, <const uint8_t *>source.iov_base, packet.len, &packet.hdr)
-                    rx.checksums += 1
-                else:
-                    memcpy(to + header, source.iov_base, packet.len)
-            set_written(chain, total)
-            used += 1
-            frames += 1
-            bytes += packet.len
-        else:
-            rx.used = used
-            if not place(rx, packet, source):
-                used, popped = rx.used, rx.popped
-                break
-            used, popped = rx.used, rx.popped
+        elif not place(rx, packet, source):
+            break
         i += 1
-    rx.used = used
-    rx.frames += frames
-    rx.bytes += bytes
     if virtio_unlikely(i < n and rx.q.fault.code != VIRTIO_FAULT_NONE):
         return i + rx_refuse(rx, n - i)
     return i

@@ -3,7 +3,7 @@
 # Frames are sent from where they lie. Headers are copied once, then checked, then used. What the port cannot take
 # undone is done on the way (virtio._net_execute). Chains that the port does not take are put back: between bursts none
 # is held.
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._bell cimport Bell, virtio_bell
 from virtio._device_queue cimport DeviceQueue
@@ -53,6 +53,7 @@ cdef struct net_tx:
     virtio_packet packets[64]
     uint32_t chain_of[64]    # which chain each packet is
     uint8_t why[64]          # of each chain, why it is dropped
+    uint16_t ids[64]         # of plain chains
     iovec *segs              # [nsegs]
     # figures
     uint64_t frames

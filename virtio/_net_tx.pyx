@@ -9,6 +9,7 @@ from virtio._memory cimport VIRTIO_REGIONS_MAX
 from virtio._net_execute cimport *
 from virtio._port cimport *
 from virtio._ring cimport *
+from virtio._run cimport *
 from virtio._net_hdr import NetHeaderFault
 
 
@@ -34,27 +35,6 @@ cdef bint skip_header(uint8_t *bytes, iovec *segs, virtio_packet *packet, uint32
             seg += 1
             packet.first += 1
             packet.nsegs -= 1
-    return True
-
-
-cdef inline bint load_plain(const net_tx *tx, const virtio_chain *chain, virtio_packet *packet) noexcept nogil:
-    """Make a packet of a chain of one piece whose header says nothing, as most are; False for any other."""
-    cdef uint32_t size = tx.header
-    cdef uint32_t left = chain.readable - size
-    cdef uint64_t pieces = virtio_get64(&chain.first)
-    cdef iovec *seg = tx.segs + <uint32_t>pieces
-    # of the pieces one is to be read and none to be written
-    if virtio_unlikely(pieces >> 32 != 1 or chain.readable < size + VIRTIO_FRAME_MIN or left > VIRTIO_FRAME_MAX):
-        return False
-    if virtio_fetch64(seg.iov_base) & 0xffff:  # flags and gso_type
-        return False
-    virtio_put64(&packet.hdr, 0)  # no other field means anything then
-    virtio_put64(&packet.hdr.csum_offset, 0)
-    virtio_put64(&packet.hdr.hash_report, 0)
-    seg.iov_base = <uint8_t *>seg.iov_base + size
-    seg.iov_len = left
-    virtio_put64(&packet.first, pieces)
-    packet.len = left
     return True
 
 
@@ -86,48 +66,24 @@ cdef int load(net_tx *tx, const virtio_chain *chain, virtio_packet *packet) noex
     return net_hdr_check(&packet.hdr, packet.len, tx.offloads)
 
 
-cdef uint32_t send(net_tx *tx, uint32_t n) noexcept nogil:
-    """Send the n chains popped; return how many of them are done."""
-    cdef uint32_t i, count = 0, bad = 0, taken, done = n, needs = 0, allowed = tx.port.offloads
-    cdef virtio_packet *packet
+cdef uint32_t send(net_tx *tx, uint32_t n, bint says) noexcept nogil:
+    """Send the first n packets; return how many were taken. says: a header among them says something."""
+    cdef uint32_t i, taken, needs = 0
     cdef uint64_t size = 0
-    cdef bint says = False
-    cdef int why
-    for i in range(n):
-        packet = &tx.packets[count]
-        if virtio_likely(load_plain(tx, &tx.chains[i], packet)):
-            tx.why[i] = 0
-            tx.chain_of[count] = i
-            count += 1
-            size += packet.len
-            continue
-        why = load(tx, &tx.chains[i], packet)
-        tx.why[i] = <uint8_t>why
-        if virtio_unlikely(why):
-            bad += 1
-            continue
-        if packet.hdr.flags:
-            needs |= net_hdr_needs(&packet.hdr)
-        says = True
-        tx.chain_of[count] = i
-        count += 1
-        size += packet.len
-    if count == 0 or tx.chain_of[0]:
-        tx.executor.resume = 0  # what was cut in part is not there any more
-    if count == 0:
-        taken = 0
-    elif virtio_likely(needs & ~allowed == 0):
+    cdef const virtio_packet *packet
+    for i in range(n if says else 0):
+        needs |= net_hdr_needs(&tx.packets[i].hdr)
+    if virtio_likely(needs & ~tx.port.offloads == 0):
         tx.executor.resume = 0
-        taken = tx.port.send(tx.port, tx.pair, tx.packets, count, tx.segs)
+        taken = tx.port.send(tx.port, tx.pair, tx.packets, n, tx.segs)
     else:
-        taken = execute_send(tx.executor, tx.port, tx.pair, tx.packets, count, tx.segs)
+        taken = execute_send(tx.executor, tx.port, tx.pair, tx.packets, n, tx.segs)
     tx.frames += taken
-    if virtio_unlikely(taken < count):
+    if virtio_unlikely(taken < n):
         tx.stalls += 1
         tx.full = 1
-        done = tx.chain_of[taken]
-        for i in range(taken, count):
-            size -= tx.packets[i].len
+    for i in range(taken):
+        size += tx.packets[i].len
     tx.bytes += size
     for i in range(taken if says else 0):
         packet = &tx.packets[i]
@@ -135,17 +91,36 @@ cdef uint32_t send(net_tx *tx, uint32_t n) noexcept nogil:
             tx.csum += packet.hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
             tx.gso += packet.hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE
             tx.gso_bytes += packet.len if packet.hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE else 0
-    if virtio_unlikely(bad):
+    return taken
+
+
+cdef uint32_t send_chains(net_tx *tx, uint32_t n) noexcept nogil:
+    """Send the n chains popped; return how many of them are done."""
+    cdef uint32_t i, count = 0, taken, done = n
+    cdef bint says = False
+    for i in range(n):
+        tx.why[i] = <uint8_t>load(tx, &tx.chains[i], &tx.packets[count])
+        if virtio_unlikely(tx.why[i]):
+            continue
+        says |= net_hdr_says(&tx.packets[count].hdr) != 0
+        tx.chain_of[count] = i
+        count += 1
+    if count == 0 or tx.chain_of[0]:
+        tx.executor.resume = 0  # what was cut in part is not there any more
+    if count:
+        taken = send(tx, count, says)
+        if taken < count:
+            done = tx.chain_of[taken]
+    if virtio_unlikely(count < n):
         for i in range(done):
             tx.dropped[tx.why[i]] += tx.why[i] != 0
     return done
 
 
-cdef uint32_t burst(net_tx *tx) noexcept nogil:
+cdef uint32_t burst_chains(net_tx *tx) noexcept nogil:
     """Pop, send, give back; return how many chains are done."""
     cdef virtio_device_queue *q = tx.q
     cdef uint32_t n = device_pop_burst(q, tx.chains, BURST, tx.segs, tx.nsegs), done
-    tx.full = 0
     if n == 0:
         return 0
     if virtio_unlikely(tx.closed):
@@ -153,10 +128,56 @@ cdef uint32_t burst(net_tx *tx) noexcept nogil:
         tx.executor.resume = 0
         done = n
     else:
-        done = send(tx, n)
+        done = send_chains(tx, n)
     device_add_used_burst(q, tx.chains, done)
     if virtio_unlikely(done < n):
         device_unpop_burst(q, tx.chains + done, n - done)
+    return done
+
+
+cdef inline uint32_t burst_run(net_tx *tx, bint packed) noexcept nogil:
+    """The same of plain chains with frames that may be sent, up to the first that is not such a one."""
+    cdef virtio_run run
+    cdef virtio_packet *packet = tx.packets
+    cdef iovec *seg = tx.segs
+    cdef uint32_t size = tx.header, done, n
+    cdef bint says = False
+    if run_start(&run, tx.q, BURST, packed) == 0:
+        return 0
+    while run_next(&run, 0, packed):
+        if virtio_unlikely(run.length < size + VIRTIO_FRAME_MIN or run.length - size > VIRTIO_FRAME_MAX):
+            break
+        packet.len = run.length - size
+        if virtio_likely(virtio_fetch64(<const void *>run.host) & 0xffff == 0):  # flags and gso_type
+            virtio_put64(&packet.hdr, 0)  # no other field means anything then
+            virtio_put64(&packet.hdr.csum_offset, 0)
+            virtio_put64(&packet.hdr.hash_report, 0)
+        else:
+            net_hdr_load(&packet.hdr, <const uint8_t *>run.host, size)
+            if net_hdr_says(&packet.hdr) and net_hdr_check(&packet.hdr, packet.len, tx.offloads):
+                break
+            says = True
+        virtio_put64(&packet.first, run.taken | <uint64_t>1 << 32)
+        put_piece(seg, run.host + size, packet.len)
+        run_keep(&run, tx.ids, packed)
+        packet += 1
+        seg += 1
+    n = run.taken
+    if n == 0:
+        return 0
+    done = send(tx, n, says)
+    run_use_kept(&run, tx.ids, done, packed)
+    run_commit(&run, done, packed)
+    return done
+
+
+cdef uint32_t burst(net_tx *tx) noexcept nogil:
+    cdef uint32_t done = 0
+    tx.full = 0
+    if virtio_likely(not tx.closed):
+        done = burst_run(tx, True) if tx.q.packed else burst_run(tx, False)
+    if done == 0 and not tx.full:
+        done = burst_chains(tx)
     return done
 
 
@@ -178,7 +199,7 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
         if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE and not tx.troubled):
             tx.troubled = 1
             trouble = tx.trouble
-        other = port_bell(tx.port, tx.pair)
+        other = port_flush(tx.port, tx.pair)
     queue_unlock(&q.lock)
     port_ring(tx.port, tx.pair, other)
     if bell is not NULL:

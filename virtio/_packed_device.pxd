@@ -4,10 +4,9 @@
 # release, so that a polling driver does not take the cache line while we still write to it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio._chain_walk cimport WALK_OK, region_holds, walk_find, walk_packed
+from virtio._chain_walk cimport WALK_OK, put_piece, range_holds, walk_is_single, walk_packed
 from virtio._memory cimport memory_log
 from virtio._notify cimport *
-from virtio._chain_build cimport packed_word
 from virtio._queue cimport *
 
 
@@ -29,107 +28,119 @@ cdef inline bint packed_is_avail(uint64_t word, bint wrap) noexcept nogil:
 cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs,
                                       uint32_t nsegs) noexcept nogil:
     """Take up to limit available chains; return how many. See split_pop_burst."""
-    cdef virtio_packed_desc *ring = q.ring
+    cdef const uint64_t *ring = <const uint64_t *>q.ring
     cdef uint32_t size = q.size
     cdef uint32_t slot = q.next_avail
     cdef uint32_t inuse = q.inuse
-    cdef bint wrap = q.avail_wrap
+    cdef uint64_t both = <uint64_t>(VIRTIO_DESC_F_AVAIL | VIRTIO_DESC_F_USED) << 48
+    cdef uint64_t other = <uint64_t>(VIRTIO_DESC_F_NEXT | VIRTIO_DESC_F_INDIRECT) << 48
+    # the marks of an available descriptor (2.8.1)
+    cdef uint64_t marks = <uint64_t>(VIRTIO_DESC_F_AVAIL if q.avail_wrap else VIRTIO_DESC_F_USED) << 48
     cdef uint32_t n = 0
     cdef uint32_t s = 0
-    cdef iovec *seg = segs
     cdef virtio_chain *chain = chains
     cdef uint64_t addr
     cdef uint64_t word
+    # the region of the last lookup, in registers
+    cdef uint64_t gpa = q.hit.gpa
+    cdef uint64_t room = q.hit.size
+    cdef uint64_t shift = <uint64_t>q.hit.host - gpa
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
         return 0
     if limit > nsegs:  # each chain takes a piece at least; so the loop need not ask
         limit = nsegs
     while n < limit:
         # acquire: the rest of the list is read after the descriptor that announces it (2.8.21)
-        word = virtio_load64_acquire(<uint64_t *>&ring[slot].len)
-        if not packed_is_avail(word, wrap):
+        word = virtio_load64_acquire(ring + 2 * <uint64_t>slot + 1)
+        if word & both != marks:
             break
         if virtio_unlikely(inuse >= size):
             latch(&q.fault, VIRTIO_FAULT_RING_OVERRUN, <uint16_t>(word >> 32), inuse + 1, size)
             break
-        addr = virtio_load64(&ring[slot].addr)
-        if virtio_likely((word >> 48) & (VIRTIO_DESC_F_NEXT | VIRTIO_DESC_F_INDIRECT) == 0 and <uint32_t>word != 0
-                         and (region_holds(&q.hit, addr, <uint32_t>word) or walk_find(q, addr, <uint32_t>word))):
-            seg.iov_base = q.hit.host + (addr - q.hit.gpa)
-            seg.iov_len = <uint32_t>word
-            seg += 1
-            chain_single(chain, word >> 32 & 0xffff, s, <uint32_t>word, word >> 48)
-            s += 1
-            inuse += 1
-            slot += 1
-        else:
-            if walk_packed(q, slot, inuse, chain, segs, s, nsegs, addr, word) != WALK_OK:
-                break
-            s += <uint32_t>chain.nreadable + chain.nwritable
-            seg = segs + s
-            if limit > n + 1 + nsegs - s:
-                limit = n + 1 + nsegs - s
-            inuse += chain.slots
-            slot += chain.slots
-        if virtio_unlikely(slot >= size):
-            slot -= size
-            wrap = not wrap
+        addr = virtio_load64(ring + 2 * <uint64_t>slot)
+        if virtio_unlikely(word & other or not range_holds(gpa, room, addr, <uint32_t>word)):
+            if walk_is_single(q, addr, <uint32_t>word, word & other):
+                gpa, room, shift = q.hit.gpa, q.hit.size, <uint64_t>q.hit.host - q.hit.gpa
+            else:
+                if walk_packed(q, slot, inuse, chain, segs, s, nsegs, addr, word) != WALK_OK:
+                    break
+                gpa, room, shift = q.hit.gpa, q.hit.size, <uint64_t>q.hit.host - q.hit.gpa
+                s += <uint32_t>chain.nreadable + chain.nwritable
+                if limit > n + 1 + nsegs - s:
+                    limit = n + 1 + nsegs - s
+                inuse += chain.slots
+                slot += chain.slots
+                if slot >= size:
+                    slot -= size
+                    marks ^= both
+                chain += 1
+                n += 1
+                continue
+        put_piece(segs + s, shift + addr, <uint32_t>word)
+        chain_single(chain, word >> 32 & 0xffff, s, <uint32_t>word, word >> 48)
+        s += 1
+        inuse += 1
+        slot += 1
+        if virtio_unlikely(slot == size):
+            slot = 0
+            marks ^= both
         chain += 1
         n += 1
     q.next_avail = <uint16_t>slot
-    q.avail_wrap = wrap
+    q.avail_wrap = marks == <uint64_t>VIRTIO_DESC_F_AVAIL << 48
     q.inuse = <uint16_t>inuse
     q.chains += n
     return n
 
 
-cdef inline uint64_t packed_used_word(const virtio_chain *chain, bint wrap) noexcept nogil:
-    """The word of a used descriptor. WRITE says that the length counts (2.8.7)."""
-    return packed_word(chain.written, chain.head, (VIRTIO_DESC_F_WRITE if chain.written else 0)
-                       | (VIRTIO_DESC_F_AVAIL | VIRTIO_DESC_F_USED if wrap else 0))
+cdef inline uint64_t packed_used_word(uint64_t chain, uint64_t marks) noexcept nogil:
+    """The word of a used descriptor, of a chain's first word. WRITE says that the length counts (2.8.7)."""
+    cdef uint64_t write = <uint64_t>VIRTIO_DESC_F_WRITE << 48 if <uint32_t>chain else 0
+    return (chain & 0xffffffffffffULL) | marks | write
 
 
 cdef inline void packed_add_used_burst(virtio_device_queue *q, const virtio_chain *chains, uint32_t n) noexcept nogil:
     """Give n chains back, each with chain.written bytes. See split_add_used_burst."""
-    cdef virtio_packed_desc *ring = q.ring
-    cdef bint in_order = q.flags & VIRTIO_Q_IN_ORDER
-    cdef uint16_t size = q.size
-    cdef uint16_t slot = q.next_used
-    cdef bint wrap = q.used_wrap
-    cdef uint16_t first = slot
+    cdef uint64_t *ring = <uint64_t *>q.ring
+    cdef uint64_t both = <uint64_t>(VIRTIO_DESC_F_AVAIL | VIRTIO_DESC_F_USED) << 48
+    cdef uint64_t marks = both if q.used_wrap else 0
+    cdef uint64_t place_marks = marks
+    cdef uint64_t word
     cdef uint64_t first_word = 0
-    cdef uint16_t place = slot
-    cdef bint place_wrap = wrap
-    cdef bint have_first = 0
+    cdef uint64_t *place = &first_word  # where the next one goes: the very first is kept back
+    cdef bint in_order = q.flags & VIRTIO_Q_IN_ORDER
+    cdef bint logged = q.memory.log is not NULL
+    cdef uint32_t size = q.size
+    cdef uint32_t slot = q.next_used
+    cdef uint32_t place_slot = slot
     cdef uint32_t slots = 0
     cdef uint32_t i
     if n == 0 or q.fault.code == VIRTIO_FAULT_RING_MEMORY:
         return
     for i in range(n):
-        slot += chains[i].slots
-        slots += chains[i].slots
+        word = virtio_get64(&chains[i].written)
+        slot += <uint32_t>(word >> 48)
+        slots += <uint32_t>(word >> 48)
         if virtio_unlikely(slot >= size):
             slot -= size
-            wrap = not wrap
+            marks ^= both
         # in order, one descriptor at the first slot of a batch names its last chain (2.8.9); a chain not written to
         # its end has one of its own, since the driver takes those without as completely used
-        if not in_order or i == n - 1 or chains[i].written != chains[i].writable:
-            if not have_first:
-                have_first = 1
-                first_word = packed_used_word(&chains[i], place_wrap)
-            else:
-                virtio_store64(<uint64_t *>&ring[place].len, packed_used_word(&chains[i], place_wrap))
-            if virtio_unlikely(q.memory.log is not NULL):
-                memory_log(q.memory, q.used_gpa + 16 * <uint64_t>place + 8, 8)
-            place = slot
-            place_wrap = wrap
+        if in_order and i != n - 1 and <uint32_t>word == chains[i].writable:
+            continue
+        virtio_store64(place, packed_used_word(word, place_marks))
+        if virtio_unlikely(logged):
+            memory_log(q.memory, q.used_gpa + 16 * <uint64_t>place_slot + 8, 8)
+        place = ring + 2 * <uint64_t>slot + 1
+        place_slot = slot
+        place_marks = marks
     # release: buffers and later used descriptors are visible before the one that the driver looks at first
-    virtio_store64_release(<uint64_t *>&ring[first].len, first_word)
-    if virtio_unlikely(q.memory.log is not NULL):
-        memory_log(q.memory, q.used_gpa + 16 * <uint64_t>first + 8, 8)
-    q.next_used = slot
-    q.used_wrap = wrap
-    q.inuse -= slots
+    virtio_store64_release(ring + 2 * <uint64_t>q.next_used + 1, first_word)
+    if virtio_unlikely(logged):
+        memory_log(q.memory, q.used_gpa + 16 * <uint64_t>q.next_used + 8, 8)
+    q.next_used = <uint16_t>slot
+    q.used_wrap = marks != 0
+    q.inuse -= <uint16_t>slots
     q.pending += slots
     q.completions += n
 

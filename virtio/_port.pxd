@@ -40,7 +40,7 @@ cdef extern from "virtio/port.h" nogil:
         bint (*arm_send)(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil
         bint (*arm_receive)(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil
         void (*disarm)(virtio_port *port, uint32_t queue) noexcept nogil
-        virtio_bell *(*bell)(virtio_port *port, uint32_t queue) noexcept nogil
+        virtio_bell *(*flush)(virtio_port *port, uint32_t queue) noexcept nogil
         void (*rang)(virtio_port *port, uint32_t queue) noexcept nogil
         uint32_t offloads
         uint32_t queues
@@ -58,13 +58,13 @@ cdef class Port:
     cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1
 
 
-cdef inline virtio_bell *port_bell(virtio_port *port, uint32_t queue) noexcept nogil:
-    """What is to be rung for what was sent; with the sending queue's lock held."""
-    return NULL if port.bell is NULL else port.bell(port, queue)
+cdef inline virtio_bell *port_flush(virtio_port *port, uint32_t queue) noexcept nogil:
+    """After sends, with the sending queue's lock still held. Return what is to be rung when it is free."""
+    return NULL if port.flush is NULL else port.flush(port, queue)
 
 
 cdef inline void port_ring(virtio_port *port, uint32_t queue, virtio_bell *bell) noexcept nogil:
-    """Ring what port_bell gave, with no lock held."""
+    """Ring what port_flush gave, with no lock held."""
     if bell is not NULL:
         virtio_bell_ring(bell)
         port.rang(port, queue)

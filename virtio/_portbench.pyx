@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 from virtio._bell cimport Bell, virtio_bell
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport NetHeader, virtio_net_hdr
-from virtio._port cimport VIRTIO_FRAME_MAX, Port, port_bell, port_ring, virtio_packet, virtio_sink
+from virtio._port cimport VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet, virtio_sink
 from virtio._port_counts cimport add_count, counted
 from virtio._ring cimport queue_lock, queue_unlock
 from virtio._worker cimport virtio_wait, virtio_wait_bell
@@ -248,7 +248,7 @@ def send(Port port not None, frames, uint32_t queue=0):
         n += 1
     with nogil:
         taken = port.c.send(&port.c, queue, packets, n, segs)
-        port_ring(&port.c, queue, port_bell(&port.c, queue))
+        port_ring(&port.c, queue, port_flush(&port.c, queue))
     free(packets)
     free(segs)
     return taken
@@ -307,7 +307,7 @@ def send_ns(Port port not None, bytes frame, *, uint32_t burst=32, long count=10
         start = thread_ns()
         while sent < count:
             taken = port.c.send(&port.c, queue, packets, burst, &seg)
-            port_ring(&port.c, queue, port_bell(&port.c, queue))
+            port_ring(&port.c, queue, port_flush(&port.c, queue))
             if taken == 0:
                 break
             sent += taken

@@ -3,7 +3,7 @@
 from virtio._bell cimport virtio_bell, virtio_bell_ring
 from virtio._net_execute cimport execute_send, executor_figures, executor_free, executor_new
 from virtio._net_hdr cimport *
-from virtio._port cimport VIRTIO_BURST, Port, port_bell, port_ring
+from virtio._port cimport VIRTIO_BURST, Port, port_flush, port_ring
 from virtio._ring cimport *
 from virtio._vtnet_receive cimport VtnetReceive
 from virtio._vtnet_rx cimport rx_done_merged, rx_packets, rx_post, rx_segs, rx_take_merged, rx_waits
@@ -88,7 +88,7 @@ cdef uint32_t receive_poll(virtio_task *task) noexcept nogil:
             pump.packets += sent
         if rx.ngone or rx.pool.nfree or rx.pool.nreturned:
             bell = rx_post(rx)
-        other = port_bell(pump.port, pump.queue)
+        other = port_flush(pump.port, pump.queue)
     queue_unlock(&rx.q.lock)
     port_ring(pump.port, pump.queue, other)
     if bell is not NULL:

@@ -4,7 +4,7 @@
 # be breaks the queue; chains popped before can still be completed. Callers hold q.lock.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
 
-from virtio._chain_walk cimport WALK_OK, region_holds, walk_find, walk_split
+from virtio._chain_walk cimport WALK_OK, put_piece, range_holds, walk_is_single, walk_split
 from virtio._memory cimport memory_log
 from virtio._notify cimport *
 from virtio._queue cimport *
@@ -45,11 +45,14 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
     cdef uint32_t end
     cdef uint32_t ready
     cdef uint32_t s = 0
-    cdef iovec *seg = segs
     cdef virtio_chain *chain = chains
     cdef uint32_t head
     cdef uint64_t addr
     cdef uint64_t word
+    # the region of the last lookup, in registers
+    cdef uint64_t gpa = q.hit.gpa
+    cdef uint64_t room = q.hit.size
+    cdef uint64_t shift = <uint64_t>q.hit.host - gpa
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
         return 0
     ready = <uint16_t>(q.avail_seen - idx)
@@ -68,21 +71,24 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
             break
         addr = virtio_load64(desc + 2 * head)
         word = virtio_load64(desc + 2 * head + 1)
-        if virtio_likely((word >> 32) & (VIRTIO_DESC_F_NEXT | VIRTIO_DESC_F_INDIRECT) == 0 and <uint32_t>word != 0
-                         and (region_holds(&q.hit, addr, <uint32_t>word) or walk_find(q, addr, <uint32_t>word))):
-            seg.iov_base = q.hit.host + (addr - q.hit.gpa)
-            seg.iov_len = <uint32_t>word
-            seg += 1
-            chain_single(chain, head, s, <uint32_t>word, word >> 32)
-            s += 1
-        else:
-            chain.head = <uint16_t>head
-            if walk_split(q, chain, segs, s, nsegs, addr, word) != WALK_OK:
-                break
-            s += <uint32_t>chain.nreadable + chain.nwritable
-            seg = segs + s
-            if end - idx - 1 > nsegs - s:
-                end = idx + 1 + nsegs - s
+        if virtio_unlikely((word >> 32) & (VIRTIO_DESC_F_NEXT | VIRTIO_DESC_F_INDIRECT)
+                           or not range_holds(gpa, room, addr, <uint32_t>word)):
+            if walk_is_single(q, addr, <uint32_t>word, (word >> 32) & (VIRTIO_DESC_F_NEXT | VIRTIO_DESC_F_INDIRECT)):
+                gpa, room, shift = q.hit.gpa, q.hit.size, <uint64_t>q.hit.host - q.hit.gpa
+            else:
+                chain.head = <uint16_t>head
+                if walk_split(q, chain, segs, s, nsegs, addr, word) != WALK_OK:
+                    break
+                gpa, room, shift = q.hit.gpa, q.hit.size, <uint64_t>q.hit.host - q.hit.gpa
+                s += <uint32_t>chain.nreadable + chain.nwritable
+                if end - idx - 1 > nsegs - s:
+                    end = idx + 1 + nsegs - s
+                chain += 1
+                idx += 1
+                continue
+        put_piece(segs + s, shift + addr, <uint32_t>word)
+        chain_single(chain, head, s, <uint32_t>word, word >> 32)
+        s += 1
         chain += 1
         idx += 1
     ready = <uint16_t>(idx - q.next_avail)

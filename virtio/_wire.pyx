@@ -41,21 +41,22 @@ cdef inline int64_t now_us() noexcept nogil:
 cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packets, uint32_t n,
                         const iovec *segs) noexcept nogil:
     cdef virtio_sink *sink
-    cdef virtio_bell *bell = NULL
     cdef uint64_t size = 0
     cdef uint32_t taken = 0
     cdef uint32_t i
-    queue_lock(&w.lock)
+    if sender.open is not NULL:
+        w = sender.open
+    else:
+        queue_lock(&w.lock)
+        if w.sink is NULL or virtio_load32(&w.down):
+            add_count(&w.counts.dropped, n)
+            queue_unlock(&w.lock)
+            sender.since = 0
+            return n
+        sender.open = w
+        queue_lock(w.sink.lock)
     sink = w.sink
-    if sink is NULL or virtio_load32(&w.down):
-        add_count(&w.counts.dropped, n)
-        queue_unlock(&w.lock)
-        sender.since = 0
-        return n
-    queue_lock(sink.lock)
     taken = sink.deliver(sink, packets, n, segs)
-    bell = sink.flush(sink)  # also if none was taken: of one that is cut, segments may be in
-    queue_unlock(sink.lock)
     add_count(&w.counts.packets, taken)
     for i in range(taken):
         size += packets[i].len
@@ -65,12 +66,6 @@ cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packe
         if w.drop:
             add_count(&w.counts.dropped, n - taken)
             taken = n
-    if bell is not NULL and bell != sender.bell:
-        # counted while nobody can take the sink away: whoever does then, sees that its bell is still to be rung
-        if sender.bell is NULL:
-            count_up(&sender.ringing)
-        sender.bell = bell
-    queue_unlock(&w.lock)
     if taken == n:
         sender.since = 0
     elif taken or sender.since == 0:
@@ -78,9 +73,17 @@ cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packe
     return taken
 
 
-cdef virtio_bell *wire_bell(wire_sender *sender) noexcept nogil:
-    cdef virtio_bell *bell = sender.bell
-    sender.bell = NULL
+cdef virtio_bell *wire_flush(wire_sender *sender) noexcept nogil:
+    cdef wire *w = sender.open
+    cdef virtio_bell *bell
+    if w is NULL:
+        return NULL
+    sender.open = NULL
+    bell = w.sink.flush(w.sink)
+    queue_unlock(w.sink.lock)
+    if bell is not NULL:  # counted while nobody can take the sink away: whoever does then, sees that it is to be rung
+        count_up(&sender.ringing)
+    queue_unlock(&w.lock)
     return bell
 
 

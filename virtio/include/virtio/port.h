@@ -57,7 +57,8 @@ typedef struct virtio_port virtio_port;
 struct virtio_port {
     /* Send frames; return how many were taken, in order: fewer than n when it is full for now. A frame that can never
      * be sent is counted as dropped, and taken. Headers were checked, and leave nothing undone beyond `offloads`.
-     * Called by one thread at a time for each queue, which holds the lock of the queue that the frames come from. */
+     * Called by one thread at a time for each queue, which holds the lock of the queue that the frames come from, and
+     * calls flush before it lets go of that. */
     uint32_t (*send)(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
                      const struct iovec *segs);
     /* Put up to limit frames that wait into the sink, whose lock the caller holds and which it flushes afterwards;
@@ -69,9 +70,10 @@ struct virtio_port {
     int (*arm_receive)(virtio_port *port, uint32_t queue, virtio_wait *wait);
     /* When the worker is awake again, after either; NULL if there is nothing to do. */
     void (*disarm)(virtio_port *port, uint32_t queue);
-    /* The bell that sends on this queue want rung, or NULL: asked for with the queue's lock still held, and rung without
-     * it; `rang` says that this is done. Both are NULL for ports that wake nobody. */
-    virtio_bell *(*bell)(virtio_port *port, uint32_t queue);
+    /* Show the receiver what was sent, and let go of what the sends hold: due after each send or group of them, whatever
+     * they returned, with the queue's lock still held. Returns the bell to ring when that is free, or NULL; `rang` says
+     * that this is done. Both are NULL for ports whose send does it all, and wakes nobody. */
+    virtio_bell *(*flush)(virtio_port *port, uint32_t queue);
     void (*rang)(virtio_port *port, uint32_t queue);
     uint32_t offloads; /* VIRTIO_OFFLOAD_*: what a frame that is sent may leave undone */
     uint32_t queues;   /* queue pairs it has */

@@ -1,0 +1,194 @@
+# Runs of plain chains at the device end of a virtqueue: what most chains of a network device are.
+#
+# A plain chain is one descriptor in one piece of memory. Those are popped one by one and used in the same order, with no
+# virtio_chain between: 40 instructions of a frame's 100. A run ends at whatever is not plain, which stays in the queue
+# for device_pop_burst; that finds faults too. A run holds nothing of the queue until it is committed.
+#
+#     if run_start(&run, q, limit):
+#         while run_next(&run, flags):             # the buffer: run.host, run.length
+#             run_used(&run, written)              # or: run_keep(&run, ids), and run_use_kept(&run, ids, n) at the end
+#         run_commit(&run, n)                      # of those the first n, all that were given to run_used
+#
+# The run lies in registers: its functions are to be inlined, with `packed` a constant. Callers hold q.lock.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+from virtio._chain_walk cimport range_holds, walk_is_single
+from virtio._queue cimport *
+from virtio._split_device cimport split_refresh_avail
+
+
+cdef struct virtio_run:
+    virtio_device_queue *q
+    const uint64_t *desc   # split: the table; packed: the ring
+    const uint16_t *avail  # split: the available ring's entries
+    uint8_t *used          # split: the used ring's entries
+    uint32_t wrap          # split: size - 1; packed: size
+    uint32_t at            # split: index of the next available entry; packed: slot of the next descriptor
+    uint32_t used_at       # the same of the next used one
+    uint32_t limit         # chains that may still be taken
+    uint32_t taken         # chains
+    uint64_t marks         # packed: of an available descriptor on this lap (2.8.1),
+    uint64_t used_marks    # and of a used one
+    uint64_t first         # packed: the word of the first used descriptor, which is stored last
+    # the region of the last lookup
+    uint64_t gpa
+    uint64_t room
+    uint64_t shift
+    # of the chain that was taken last
+    uint64_t host
+    uint32_t length
+    uint32_t id            # its head (split), or buffer id
+
+
+cdef enum:
+    RUN_FLAGS = 0x7        # NEXT, WRITE, INDIRECT
+
+
+cdef inline uint64_t run_both() noexcept nogil:
+    return <uint64_t>(VIRTIO_DESC_F_AVAIL | VIRTIO_DESC_F_USED) << 48
+
+
+cdef inline uint32_t run_start(virtio_run *run, virtio_device_queue *q, uint32_t limit, bint packed) noexcept nogil:
+    """Begin a run of up to limit chains; return how many there may be: 0 if none waits, or the queue has no runs."""
+    cdef uint32_t ready
+    run.limit = run.taken = 0
+    run.marks = run.used_marks = run.first = 0
+    run.avail = NULL
+    run.used = NULL
+    if q.fault.code != VIRTIO_FAULT_NONE or q.memory.log is not NULL:  # nothing here is noted in a log
+        return 0
+    run.q = q
+    run.at, run.used_at = q.next_avail, q.next_used
+    run.gpa, run.room, run.shift = q.hit.gpa, q.hit.size, <uint64_t>q.hit.host - q.hit.gpa
+    if packed:
+        run.desc = <const uint64_t *>q.ring
+        run.wrap = q.size
+        run.marks = <uint64_t>(VIRTIO_DESC_F_AVAIL if q.avail_wrap else VIRTIO_DESC_F_USED) << 48
+        run.used_marks = run_both() if q.used_wrap else 0
+        ready = <uint32_t>q.size - q.inuse
+    else:
+        run.desc = <const uint64_t *>q.desc
+        run.avail = q.avail.ring
+        run.used = <uint8_t *>q.used.ring
+        run.wrap = <uint32_t>q.size - 1
+        ready = <uint16_t>(q.avail_seen - q.next_avail)
+        if ready < limit:
+            ready = split_refresh_avail(q)
+    run.limit = ready if ready < limit else limit
+    return run.limit
+
+
+cdef inline bint run_next(virtio_run *run, uint32_t flags, bint packed) noexcept nogil:
+    """Look at the next chain: whether there is one, plain and with these flags. run_used or run_keep takes it."""
+    cdef uint64_t addr
+    cdef uint64_t word
+    cdef uint32_t head
+    if run.limit == 0:
+        return False
+    if packed:
+        # acquire: the rest is read after the word that announces it (2.8.21)
+        word = virtio_load64_acquire(run.desc + 2 * <uint64_t>run.at + 1)
+        if (word & (run_both() | <uint64_t>RUN_FLAGS << 48)) != (run.marks | <uint64_t>flags << 48):
+            return False
+        addr = virtio_load64(run.desc + 2 * <uint64_t>run.at)
+        run.id = <uint32_t>(word >> 32) & 0xffff
+    else:
+        head = virtio_load16(run.avail + (run.at & run.wrap))
+        if virtio_unlikely(head > run.wrap):
+            return False
+        addr = virtio_load64(run.desc + 2 * <uint64_t>head)
+        word = virtio_load64(run.desc + 2 * <uint64_t>head + 1)
+        if <uint32_t>(word >> 32) & RUN_FLAGS != flags:
+            return False
+        run.id = head
+    if virtio_unlikely(not range_holds(run.gpa, run.room, addr, <uint32_t>word)):
+        if not walk_is_single(run.q, addr, <uint32_t>word, 0):
+            return False
+        run.gpa, run.room = run.q.hit.gpa, run.q.hit.size
+        run.shift = <uint64_t>run.q.hit.host - run.gpa
+    run.host = run.shift + addr
+    run.length = <uint32_t>word
+    return True
+
+
+cdef inline void run_take(virtio_run *run, bint packed) noexcept nogil:
+    run.limit -= 1
+    run.taken += 1
+    run.at += 1
+    if packed and virtio_unlikely(run.at == run.wrap):
+        run.at = 0
+        run.marks ^= run_both()
+
+
+cdef inline void run_put_used(virtio_run *run, uint32_t id, uint32_t written, bint first, bint packed) noexcept nogil:
+    """Write the next used entry; nothing of it is visible before the commit."""
+    cdef uint64_t word
+    if packed:
+        word = written | <uint64_t>id << 32 | run.used_marks
+        if written:  # the length counts (2.8.7)
+            word |= <uint64_t>VIRTIO_DESC_F_WRITE << 48
+        if first:
+            run.first = word
+        else:
+            virtio_store64(<uint64_t *>run.desc + 2 * <uint64_t>run.used_at + 1, word)
+        run.used_at += 1
+        if virtio_unlikely(run.used_at == run.wrap):
+            run.used_at = 0
+            run.used_marks ^= run_both()
+    else:
+        virtio_put64(run.used + 8 * <uint64_t>(run.used_at & run.wrap), id | <uint64_t>written << 32)
+        run.used_at += 1
+
+
+cdef inline void run_used(virtio_run *run, uint32_t written, bint packed) noexcept nogil:
+    """Take the chain looked at, and use it, with the bytes written."""
+    run_put_used(run, run.id, written, run.taken == 0, packed)
+    run_take(run, packed)
+
+
+cdef inline void run_keep(virtio_run *run, uint16_t *ids, bint packed) noexcept nogil:
+    """Take the chain looked at, to be used by run_use_kept."""
+    ids[run.taken] = <uint16_t>run.id
+    run_take(run, packed)
+
+
+cdef inline void run_use_kept(virtio_run *run, const uint16_t *ids, uint32_t n, bint packed) noexcept nogil:
+    """Use the first n chains that were kept, nothing written to them; the others were never taken."""
+    cdef uint32_t i
+    if n == 0:
+        return
+    if run.q.flags & VIRTIO_Q_IN_ORDER:
+        # one entry for all, where the first's would be, naming the last (2.7.9, 2.8.9)
+        run_put_used(run, ids[n - 1], 0, True, packed)
+        run.used_at += n - 1
+        if packed and run.used_at >= run.wrap:
+            run.used_at -= run.wrap
+            run.used_marks ^= run_both()
+        return
+    for i in range(n):
+        run_put_used(run, ids[i], 0, i == 0, packed)
+
+
+cdef inline void run_commit(virtio_run *run, uint32_t n, bint packed) noexcept nogil:
+    """Show the driver the n chains used; the queue goes on behind them."""
+    cdef virtio_device_queue *q = run.q
+    cdef uint32_t at
+    if n == 0:
+        return
+    if packed:
+        # release: buffers and later used descriptors are visible before the one that the driver looks at first
+        virtio_store64_release(<uint64_t *>run.desc + 2 * <uint64_t>q.next_used + 1, run.first)
+        q.used_wrap = run.used_marks != 0
+        at = q.next_avail + n
+        if at >= run.wrap:
+            at -= run.wrap
+            q.avail_wrap = not q.avail_wrap
+        q.next_avail = <uint16_t>at
+    else:
+        # release: buffers and used entries are visible before the index that announces them (2.7.8.2)
+        virtio_store16_release(&q.used.idx, <uint16_t>run.used_at)
+        q.next_avail = <uint16_t>(q.next_avail + n)
+    q.next_used = <uint16_t>run.used_at
+    q.chains += n
+    q.completions += n
+    q.pending += n
