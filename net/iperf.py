@@ -44,7 +44,8 @@ def add_run(row: Row, before: Counts, after: Counts, result: Result) -> None:
     row.frame_bytes += after.frame_bytes[row.direction] - before.frame_bytes[row.direction]
     row.frame_bytes_back += after.frame_bytes[back] - before.frame_bytes[back]
     row.kicks += after.kicks - before.kicks
-    row.interrupts += after.interrupts - before.interrupts
+    row.receive_interrupts += after.receive_interrupts - before.receive_interrupts
+    row.transmit_interrupts += after.transmit_interrupts - before.transmit_interrupts
     row.copied += after.copied - before.copied
 
 

@@ -40,7 +40,8 @@ class Counts:
     packets: dict[Direction, int]
     frame_bytes: dict[Direction, int]
     kicks: int = 0
-    interrupts: int = 0
+    receive_interrupts: int = 0
+    transmit_interrupts: int = 0
     copied: int = 0  # bytes, by our code: what the kernel copies when a TAP is read or written is not ours
 
     def __add__(self, other: Counts) -> Counts:
@@ -48,7 +49,8 @@ class Counts:
             {direction: self.packets[direction] + other.packets[direction] for direction in DIRECTIONS},
             {direction: self.frame_bytes[direction] + other.frame_bytes[direction] for direction in DIRECTIONS},
             self.kicks + other.kicks,
-            self.interrupts + other.interrupts,
+            self.receive_interrupts + other.receive_interrupts,
+            self.transmit_interrupts + other.transmit_interrupts,
             self.copied + other.copied,
         )
 
@@ -214,7 +216,8 @@ class Nic:
             {"guest-to-host": total(sent, "opackets"), "host-to-guest": total(got, "ipackets")},
             {"guest-to-host": total(sent, "obytes"), "host-to-guest": total(got, "ibytes")},
             sum(queue.kick.rings for queue in queues),
-            sum(queue.interrupt.rings for queue in queues if queue.interrupt),
+            sum(queue.interrupt.rings for queue in queues[::2] if queue.interrupt),
+            sum(queue.interrupt.rings for queue in queues[1::2] if queue.interrupt),
             total(sent, "copied") + total(got, "copied"),
         )
 

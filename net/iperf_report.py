@@ -24,7 +24,7 @@ class Row:
     """What one NIC did in one direction, over all counted runs.
 
     ``packets`` and ``frame_bytes`` are of the stream's own direction, ``..._back`` of the acknowledgements'; ``kicks``,
-    ``interrupts`` and ``copied`` (bytes that our code copied; the kernel's read and write of a TAP are not ours) are of
+    interrupts and ``copied`` (bytes that our code copied; the kernel's read and write of a TAP are not ours) are of
     both, for acknowledgements are part of a stream's price.
     """
 
@@ -39,13 +39,19 @@ class Row:
     frame_bytes: int = 0
     frame_bytes_back: int = 0
     kicks: int = 0
-    interrupts: int = 0
+    receive_interrupts: int = 0
+    transmit_interrupts: int = 0
     copied: int = 0
 
     @property
     def median(self) -> float:
         """Median of the runs, Mbit/s; 0 if there is none."""
         return statistics.median(self.mbit_s) if self.mbit_s else 0.0
+
+    @property
+    def interrupts(self) -> int:
+        """Interrupts of both kinds: frames arrived; frames that were sent are done."""
+        return self.receive_interrupts + self.transmit_interrupts
 
     def as_dict(self) -> dict[str, Any]:
         """Return the row as it stands in the JSON object."""
@@ -59,6 +65,8 @@ class Row:
             "packets": self.packets,
             "kicks": self.kicks,
             "interrupts": self.interrupts,
+            "receive_interrupts": self.receive_interrupts,
+            "transmit_interrupts": self.transmit_interrupts,
         }
 
 
@@ -192,7 +200,17 @@ def say_rows(rows: Sequence[Row]) -> str:
                 text.append(f"  {on.label}: {on.median / row.median:.2f} x {row.label}")
         text.append("")
         lines = [
-            ("", "packets", "bytes/packet", "kicks", "packets/kick", "interrupts", "packets/interrupt", "copies/packet")
+            (
+                "",
+                "packets",
+                "bytes/packet",
+                "kicks",
+                "packets/kick",
+                "rx interrupts",
+                "tx interrupts",
+                "packets/interrupt",
+                "copies/packet",
+            )
         ]
         for mark, row in zip(MARKS, of, strict=False):
             both = row.packets + row.packets_back
@@ -203,7 +221,8 @@ def say_rows(rows: Sequence[Row]) -> str:
                     ratio(row.frame_bytes, row.packets, 0),
                     f"{row.kicks:,}",
                     ratio(both, row.kicks),
-                    f"{row.interrupts:,}",
+                    f"{row.receive_interrupts:,}",
+                    f"{row.transmit_interrupts:,}",
                     ratio(both, row.interrupts),
                     ratio(row.copied, row.frame_bytes + row.frame_bytes_back, 3),
                 )

@@ -15,6 +15,7 @@ from virtio.device import Device
 from virtio.dma import PAGE, DmaPool
 from virtio.driver import Driver
 from virtio.errors import ConfigError
+from virtio.net import vtnet as vtnet  # a driver that attach() gives a function
 from virtio.pci.attach import Attached, attach, attach_all
 from virtio.pci.bus import Bus
 from virtio.pci.legacy import LegacyFunction

@@ -5,14 +5,15 @@ from __future__ import annotations
 import select
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from virtio._vtnet_receive import Received, VtnetReceive
 from virtio._vtnet_transmit import VtnetTransmit, transmit_by_flow
 from virtio.errors import ConfigError, DeviceBroken
 from virtio.offload import NetHeader, Toeplitz
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 T = TypeVar("T")
 

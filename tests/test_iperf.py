@@ -38,7 +38,7 @@ class FakePath:
         return Counts(
             {"guest-to-host": 10 * n, "host-to-guest": 3 * n},
             {"guest-to-host": 10_000 * n, "host-to-guest": 200 * n},
-            5 * n, 2 * n, n,
+            5 * n, 2 * n, n, n,
         )  # fmt: skip
 
     def about(self) -> str:
@@ -64,7 +64,7 @@ def test_paths_take_turns_after_a_warm_up_that_is_not_counted() -> None:
     there, back = found.rows[0], found.rows[2]
     assert (there.packets, there.packets_back, there.frame_bytes, there.frame_bytes_back) == (20, 6, 20_000, 400)
     assert (back.packets, back.packets_back, back.frame_bytes, back.frame_bytes_back) == (6, 20, 400, 20_000)
-    assert (there.kicks, there.interrupts, there.copied) == (10, 4, 2)
+    assert (there.kicks, there.receive_interrupts, there.transmit_interrupts, there.copied) == (10, 4, 2, 2)
 
 
 def test_one_direction() -> None:

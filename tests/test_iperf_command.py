@@ -64,6 +64,7 @@ def rows_of(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
     for row in rows:
         assert list(row) == [
             "nic", "direction", "offloads", "mbit_s", "median", "verified", "packets", "kicks", "interrupts",
+            "receive_interrupts", "transmit_interrupts",
         ]  # fmt: skip
         assert row["verified"] is True
         assert isinstance(row["packets"], int)

@@ -68,11 +68,11 @@ def test_difference_needs_two_values_each_and_something_to_compare_with() -> Non
 def rows() -> list[Row]:
     return [
         Row("vtnet", "guest-to-host", True, "vtnet", [900.0, 910.0, 920.0], True, 3000, 1000, 30_000_000, 70_000,
-            400, 40),
+            400, 38, 2),
         Row("vtnet", "guest-to-host", False, "vtnet, offloads off", [100.0, 101.0, 102.0], True, 9000, 1000, 13_500_000,
-            70_000, 500, 0),
+            70_000, 500, 0, 0),
         Row("tap-loop", "guest-to-host", True, "tap-loop", [1000.0, 1001.0, 999.0], True, 3100, 900, 31_000_000),
-        Row("vtnet", "host-to-guest", True, "vtnet", [950.123456], False, 7, 0, 700, 0, 1, 1, 700),
+        Row("vtnet", "host-to-guest", True, "vtnet", [950.123456], False, 7, 0, 700, 0, 1, 1, 0, 700),
     ]  # fmt: skip
 
 
@@ -80,11 +80,24 @@ def test_json_is_the_object_that_was_promised() -> None:
     found = json.loads(json.dumps(as_json(rows())))
     assert list(found) == ["rows"]
     assert [list(row) for row in found["rows"]] == 4 * [
-        ["nic", "direction", "offloads", "mbit_s", "median", "verified", "packets", "kicks", "interrupts"]
+        [
+            "nic",
+            "direction",
+            "offloads",
+            "mbit_s",
+            "median",
+            "verified",
+            "packets",
+            "kicks",
+            "interrupts",
+            "receive_interrupts",
+            "transmit_interrupts",
+        ]
     ]
     assert found["rows"][0] == {
         "nic": "vtnet", "direction": "guest-to-host", "offloads": True, "mbit_s": [900.0, 910.0, 920.0],
         "median": 910.0, "verified": True, "packets": 3000, "kicks": 400, "interrupts": 40,
+        "receive_interrupts": 38, "transmit_interrupts": 2,
     }  # fmt: skip
     assert found["rows"][3]["mbit_s"] == [950.1]
     assert found["rows"][3]["verified"] is False
@@ -103,8 +116,8 @@ def test_text_has_the_columns_of_2011_the_differences_and_the_prices() -> None:
     assert "(Student's t, pooled s = 7.10634)" in text
     assert "vtnet: 9.01 x vtnet, offloads off" in text
     at = next(i for i, line in enumerate(lines) if line.split()[:1] == ["packets"])
-    assert lines[at + 1].split() == ["x", "vtnet", "3,000", "10,000", "400", "10.0", "40", "100.0", "0.000"]
-    assert lines[at + 3].split() == ["*", "tap-loop", "3,100", "10,000", "0", "-", "0", "-", "0.000"]
+    assert lines[at + 1].split() == ["x", "vtnet", "3,000", "10,000", "400", "10.0", "38", "2", "100.0", "0.000"]
+    assert lines[at + 3].split() == ["*", "tap-loop", "3,100", "10,000", "0", "-", "0", "0", "-", "0.000"]
     back = text[text.index("host-to-guest, Mbit/s") :].splitlines()
     assert back[2].split() == ["x", "vtnet", "1", "950.1", "950.1", "950.1", "950.1", "-", "NO"]
     assert "confidence" not in "".join(back)  # one value proves nothing
