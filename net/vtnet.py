@@ -19,6 +19,7 @@ from virtio.dma import DmaPool
 from virtio.driver import AttachedQueue, Driver, QueuePlan, Transport
 from virtio.errors import ConfigError, DeviceBroken
 from virtio.features import Features, parse
+from virtio.layout import QUEUE_SIZE_MAX
 from virtio.net.control import Ack, ControlQueue
 from virtio.net.filter import ADDR_SET, MAC, ReceiveFilter, check_mac
 from virtio.net.traffic import QueuePair, Traffic
@@ -34,6 +35,7 @@ VLAN_TAGS = 8  # two of them
 MTU_MIN, MTU_MAX = 68, 65535
 MTU_DEFAULT = 1500
 PAIRS_MAX = 0x8000
+RX_BUFFER_MIN = 64
 
 GUEST_SEGMENTATION = Net.GUEST_TSO4 | Net.GUEST_TSO6 | Net.GUEST_ECN | Net.GUEST_UFO | Net.GUEST_USO4 | Net.GUEST_USO6
 HOST_SEGMENTATION = Net.HOST_TSO4 | Net.HOST_TSO6 | Net.HOST_ECN | Net.HOST_UFO | Net.HOST_USO
@@ -74,7 +76,8 @@ class Vtnet(Traffic, Driver):
 
     ``transport`` is the way to the device, ``pool`` the guest memory that the driver may use. ``want`` and ``refuse``
     are features, bits or names, to ask for besides the usual ones and not to accept. ``pairs`` is how many queue pairs
-    to use, where the device has as many; ``queue_size`` limits descriptors. ``lro`` says who merges received TCP
+    to use, where the device has as many; ``queue_size`` limits descriptors (1 to 32768; 0: as many as the device has, as
+    always over legacy PCI, which cannot say). ``lro`` says who merges received TCP
     segments: "device" (GUEST_TSO), this driver ("software"), or nobody (None). ``mtu`` is that of the interface, for
     the size of buffers, unless the device says one; ``rx_buffer`` is the size of receive buffers where they are
     mergeable. ``watchdog`` is how long, in seconds, a transmit queue may stand still with frames in it until
@@ -115,6 +118,10 @@ class Vtnet(Traffic, Driver):
             raise ConfigError(f"{pairs} queue pairs (1 to {PAIRS_MAX})")
         if not MTU_MIN <= mtu <= MTU_MAX:
             raise ConfigError(f"MTU {mtu} out of range ({MTU_MIN} to {MTU_MAX})")
+        if not 0 <= queue_size <= QUEUE_SIZE_MAX:
+            raise ConfigError(f"queue size {queue_size} out of range (1 to {QUEUE_SIZE_MAX}; 0: the device's)")
+        if rx_buffer is not None and not RX_BUFFER_MIN <= rx_buffer <= FRAME_MAX:
+            raise ConfigError(f"receive buffers of {rx_buffer} bytes: out of range ({RX_BUFFER_MIN} to {FRAME_MAX})")
         wanted = (WANTED | parse(want, self.device_type)) & ~parse(refuse, self.device_type)
         if lro != "device":
             wanted &= ~int(GUEST_SEGMENTATION)
@@ -477,8 +484,7 @@ class Vtnet(Traffic, Driver):
         mac = self.mac
         request = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 3, mac, bytes(4), mac, bytes(4))
         frame = b"\xff" * 6 + mac + b"\x80\x35" + request
-        self.transmit([frame.ljust(60, b"\0")])
-        self.counters["announcements"] += 1
+        self.counters["announcements"] += self.transmit([frame.ljust(60, b"\0")])
 
     def statistics(self) -> dict[str, int]:
         """Return all counters, under the names of FreeBSD's ``sysctl dev.vtnet.N`` where it has them.

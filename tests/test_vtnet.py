@@ -542,3 +542,19 @@ def test_statistics_have_freebsds_names() -> None:
     assert counts["tx_kicks"] >= 1
     nic.detach()
     assert nic.statistics()["max_vq_pairs"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"queue_size": -1}, "queue size -1 out of range"),
+        ({"queue_size": 32769}, "queue size 32769 out of range"),
+        ({"rx_buffer": 63}, "63 bytes: out of range"),
+        ({"rx_buffer": 65590}, "65590 bytes: out of range"),
+        ({"pairs": 0}, "0 queue pairs"),
+        ({"mtu": 67}, "MTU 67 out of range"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_before_the_device_is_touched(options: dict[str, int], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        attached(HandDevice(), **options)

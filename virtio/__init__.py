@@ -5,8 +5,10 @@ What a NIC does to a frame is in virtio.offload.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from virtio.constants import Feature, NetFeature, Postpone
 from virtio.errors import (
@@ -37,6 +39,11 @@ except ModuleNotFoundError as error:
         f"run: pip install -e {os.path.dirname(os.path.dirname(os.path.abspath(__file__)))}"
     ) from error
 
+if TYPE_CHECKING:
+    from virtio.device import Device as Device
+    from virtio.direct import DirectTransport as DirectTransport
+    from virtio.driver import Driver as Driver
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -46,6 +53,9 @@ __all__ = [
     "DriverQueue",
     "DeviceQueue",
     "Chain",
+    "Device",
+    "Driver",
+    "DirectTransport",
     "Feature",
     "NetFeature",
     "Postpone",
@@ -61,6 +71,18 @@ __all__ = [
     "get_include",
     "__version__",
 ]
+
+
+_HOMES = {"Device": "virtio.device", "Driver": "virtio.driver", "DirectTransport": "virtio.direct"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what whole devices and drivers are made of when it is asked for (PEP 562): rings alone take none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
 
 
 def get_include() -> str:

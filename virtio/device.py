@@ -489,7 +489,8 @@ class Device:
     def snapshot(self) -> dict[str, Any]:
         """Return the whole device as plain data (JSON-able), for :meth:`restore` with the same memory contents.
 
-        The transport's own state (vectors, registers) is not part of it. The device goes on.
+        The transport's own state (vectors, registers) is not part of it; nor is what the device has taken from outside
+        and not yet given to the driver (of a network device at most one frame a queue). The device goes on.
         """
         with self._control():
             if self.live and self._dma:
