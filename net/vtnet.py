@@ -76,8 +76,8 @@ class Vtnet(Traffic, Driver):
 
     ``transport`` is the way to the device, ``pool`` the guest memory that the driver may use. ``want`` and ``refuse``
     are features, bits or names, to ask for besides the usual ones and not to accept. ``pairs`` is how many queue pairs
-    to use, where the device has as many; ``queue_size`` limits descriptors (1 to 32768; 0: as many as the device has, as
-    always over legacy PCI, which cannot say). ``lro`` says who merges received TCP
+    to use, where the device has as many; ``queue_size`` limits descriptors (1 to 32768; 0: as many as the device has,
+    as always over legacy PCI, which cannot say). ``lro`` says who merges received TCP
     segments: "device" (GUEST_TSO), this driver ("software"), or nobody (None). ``mtu`` is that of the interface, for
     the size of buffers, unless the device says one; ``rx_buffer`` is the size of receive buffers where they are
     mergeable. ``watchdog`` is how long, in seconds, a transmit queue may stand still with frames in it until

@@ -1,15 +1,15 @@
 # Runs of plain chains at the device end of a virtqueue: what most chains of a network device are.
 #
-# A plain chain is one descriptor in one piece of memory. Those are popped one by one and used in the same order, with no
-# virtio_chain between: 40 instructions of a frame's 100. A run ends at whatever is not plain, which stays in the queue
-# for device_pop_burst; that finds faults too. A run holds nothing of the queue until it is committed.
+# A plain chain is one descriptor in one piece of memory. Those are popped one by one and used in the same order, with
+# no virtio_chain between, which saves four in ten of the instructions. A run ends at whatever is not plain, which stays
+# in the queue for device_pop_burst; that finds faults too. Nothing of the queue is taken until the commit.
 #
-#     if run_start(&run, q, limit):
-#         while run_next(&run, flags):             # the buffer: run.host, run.length
-#             run_used(&run, written)              # or: run_keep(&run, ids), and run_use_kept(&run, ids, n) at the end
-#         run_commit(&run, n)                      # of those the first n, all that were given to run_used
+#     if run_start(&run, q, limit, packed):
+#         while run_next(&run, flags, packed):     # the buffer: run.host, run.length
+#             run_used(&run, written, packed)      # or run_keep(&run, ids, packed), and run_use_kept at the end
+#         run_commit(&run, n, packed)              # the first n of them: all that were given to run_used
 #
-# The run lies in registers: its functions are to be inlined, with `packed` a constant. Callers hold q.lock.
+# Its functions are to be inlined: the run then lies in registers. Callers hold q.lock.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._chain_walk cimport range_holds, walk_is_single
