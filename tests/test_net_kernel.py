@@ -189,7 +189,8 @@ def test_two_queues_on_two_threads(more: dict[str, Any]) -> None:
     """Two queue pairs, driver and device on a thread each; several streams, and both pairs carry some of it."""
     with kernel_path(pairs=2, workers=2, **more) as path:
         threads = [
-            threading.Thread(target=stream_both_ways, args=(path, 4 + 2 * (i % 2), 4 << 20, 5001 + i)) for i in range(4)
+            threading.Thread(target=stream_both_ways, args=(path, 4 + 2 * (i % 2), 1 << 20, 5001 + i))
+            for i in range(12)  # the kernel deals them out by a random hash
         ]
         for thread in threads:
             thread.start()
