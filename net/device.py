@@ -173,6 +173,10 @@ class NetDevice(Device):
         """Receive and transmit queues in turn, then the control queue."""
         return (self.queue_size,) * (2 * self.max_pairs + 1)
 
+    def queue_count(self) -> int:
+        """Return how many queue pairs it has."""
+        return self.max_pairs
+
     @property
     def control_index(self) -> int:
         """Which queue is the control queue: behind the pairs that a driver with, or without, MQ knows (5.1.2)."""
@@ -266,7 +270,7 @@ class NetDevice(Device):
             task.accept(self._accepted())
             task.filter(**self.control.filter())
         self._tasks[index] = task
-        task.close(self._closed(pair))
+        task.close(self._closed(index))
         if self._dma:
             task.resume()
         if isinstance(task, NetReceive):
@@ -335,6 +339,15 @@ class NetDevice(Device):
         if task := self._tasks.get(index):
             task.set_call(self.queues[index].call)
 
+    def queue_muted(self, index: int) -> None:
+        """Use the pairs whose receive queues are not muted: that is how vhost-user says how many."""
+        receive = self.queues[: self.control_index : 2]
+        pairs = next((i for i, slot in enumerate(receive) if slot.muted or not slot.enabled), len(receive))
+        if pairs and pairs != self.control.pairs:
+            self.control.pairs = pairs
+            self.port.set_queues(pairs)
+        self._open_or_close()
+
     def pause(self) -> None:
         """Let no task touch a queue."""
         for task in self._tasks.values():
@@ -402,12 +415,12 @@ class NetDevice(Device):
             return FRAME_MAX
         return min(self.mtu + 18, FRAME_MAX)
 
-    def _closed(self, pair: int) -> bool:
-        return not self._link or pair >= self.control.pairs
+    def _closed(self, index: int) -> bool:
+        return not self._link or index // 2 >= self.control.pairs or self.queues[index].muted
 
     def _open_or_close(self) -> None:
         for index, task in self._tasks.items():
-            task.close(self._closed(index // 2))
+            task.close(self._closed(index))
 
     # ---- running ----
 

@@ -25,7 +25,8 @@ cdef class Bell:
     """Wakes whoever serves a queue: a kick for the device, an interrupt for the driver.
 
     ``Bell()`` has an eventfd of its own, which is written to only while somebody sleeps on it. ``Bell(fd)`` writes to
-    an eventfd that others read, at each ring; the caller keeps it open, and closes it. ``Bell(function)`` calls
+    an eventfd that others read, at each ring; the caller keeps it open, and closes it, unless the bell shall ``own`` it,
+    and close it when it goes. ``Bell(function)`` calls
     ``function()`` on the ringing thread, which holds no queue's lock then; what it raises goes to ``sys.excepthook``.
 
     Any thread may call anything. Raises OSError when there is no file descriptor left, TypeError for what is none of
@@ -35,7 +36,7 @@ cdef class Bell:
     def __cinit__(self):
         self.c.fd = -1
 
-    def __init__(self, target=None):
+    def __init__(self, target=None, *, bint own=False):
         if self.function is not None or self.c.fd >= 0:
             raise TypeError("bell is initialised already")
         if target is None:
@@ -48,6 +49,7 @@ cdef class Bell:
         elif isinstance(target, int) or hasattr(target, "fileno"):
             self.c.fd = target if isinstance(target, int) else target.fileno()
             self.c.always = 1
+            self.own = own
         else:
             raise TypeError(f"a bell rings an eventfd or a function, not {type(target).__name__}")
 

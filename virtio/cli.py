@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout, __version__
 from virtio.net.iperf_cli import add_to as add_iperf
+from virtio.net.net_cli import add_to as add_net
 
 BASE, BUFFERS = 0x100000, 0x140000  # guest addresses of the ring and of the buffers
 MAX_CHAINS = 10**10
@@ -147,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     command.set_defaults(run=demo)
     add_iperf(commands)
+    add_net(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

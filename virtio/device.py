@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from functools import partial
 from typing import Any, ClassVar
 
+from virtio import snapshot
 from virtio._bell import Bell
 from virtio._chain import Chain
 from virtio._device_queue import DeviceQueue
@@ -35,9 +35,9 @@ class Device:
 
     A subclass says ``device_type`` and the ``features`` that it offers, gives :meth:`queue_sizes`, sets ``config`` (a
     bytearray: the config space of its type), and overrides hooks: :meth:`activate`, :meth:`deactivate`,
-    :meth:`notified`, :meth:`queue_enable`, :meth:`queue_reset`, :meth:`config_written`, :meth:`call_changed`,
-    :meth:`save`, :meth:`load`, :meth:`pause`, :meth:`resume`. What queue_sizes() needs is to be there before
-    ``super().__init__()`` is called.
+    :meth:`notified`, :meth:`queue_enable`, :meth:`queue_reset`, :meth:`queue_muted`, :meth:`config_written`,
+    :meth:`call_changed`, :meth:`save`, :meth:`load`, :meth:`pause`, :meth:`resume`. What queue_sizes() needs is to be
+    there before ``super().__init__()`` is called.
 
     ``offer`` and ``withhold`` are features (bits or names) to offer besides the type's own, and not to offer; what
     needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue. Raises ConfigError for
@@ -110,6 +110,10 @@ class Device:
         """Return the largest size of each queue. One queue unless overridden."""
         return (self.queue_size,)
 
+    def queue_count(self) -> int:
+        """Return how many queues it has, as vhost-user counts them: of a network device, pairs."""
+        return len(self.queues)
+
     def handles(self, index: int) -> bool:
         """Say whether :meth:`notified` is called for kicks of a queue; if not, a task answers its ``kick`` bell."""
         return type(self).notified is not Device.notified
@@ -128,6 +132,9 @@ class Device:
 
     def queue_reset(self, index: int) -> None:
         """End with one queue: it is not to be touched when this returns."""
+
+    def queue_muted(self, index: int) -> None:
+        """Take note that ``queues[index].muted`` was set: while it is, :meth:`notified` is not called for it."""
 
     def call_changed(self, index: int) -> None:
         """Take note that ``queues[index].call`` is another bell."""
@@ -466,7 +473,7 @@ class Device:
     # ---- serving ----
 
     def _servable(self, slot: QueueSlot) -> bool:
-        return self.live and self._dma and slot.kicked and slot.enabled and slot.broken is None
+        return self.live and self._dma and slot.kicked and slot.enabled and not slot.muted and slot.broken is None
 
     def _serve(self, slot: QueueSlot) -> None:
         epoch = self._epoch
@@ -484,6 +491,52 @@ class Device:
         if self._interrupt is not None:
             self._interrupt.config()
 
+    # ---- queues one by one: vhost-user has no device status ----
+
+    def set_kick(self, index: int, bell: Bell) -> None:
+        """Have a queue that :meth:`handles` does not name kicked by another bell, from when it is started next."""
+        self.queues[index].kick = bell
+
+    def start_queue(self, index: int, queue: DeviceQueue, *, muted: bool | None = None) -> None:
+        """Go on with a queue, from where ``queue`` stands; nothing is checked that negotiation is to have settled.
+
+        It is kicked and its driver interrupted once: either may have been lost with whoever worked it before.
+        ``muted``: as :meth:`mute_queue`; None: of a driver that never mutes any.
+        """
+        with self._control():
+            slot = self.queues[index]
+            slot.queue, slot.layout, slot.size = queue, queue.layout, queue.layout.size
+            slot.enabled, slot.muted = True, bool(muted)
+            if self.live:
+                self.queue_enable(index)
+                slot.owed = True
+                if muted is not None:
+                    self.queue_muted(index)
+            slot.kick.ring()
+
+    def stop_queue(self, index: int) -> DeviceQueue | None:
+        """Let go of a queue; return it as it stands then, or None if it was not enabled."""
+        with self._control():
+            slot = self.queues[index]
+            if not slot.enabled:
+                return None
+            queue = self.device_queue(index)
+            if self.live:
+                self.queue_reset(index)
+            slot.queue = None
+            slot.clear()
+            return queue
+
+    def mute_queue(self, index: int, muted: bool) -> None:
+        """Keep a queue from having any effect, or let it have some again."""
+        with self._control():
+            slot = self.queues[index]
+            slot.muted = muted
+            if self.live and slot.enabled:
+                self.queue_muted(index)
+                if not muted:
+                    slot.kick.ring()
+
     # ---- snapshot ----
 
     def snapshot(self) -> dict[str, Any]:
@@ -492,32 +545,7 @@ class Device:
         The transport's own state (vectors, registers) is not part of it; nor is what the device has taken from outside
         and not yet given to the driver (of a network device at most one frame a queue). The device goes on.
         """
-        with self._control():
-            if self.live and self._dma:
-                self.pause()
-            try:
-                return {
-                    "device_type": int(self.device_type),
-                    "legacy": self.legacy,
-                    "acked": int(self._acked),
-                    "negotiated": int(self.negotiated),
-                    "status": int(self.status),
-                    "reason": self.reason,
-                    "generation": self.generation,
-                    "config": self.config.hex(),
-                    "queues": [
-                        {
-                            "layout": asdict(slot.layout) if slot.layout else None,
-                            "broken": slot.broken,
-                            "state": slot.queue.state() if slot.queue else None,
-                        }
-                        for slot in self.queues
-                    ],
-                    "own": self.save(),
-                }
-            finally:
-                if self.live and self._dma:
-                    self.resume()
+        return snapshot.take(self)
 
     def restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
         """Go on where ``state`` was taken, on ``memory`` with the contents of that moment. Restore the transport first.
@@ -526,50 +554,4 @@ class Device:
         ValueError for a state of another type or shape, NegotiationError for features that this device does not offer,
         MemoryFault for queues outside of memory; the device is then reset.
         """
-        with self._control():
-            self.reset()
-            self.memory = memory
-            try:
-                self._restore(state, memory)
-            except (KeyError, TypeError, AttributeError) as error:
-                self.reset()
-                raise ValueError(f"state is malformed: {type(error).__name__}: {error}") from error
-            except BaseException:
-                self.reset()
-                raise
-
-    def _restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
-        if state["device_type"] != self.device_type:
-            raise ValueError(
-                f"state is of a device of type {state['device_type']}, this one is of {int(self.device_type)}"
-            )
-        if state["legacy"] != self.legacy:
-            kinds = ("modern", "legacy")
-            raise ValueError(f"state is of the {kinds[state['legacy']]} interface, not of the {kinds[self.legacy]} one")
-        if len(state["queues"]) != len(self.queues):
-            raise ValueError(f"state has {len(state['queues'])} queues, this device {len(self.queues)}")
-        if lacking := state["negotiated"] & ~self.offered:
-            names = tuple(self.names(lacking))
-            text = f"state has features that this device does not offer: {', '.join(names)}"
-            raise NegotiationError(text, self.offered, state["negotiated"], names)
-        config = bytes.fromhex(state["config"])
-        if len(config) != len(self.config):
-            raise ValueError(f"state has a config space of {len(config)} bytes, this device {len(self.config)}")
-        self.config[:] = config
-        self._acked, self.negotiated = state["acked"], state["negotiated"]
-        self.status, self.reason, self.generation = state["status"], state["reason"], state["generation"]
-        for slot, saved in zip(self.queues, state["queues"], strict=True):
-            if saved["layout"]:
-                layout = QueueLayout(**saved["layout"])
-                if layout.size > slot.size_max or layout.is_packed != bool(self.negotiated & Feature.RING_PACKED):
-                    raise ValueError(f"state has queue {slot.index} as {layout}, which this device cannot have")
-                slot.layout, slot.size, slot.enabled, slot.broken = layout, layout.size, True, saved["broken"]
-            if saved["state"]:
-                slot.queue = DeviceQueue.restore(memory, saved["state"])
-        self.load(state["own"])
-        if self._dma and self.status & Status.DRIVER_OK and not self.status & Status.FAILED:
-            self._start()
-        for slot in self.queues:
-            if slot.enabled:
-                slot.owed = self.live
-                slot.kick.ring()
+        snapshot.put(self, state, memory)

@@ -108,3 +108,11 @@ class DeviceBroken(VirtioError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class VhostUserError(VirtioError):
+    """A message of vhost-user that cannot be, or cannot be now. The connection it came on is closed."""
+
+
+class Disconnected(VirtioError):
+    """The other side of a vhost-user connection is gone."""

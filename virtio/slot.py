@@ -26,7 +26,7 @@ class QueueSlot:
 
     ``size`` is what the driver chose, ``size_max`` what it may choose. ``layout`` is None until the driver set it.
     ``kick`` is rung by the driver, ``call`` by the device. ``queue`` is the DeviceQueue that ``Device.device_queue``
-    made. ``broken`` is why the device works it no more, or None.
+    made. ``muted``: the transport wants no effect of it. ``broken`` is why the device works it no more, or None.
     """
 
     kick: Bell
@@ -52,6 +52,7 @@ class QueueSlot:
         self.enabled = False
         self.queue = None
         self.broken: str | None = None
+        self.muted = False  # the transport wants no effect of it
         self.kicked = False  # the driver rang, and notified() was not called for it yet
         self.owed = False  # the driver is to be interrupted as soon as no lock is held
 

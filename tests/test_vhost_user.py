@@ -1,0 +1,438 @@
+"""A device of ours over vhost-user, before a frontend that the tests play.
+
+The real frontends are in test_vhost_dpdk.py. Here is what those never do: wrong messages, odd orders, going away.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vhost_frontend import GPA, SIZE, UADDR, Frontend, layout_of, u32s
+
+from virtio import Device, DriverQueue, Feature
+from virtio.errors import Disconnected, VhostUserError
+from virtio.net import Loopback, NetDevice
+from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
+from virtio.vhost_user.messages import (
+    ADDRESS,
+    CONFIG,
+    NO_FD,
+    REGION,
+    STATE,
+    TABLE,
+    U64,
+    Request,
+)
+
+BUFFERS = GPA + 0x100000
+FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+R = Request
+
+
+class Upper(Device):
+    """Answers each chain in upper case: a device that somebody wrote in Python, of no special kind."""
+
+    device_type = 42
+
+    def __init__(self, **options: Any) -> None:
+        self.config = bytearray(b"upper\0\0\0")
+        super().__init__(**options)
+
+    def queue_sizes(self) -> tuple[int, ...]:
+        return (256, 256)
+
+    def config_written(self, offset: int, data: bytes) -> bool:
+        self.config[offset : offset + len(data)] = data
+        return True
+
+    def notified(self, index: int) -> None:
+        for chain in self.chains(index):
+            chain.write(chain.read().upper())
+
+
+@contextmanager
+def served(device: Device, path: Path, **options: Any) -> Iterator[tuple[Server, Frontend]]:
+    with Server(device, path, **options) as server, Frontend(str(path)) as frontend:
+        yield server, frontend
+
+
+def running(frontend: Frontend, packed: bool, index: int = 0, features: int = 0, protocol: int = 0) -> DriverQueue:
+    """Negotiate, share memory, start one ring; return the driver's end."""
+    want = Feature.VERSION_1 | (Feature.RING_PACKED if packed else 0) | features
+    use = frontend.negotiate(want, ProtocolFeature.REPLY_ACK | protocol)
+    frontend.share_memory()
+    layout = layout_of(index, packed)
+    driver = frontend.driver(index, layout, use)
+    frontend.start(index, layout)
+    return driver
+
+
+def exchange(frontend: Frontend, driver: DriverQueue, text: bytes, index: int = 0) -> bytes:
+    """Send text through a ring; return the answer."""
+    frontend.memory.write(BUFFERS, text)
+    driver.enqueue([(BUFFERS, len(text))], [(BUFFERS + 0x1000, 256)], cookie="c")
+    driver.notify()
+    frontend.kick(index)
+    wait_for(lambda: driver.nused > 0)
+    ((_, length),) = driver.dequeue_burst()
+    return frontend.memory.read(BUFFERS + 0x1000, length)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.001)
+
+
+@FORMATS
+def test_any_device_is_served(packed: bool, tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        driver = running(frontend, packed)
+        for i in range(300):  # the ring wraps
+            assert exchange(frontend, driver, f"text {i}".encode()) == f"TEXT {i}".encode()
+        assert select.select([frontend.calls[0]], [], [], 10)[0]  # and it interrupts
+
+
+@FORMATS
+def test_a_ring_that_is_stopped_goes_on_where_it_stood(packed: bool, tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        driver = running(frontend, packed)
+        for i in range(7):
+            exchange(frontend, driver, b"x%d" % i)
+        base = frontend.stop(0)
+        assert base & 0x7FFF == 7 * (2 if packed else 1)
+        frontend.start(0, layout_of(0, packed), base)
+        for i in range(100):
+            assert exchange(frontend, driver, b"y%d" % i) == b"Y%d" % i
+
+
+@FORMATS
+def test_a_frontend_that_comes_back_goes_on(packed: bool, tmp_path: Path) -> None:
+    """The backend sees a new connection; the ring in guest memory is that of before."""
+    device = Upper()
+    with Server(device, tmp_path / "s") as server:
+        with Frontend(str(tmp_path / "s")) as frontend:
+            driver = running(frontend, packed)
+            for i in range(5):
+                exchange(frontend, driver, b"a%d" % i)
+            base = frontend.stop(0)
+            state, content = driver.state(), frontend.memory.read(GPA, SIZE)
+        wait_for(lambda: not server.connected)
+        with Frontend(str(tmp_path / "s")) as frontend:
+            frontend.memory.write(GPA, content)
+            use = Feature.VERSION_1 | (Feature.RING_PACKED if packed else 0)
+            frontend.negotiate(use)
+            frontend.share_memory()
+            again = DriverQueue.restore(frontend.memory, state)
+            frontend.start(0, layout_of(0, packed), base)
+            assert exchange(frontend, again, b"and on") == b"AND ON"
+        assert server.connections == 2
+        assert server.error is None
+
+
+def test_what_a_killed_backend_took_is_done_again(tmp_path: Path) -> None:
+    """Base ahead of used.idx: chains that never came back."""
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        use = frontend.negotiate()
+        frontend.share_memory()
+        layout = layout_of(0, False)
+        driver = frontend.driver(0, layout, use)
+        frontend.memory.write(BUFFERS, b"lost")
+        driver.enqueue([(BUFFERS, 4)], [(BUFFERS + 0x1000, 16)], cookie=None)
+        driver.notify()
+        frontend.start(0, layout, base=1)
+        wait_for(lambda: driver.nused == 1)
+        assert frontend.memory.read(BUFFERS + 0x1000, 4) == b"LOST"
+
+
+def test_kicks_before_the_start_count(tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        use = frontend.negotiate()
+        frontend.share_memory()
+        layout = layout_of(0, False)
+        driver = frontend.driver(0, layout, use)
+        frontend.memory.write(BUFFERS, b"early")
+        driver.enqueue([(BUFFERS, 5)], [(BUFFERS + 0x1000, 16)], cookie=None)
+        frontend.start(0, layout)
+        wait_for(lambda: driver.nused == 1)
+
+
+def test_a_ring_starts_disabled_if_the_frontend_knows_of_that(tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        use = frontend.negotiate()
+        frontend.share_memory()
+        layout = layout_of(0, False)
+        driver = frontend.driver(0, layout, use)
+        frontend.start(0, layout, enable=False)
+        frontend.memory.write(BUFFERS, b"wait")
+        driver.enqueue([(BUFFERS, 4)], [(BUFFERS + 0x1000, 16)], cookie=None)
+        frontend.kick(0)
+        frontend.ask_u64(R.GET_FEATURES)
+        time.sleep(0.05)
+        assert driver.nused == 0
+        frontend.enable(0, True)
+        wait_for(lambda: driver.nused == 1)
+
+
+def test_a_ring_starts_enabled_without_protocol_features(tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        use = frontend.negotiate(protocol=0)
+        frontend.share_memory()
+        layout = layout_of(0, False)
+        driver = frontend.driver(0, layout, use)
+        frontend.start(0, layout, enable=False)
+        assert exchange(frontend, driver, b"on") == b"ON"
+
+
+def test_the_call_descriptor_may_change(tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        driver = running(frontend, False)
+        exchange(frontend, driver, b"1")
+        frontend.eventfd(R.SET_VRING_CALL, 0, frontend.calls)
+        assert select.select([frontend.calls[0]], [], [], 10)[0]  # one may have been missed
+        os.eventfd_read(frontend.calls[0])
+        exchange(frontend, driver, b"2")
+        assert select.select([frontend.calls[0]], [], [], 10)[0]
+
+
+def test_memory_may_come_and_go_by_slots(tmp_path: Path) -> None:
+    slots = ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIGURE_MEM_SLOTS
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        use = frontend.negotiate(protocol=slots)
+        assert frontend.ask_u64(R.GET_MAX_MEM_SLOTS) == 509
+        half = SIZE // 2
+        for at in (0, half):
+            frontend.order(R.ADD_MEM_REG, bytes(8) + REGION.pack(GPA + at, half, UADDR + at, at), [frontend.fd])
+        layout = layout_of(0, False)
+        driver = frontend.driver(0, layout, use)
+        frontend.start(0, layout)
+        assert exchange(frontend, driver, b"slot") == b"SLOT"
+        frontend.order(R.REM_MEM_REG, bytes(8) + REGION.pack(GPA + half, half, UADDR + half, 0))
+        assert exchange(frontend, driver, b"still") == b"STILL"
+        # the ring's own region may be given again: the same addresses, mapped anew
+        frontend.share_memory()
+        assert exchange(frontend, driver, b"and now") == b"AND NOW"
+
+
+def test_configuration_is_read_and_written(tmp_path: Path) -> None:
+    both = ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ
+    device = Upper()
+    with served(device, tmp_path / "s") as (_, frontend):
+        frontend.negotiate(protocol=both)
+        head = CONFIG.pack(0, 8, 0)
+        assert frontend.ask(R.GET_CONFIG, head + bytes(8)) == head + b"upper\0\0\0"
+        frontend.order(R.SET_CONFIG, CONFIG.pack(1, 2, 0) + b"PP")
+        assert frontend.ask(R.GET_CONFIG, head + bytes(8)) == head + b"uPPer\0\0\0"
+        assert frontend.ask(R.GET_CONFIG, CONFIG.pack(0, 300, 0) + bytes(300)) == CONFIG.pack(0, 0, 0)  # refused
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.settimeout(10)
+        with ours:
+            frontend.order(R.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+            theirs.close()
+            frontend.share_memory()
+            frontend.start(0, layout_of(0, False))
+            device.config_changed()
+            assert ours.recv(12) == u32s(2, 1, 0)  # CONFIG_CHANGE_MSG
+
+
+def test_status_is_kept_and_a_refusal_shows(tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        frontend.negotiate(protocol=ProtocolFeature.REPLY_ACK | ProtocolFeature.STATUS)
+        frontend.order(R.SET_STATUS, U64.pack(0xB))
+        assert frontend.ask_u64(R.GET_STATUS) == 0xB
+        frontend.order(R.SET_STATUS, U64.pack(0))
+        assert frontend.ask_u64(R.GET_STATUS) == 0
+
+
+@FORMATS
+def test_a_dirty_log_has_what_the_device_wrote(packed: bool, tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        driver = running(frontend, packed, features=1 << 26, protocol=ProtocolFeature.LOG_SHMFD)
+        log = os.memfd_create("log")
+        os.ftruncate(log, 1 << 20)
+        exchange(frontend, driver, b"unseen")
+        frontend.say(R.SET_LOG_BASE, U64.pack(1 << 20) + U64.pack(0), [log])
+        frontend.answer()
+        exchange(frontend, driver, b"seen")
+        first = GPA >> 12
+        data = os.pread(log, 1 << 20, 0)
+        dirty = {page for page in range(first, first + (SIZE >> 12)) if data[page >> 3] >> (page & 7) & 1}
+        ring = layout_of(0, packed)
+        written = (ring.desc if packed else ring.device) >> 12
+        assert dirty == {written, (BUFFERS + 0x1000) >> 12}
+        os.close(log)
+
+
+BAD: dict[str, tuple[int, bytes, int, str]] = {
+    # name: request, payload, eventfds that come with it, what it is told
+    "unknown request": (99, b"", 0, "request 99"),
+    "request 0": (0, b"", 0, "request 0"),
+    "short u64": (R.SET_FEATURES, b"\0\0\0\0", 0, r"SET_FEATURES has 4 bytes \(8\)"),
+    "features not offered": (R.SET_FEATURES, U64.pack(1 << 63), 0, "not offered"),
+    "protocol not offered": (R.SET_PROTOCOL_FEATURES, U64.pack(1 << 40), 0, "bits 0x10000000000 were not offered"),
+    "size 0": (R.SET_VRING_NUM, STATE.pack(0, 0), 0, r"size 0 of ring 0 out of range \(1 to 256\)"),
+    "size too large": (R.SET_VRING_NUM, STATE.pack(0, 512), 0, "size 512"),
+    "no such ring": (R.SET_VRING_NUM, STATE.pack(2, 4), 0, r"ring 2 out of range \(2 rings\)"),
+    "ring of 255": (R.SET_VRING_CALL, U64.pack(255 | NO_FD), 0, "ring 255 out of range"),
+    "short address": (R.SET_VRING_ADDR, bytes(39), 0, "SET_VRING_ADDR has 39 bytes"),
+    "kick without fd": (R.SET_VRING_KICK, U64.pack(0), 0, r"has 0 file descriptors \(1\)"),
+    "kick with two": (R.SET_VRING_KICK, U64.pack(0), 2, "has 2 file descriptors"),
+    "kick too early": (R.SET_VRING_KICK, U64.pack(0), 1, "ring 0 is kicked before its size and addresses are set"),
+    "enable 2": (R.SET_VRING_ENABLE, STATE.pack(0, 2), 0, "2 is neither 0 nor 1"),
+    "no regions": (R.SET_MEM_TABLE, TABLE.pack(0, 0), 0, r"0 regions \(1 to 8\)"),
+    "nine regions": (R.SET_MEM_TABLE, TABLE.pack(9, 0) + bytes(288), 9, "9 regions"),
+    "regions cut short": (R.SET_MEM_TABLE, TABLE.pack(2, 0) + bytes(32), 2, "of 2 regions has 40 bytes"),
+    "regions without files": (R.SET_MEM_TABLE, TABLE.pack(1, 0) + REGION.pack(0, 4096, 0, 0), 0, "0 file descriptors"),
+    "region of an eventfd": (R.SET_MEM_TABLE, TABLE.pack(1, 0) + REGION.pack(0, 4096, 0, 0), 1, "region of 0x1000"),
+    "remove nothing": (R.REM_MEM_REG, bytes(8) + REGION.pack(0, 1, 2, 3), 0, "no region of 0x1 bytes at 0x0"),
+    "log without file": (R.SET_LOG_BASE, bytes(16), 0, "SET_LOG_BASE has 0 file descriptors"),
+    "config longer than it is": (R.SET_CONFIG, CONFIG.pack(0, 8, 0) + b"abc", 0, "8 bytes, of which 3 came"),
+    "channel without socket": (R.SET_BACKEND_REQ_FD, b"", 0, "0 file descriptors"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_message_ends_its_connection_and_nothing_else(name: str, tmp_path: Path) -> None:
+    request, payload, count, says = BAD[name]
+    device = Upper()
+    with Server(device, tmp_path / "s") as server, Server(Upper(), tmp_path / "other") as _:
+        with Frontend(str(tmp_path / "other")) as honest, Frontend(str(tmp_path / "s")) as frontend:
+            driver = running(honest, False)
+            fds = [os.eventfd(0) for _ in range(count)]
+            frontend.say(request, payload, fds)
+            with pytest.raises((EOFError, ConnectionError)):
+                frontend.answer()
+            wait_for(lambda: server.error is not None)
+            assert isinstance(server.error, VhostUserError)
+            with pytest.raises(VhostUserError, match=says):
+                raise server.error
+            assert exchange(honest, driver, b"here") == b"HERE"
+            for fd in fds:
+                os.close(fd)
+        with Frontend(str(tmp_path / "s")) as frontend:  # the next is served
+            assert exchange(frontend, running(frontend, False), b"next") == b"NEXT"
+
+
+@pytest.mark.parametrize("what", ["version", "payload", "cut", "silent"])
+def test_what_is_no_message(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtio.vhost_user.channel.PATIENCE", 0.2)
+    with served(Upper(), tmp_path / "s") as (server, frontend):
+        if what == "version":
+            frontend.say(R.GET_FEATURES, version=2)
+        elif what == "payload":
+            frontend.socket.send(u32s(1, 1, 1 << 20))
+        elif what == "cut":
+            frontend.socket.send(u32s(1, 1))
+            frontend.socket.shutdown(socket.SHUT_WR)
+        else:
+            frontend.socket.send(u32s(R.SET_FEATURES, 1, 8))
+        with pytest.raises((EOFError, ConnectionError)):
+            frontend.answer()
+        wait_for(lambda: not server.connected)
+        assert (server.error is None) == (what in ("cut", "silent"))
+
+
+def test_a_nack_comes_before_the_end(tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        frontend.negotiate()
+        frontend.say(R.SET_VRING_NUM, STATE.pack(0, 3000), flags=8)
+        assert U64.unpack(frontend.answer()[0]) == (1,)
+        with pytest.raises(EOFError):
+            frontend.answer()
+
+
+def test_rings_may_not_lie_outside_of_memory(tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (server, frontend):
+        frontend.negotiate()
+        frontend.share_memory()
+        frontend.order(R.SET_VRING_NUM, STATE.pack(0, 256))
+        end = UADDR + SIZE
+        frontend.order(R.SET_VRING_ADDR, ADDRESS.pack(0, 0, end - 16, UADDR, UADDR + 0x1000, 0))
+        frontend.say(R.SET_VRING_KICK, U64.pack(0), [os.eventfd(0)])
+        with pytest.raises((EOFError, ConnectionError)):
+            frontend.answer()
+        wait_for(lambda: server.error is not None)
+        assert "ring 0" in str(server.error)
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_no_descriptor_is_left(tmp_path: Path) -> None:
+    """Frontends come, share memory, run rings, some break off amid it all."""
+    with Server(NetDevice(Loopback()), tmp_path / "s") as server:
+
+        def once(i: int) -> None:
+            with Frontend(str(tmp_path / "s")) as frontend:
+                driver = running(frontend, bool(i % 2), index=i % 2)
+                held: dict[int, int] = {}
+                frontend.eventfd(R.SET_VRING_ERR, 0, held)
+                if i % 3 == 0:
+                    frontend.say(77, b"", [held[0]] * 3)
+                elif i % 3 == 1:
+                    frontend.stop(i % 2)
+                os.close(held[0])
+                del driver
+            wait_for(lambda: not server.connected)
+
+        once(0)
+        once(1)
+        before = descriptors()
+        for i in range(30):
+            once(i)
+        assert descriptors() <= before
+
+
+def test_two_servers_may_not_share_a_socket(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Server(Upper(), path), pytest.raises(OSError, match="in use"):
+        Server(Upper(), path)
+    assert not path.exists()
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))
+    stale.close()
+    with Server(Upper(), path), Frontend(str(path)) as frontend:  # of a process that was killed
+        assert frontend.ask_u64(R.GET_QUEUE_NUM) == 2
+
+
+def test_we_connect_to_a_frontend_that_listens(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with Server(Upper(), path, client=True) as server:
+        for count in (1, 2):  # it may go, and come again
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path)
+                listener.listen(1)
+                connection, _ = listener.accept()
+                connection.sendall(u32s(R.GET_QUEUE_NUM, 1, 0))
+                connection.settimeout(10)
+                assert connection.recv(20, socket.MSG_WAITALL)[12:] == U64.pack(2)
+                connection.close()
+            os.unlink(path)
+            wait_for(lambda: not server.connected)
+            assert server.connections == count
+
+
+def test_features_may_be_masked(tmp_path: Path) -> None:
+    mask = ~(Feature.RING_PACKED | Feature.IN_ORDER)
+    only = ProtocolFeature.REPLY_ACK
+    with served(Upper(), tmp_path / "s", features=mask, protocol=only) as (_, frontend):
+        offered = frontend.ask_u64(R.GET_FEATURES)
+        assert not offered & (Feature.RING_PACKED | Feature.IN_ORDER | 1 << 26)
+        assert frontend.ask_u64(R.GET_PROTOCOL_FEATURES) == only
+    assert PROTOCOL & only
+
+
+def test_disconnected_is_no_error_of_the_frontend() -> None:
+    assert not issubclass(Disconnected, VhostUserError)

@@ -1,0 +1,9 @@
+"""vhost-user, the backend's side: a device of ours for a guest of another process (QEMU, DPDK, user-mode Linux)."""
+
+from __future__ import annotations
+
+from virtio.vhost_user.backend import PROTOCOL, Backend
+from virtio.vhost_user.messages import ProtocolFeature
+from virtio.vhost_user.server import Server
+
+__all__ = ["Backend", "Server", "ProtocolFeature", "PROTOCOL"]

@@ -1,0 +1,95 @@
+"""One connection of vhost-user: messages with file descriptors over a UNIX stream socket."""
+
+from __future__ import annotations
+
+import array
+import socket
+from collections.abc import Sequence
+
+from virtio.errors import Disconnected, VhostUserError
+from virtio.vhost_user.messages import (
+    FDS_MAX,
+    HEADER,
+    PAYLOAD_MAX,
+    REPLY,
+    VERSION,
+    VERSION_MASK,
+    Message,
+    close_all,
+)
+
+PATIENCE = 10.0  # seconds that a peer may take for the rest of a message that it has begun, or to take a reply
+
+
+class Channel:
+    """A connected socket, which is the channel's from now on. One thread receives; any thread may send.
+
+    Raises VhostUserError for what is no message, Disconnected when the other side is gone or stops amid a message.
+    """
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        connection.settimeout(PATIENCE)
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor: readable when a message comes."""
+        return self.socket.fileno()
+
+    def receive(self) -> Message:
+        """Return the next message; wait for its beginning no longer than for its rest."""
+        fds: list[int] = []
+        try:
+            header = self._read(HEADER.size, fds)
+            request, flags, size = HEADER.unpack(header)
+            if flags & VERSION_MASK != VERSION:
+                raise VhostUserError(f"request {request} has version {flags & VERSION_MASK} (this is {VERSION})")
+            if size > PAYLOAD_MAX:
+                raise VhostUserError(f"request {request} has {size} bytes of payload (limit {PAYLOAD_MAX})")
+            payload = self._read(size, fds) if size else b""
+        except BaseException:
+            close_all(fds)
+            raise
+        return Message(request, flags, payload, fds)
+
+    def _read(self, size: int, fds: list[int]) -> bytes:
+        """Return exactly so many bytes; the descriptors that come with them go to fds."""
+        data = b""
+        space = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
+        while len(data) < size:
+            try:
+                part, extra, flags, _ = self.socket.recvmsg(size - len(data), space, socket.MSG_CMSG_CLOEXEC)
+            except TimeoutError:
+                raise Disconnected(f"{len(data)} of {size} bytes came within {PATIENCE:.0f} s") from None
+            except OSError as error:
+                raise Disconnected(f"connection lost: {error}") from None
+            for level, kind, content in extra:
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                    got = array.array("i")
+                    got.frombytes(content[: len(content) - len(content) % got.itemsize])
+                    fds.extend(got)
+            if flags & socket.MSG_CTRUNC or len(fds) > FDS_MAX:
+                raise VhostUserError(f"more than {FDS_MAX} file descriptors came with one message")
+            if not part:
+                raise Disconnected("closed by the other side" if not data else "closed amid a message")
+            data += part
+        return data
+
+    def reply(self, request: int, payload: bytes, fds: Sequence[int] = ()) -> None:
+        """Answer a request."""
+        self.send(request, payload, fds, REPLY)
+
+    def send(self, request: int, payload: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
+        """Send a message; the descriptors stay the caller's."""
+        data = HEADER.pack(request, VERSION | flags, len(payload)) + payload
+        try:
+            sent = socket.send_fds(self.socket, [data], list(fds)) if fds else self.socket.send(data)
+            if sent < len(data):
+                self.socket.sendall(data[sent:])
+        except TimeoutError:
+            raise Disconnected(f"an answer was not taken within {PATIENCE:.0f} s") from None
+        except OSError as error:
+            raise Disconnected(f"connection lost: {error}") from None
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.socket.close()

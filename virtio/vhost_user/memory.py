@@ -1,0 +1,85 @@
+"""Guest memory as a frontend gives it: files, mapped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from virtio._memory import GuestMemory
+from virtio._region import Region
+from virtio.errors import VhostUserError
+from virtio.vhost_user.messages import REGION, REGIONS_MAX, TABLE, Message
+
+SLOTS_MAX = 509  # regions of one frontend: as libvhost-user and the kernel's vhost
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A region as the frontend names it."""
+
+    gpa: int
+    size: int
+    uaddr: int
+    region: Region
+
+
+class MemoryTable:
+    """The regions of one connection, in ``memory``. Raises VhostUserError for what cannot be; nothing changes then."""
+
+    def __init__(self) -> None:
+        self.memory = GuestMemory()
+        self.slots: list[Slot] = []
+
+    def set(self, message: Message) -> None:
+        """Take a whole table (SET_MEM_TABLE)."""
+        if len(message.payload) < TABLE.size:
+            raise VhostUserError(f"{message.name} has {len(message.payload)} bytes (at least {TABLE.size})")
+        count, _ = TABLE.unpack_from(message.payload)
+        if not 1 <= count <= REGIONS_MAX:
+            raise VhostUserError(f"{message.name} has {count} regions (1 to {REGIONS_MAX})")
+        if len(message.payload) < TABLE.size + count * REGION.size:
+            raise VhostUserError(f"{message.name} of {count} regions has {len(message.payload)} bytes")
+        if len(message.fds) != count:
+            raise VhostUserError(f"{message.name} of {count} regions has {len(message.fds)} file descriptors")
+        self._install([self._map(message, TABLE.size + i * REGION.size, fd) for i, fd in enumerate(message.fds)])
+
+    def add(self, message: Message) -> None:
+        """Take one region more (ADD_MEM_REG)."""
+        self._single(message)
+        if len(message.fds) != 1:
+            raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
+        if len(self.slots) >= SLOTS_MAX:
+            raise VhostUserError(f"{message.name}: {len(self.slots)} regions are there (limit {SLOTS_MAX})")
+        self._install([*self.slots, self._map(message, 8, message.fds[0])])
+
+    def remove(self, message: Message) -> None:
+        """Let go of one region (REM_MEM_REG)."""
+        self._single(message)
+        gpa, size, uaddr, _ = REGION.unpack_from(message.payload, 8)
+        rest = [slot for slot in self.slots if (slot.gpa, slot.size, slot.uaddr) != (gpa, size, uaddr)]
+        if len(rest) == len(self.slots):
+            raise VhostUserError(f"{message.name}: no region of {size:#x} bytes at {gpa:#x} (frontend's {uaddr:#x})")
+        self._install(rest)
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._install([])
+
+    @staticmethod
+    def _single(message: Message) -> None:
+        if len(message.payload) < 8 + REGION.size:
+            raise VhostUserError(f"{message.name} has {len(message.payload)} bytes (at least {8 + REGION.size})")
+
+    @staticmethod
+    def _map(message: Message, at: int, fd: int) -> Slot:
+        gpa, size, uaddr, offset = REGION.unpack_from(message.payload, at)
+        try:
+            return Slot(gpa, size, uaddr, Region.from_fd(gpa, fd, size, offset, uaddr=uaddr))
+        except (ValueError, OverflowError, OSError) as error:
+            raise VhostUserError(f"{message.name}: region of {size:#x} bytes at {gpa:#x}: {error}") from None
+
+    def _install(self, slots: list[Slot]) -> None:
+        try:
+            self.memory.replace([slot.region for slot in slots])
+        except ValueError as error:
+            raise VhostUserError(f"regions: {error}") from None
+        self.slots = slots

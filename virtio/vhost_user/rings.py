@@ -1,0 +1,104 @@
+"""What a frontend says of a virtqueue, and where the queue then stands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from virtio._bell import Bell
+from virtio._device_queue import DeviceQueue
+from virtio._memory import GuestMemory
+from virtio.errors import MemoryFault, VhostUserError
+from virtio.layout import QueueLayout
+
+WRAP = 0x8000
+DESC_SIZE = 16
+AVAIL_AND_USED = 0x8080  # flags of a packed descriptor
+AVAIL = 0x80
+
+
+@dataclass
+class Ring:
+    """One virtqueue of a connection. Addresses are the frontend's. The bells own its eventfds."""
+
+    index: int
+    size: int = 0
+    desc: int = 0
+    used: int = 0
+    avail: int = 0
+    placed: bool = False
+    base: int = 0
+    kick: Bell | None = None
+    call: Bell | None = None
+    error: Bell | None = None
+    polled: bool = False  # no kicks come
+    enabled: bool = False
+    running: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether all was said that it takes to run it."""
+        return self.size > 0 and self.placed and (self.kick is not None or self.polled)
+
+    def layout(self, memory: GuestMemory, packed: bool) -> QueueLayout:
+        """Return where it lies in guest memory. Raises VhostUserError if that is nowhere, or cannot be."""
+        sizes = (16, 4, 4) if packed else (16, 6, 6)
+        try:
+            desc, driver, device = (
+                memory.uaddr_to_gpa(address, length)
+                for address, length in zip((self.desc, self.avail, self.used), sizes, strict=True)
+            )
+            return QueueLayout(self.size, desc, driver, device, packed)
+        except (MemoryFault, ValueError) as error:
+            raise VhostUserError(f"ring {self.index} (size {self.size}): {error}") from None
+
+    def queue(self, memory: GuestMemory, features: int, packed: bool) -> DeviceQueue:
+        """Return the device end, standing where ``base`` says. Raises VhostUserError."""
+        layout = self.layout(memory, packed)
+        try:
+            state = DeviceQueue(memory, layout, features=features, index=self.index).state()
+            state |= packed_position(self.base, memory, layout) if packed else split_position(self.base, memory, layout)
+            return DeviceQueue.restore(memory, state)
+        except (MemoryFault, ValueError) as error:
+            raise VhostUserError(f"ring {self.index}: {error}") from None
+
+
+def split_position(base: int, memory: GuestMemory, layout: QueueLayout) -> dict[str, int]:
+    """Return where a split ring stands: at used.idx, which the driver has seen.
+
+    ``base`` may be ahead of that by chains that a backend took and never gave back, since it was killed: they are
+    still in the available ring, and are done again. It cannot be otherwise: used.idx must go on from where it is.
+    """
+    if base > 0xFFFF:
+        raise ValueError(f"base {base} (limit 65535)")
+    used = memory.read_u16(layout.device + 2)
+    lost = (base - used) & 0xFFFF
+    if lost > layout.size:
+        raise ValueError(f"base {base} is {lost} chains ahead of used.idx {used} (queue size {layout.size})")
+    return {"next_avail": used, "next_used": used}
+
+
+def packed_position(base: int, memory: GuestMemory, layout: QueueLayout) -> dict[str, int]:
+    """Return where a packed ring stands of which everything before ``base`` is used.
+
+    Bits 0-14 are the slot, bit 15 is the wrap counter; bits 16-31 would be the same for the used side, and many
+    frontends leave them 0. User-mode Linux says 0 for a fresh ring, whose wrap counter is 1: that shows in the ring,
+    which then has a descriptor that was made available on the first lap, or none at all.
+    """
+    slot, wrap = base & ~WRAP & 0xFFFF, bool(base & WRAP)
+    if slot >= layout.size:
+        raise ValueError(f"base {base:#x}: slot {slot} (queue size {layout.size})")
+    if base == 0:
+        first = memory.read(layout.desc, DESC_SIZE)
+        flags = int.from_bytes(first[14:], "little")
+        wrap = not any(first) or flags & AVAIL_AND_USED == AVAIL
+    return {"next_avail": slot, "next_used": slot, "avail_wrap": wrap, "used_wrap": wrap}
+
+
+def base_of(queue: DeviceQueue) -> int:
+    """Return what SET_VRING_BASE takes to go on where a queue stands."""
+    state = queue.state()
+    if not queue.layout.is_packed:
+        return int(state["next_avail"])
+    avail = state["next_avail"] | WRAP * bool(state["avail_wrap"])
+    used = state["next_used"] | WRAP * bool(state["used_wrap"])
+    return int(avail | used << 16)

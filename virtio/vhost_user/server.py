@@ -1,0 +1,155 @@
+"""A socket at which a device is served: listening or connecting, and again when the frontend has gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import stat
+import threading
+from contextlib import suppress
+from typing import Any, Self
+
+from virtio.device import Device
+from virtio.errors import VirtioError
+from virtio.vhost_user.backend import Backend
+
+log = logging.getLogger("virtio.vhost_user")
+
+RETRY = 0.2  # seconds between two attempts to connect
+
+
+class Server:
+    """Serves ``device`` at the UNIX socket ``path``, to one frontend at a time, on a thread of its own.
+
+    ``client``: connect to a socket at which the frontend listens, and again whenever it has gone. ``listener`` is a
+    listening socket in place of a path. ``options`` are :class:`virtio.vhost_user.Backend`'s. A context manager.
+
+    A frontend that breaks the protocol loses its connection, and the next may come. ``error`` is what the last one was
+    told, or None. Raises OSError when the socket cannot be made. A socket file that is there already is replaced if
+    nobody listens at it. Any thread may call.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        path: str | os.PathLike[str] = "",
+        *,
+        client: bool = False,
+        listener: socket.socket | None = None,
+        **options: Any,
+    ) -> None:
+        self.device = device
+        self.path = os.fspath(path)
+        self.client = client
+        self.error: VirtioError | None = None
+        self.connections = 0
+        self.options = {"name": self.path or "vhost-user", **options}
+        self._backend: Backend | None = None
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._own = listener is None and not client
+        self._listener = None if client else listener or listen(self.path)
+        self._thread = threading.Thread(target=self._run, name=f"virtio-{self.path}", daemon=True)
+
+    def start(self) -> Self:
+        """Begin to serve."""
+        self._thread.start()
+        return self
+
+    @property
+    def connected(self) -> bool:
+        """Whether a frontend is there."""
+        return self._backend is not None
+
+    def close(self) -> None:
+        """End: the frontend is cut off, the socket file removed."""
+        self._ended.set()
+        with self._lock:
+            if self._backend is not None:
+                self._backend.stop()
+        if self._listener is not None:
+            with suppress(OSError):
+                self._listener.shutdown(socket.SHUT_RDWR)
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._listener is not None:
+            self._listener.close()
+            if self._own:
+                with suppress(OSError):
+                    os.unlink(self.path)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while not self._ended.is_set():
+            connection = self._connection()
+            if connection is not None:
+                self._serve(connection)
+
+    def _connection(self) -> socket.socket | None:
+        try:
+            if self._listener is not None:
+                return self._listener.accept()[0]
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.connect(self.path)
+            except BaseException:
+                connection.close()
+                raise
+        except OSError as error:
+            if not self._ended.is_set():
+                log.debug("%s: %s", self.path, error)
+                self._ended.wait(RETRY)
+            return None
+        return connection
+
+    def _serve(self, connection: socket.socket) -> None:
+        backend = Backend(self.device, connection, **self.options)
+        with self._lock:
+            if self._ended.is_set():
+                backend.stop()
+            self._backend = backend
+        self.connections += 1
+        log.info("%s: a frontend is there", self.path)
+        try:
+            backend.run()
+        except VirtioError as error:
+            self.error = error.with_traceback(None)  # which would keep all that the connection had
+            log.error("%s: %s", self.path, str(error))
+        except Exception:
+            log.exception("%s: the connection is given up", self.path)
+        finally:
+            with self._lock:
+                self._backend = None
+
+
+def listen(path: str) -> socket.socket:
+    """Return a socket that listens at path. Raises OSError if somebody else does."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with suppress(FileNotFoundError):
+            if stat.S_ISSOCK(os.stat(path).st_mode) and not somebody_listens(path):
+                os.unlink(path)  # of a process that was killed
+        listener.bind(path)
+        listener.listen(8)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def somebody_listens(path: str) -> bool:
+    """Say whether a connection to the socket at path is taken."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True
