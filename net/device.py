@@ -75,6 +75,7 @@ class NetDevice(Device):
     """
 
     device_type: ClassVar[int] = DeviceType.NET
+    frontend_features: ClassVar[int] = NetFeature.CTRL_VQ
     features: ClassVar[int] = (
         Device.features
         | NetFeature.CSUM
@@ -270,7 +271,7 @@ class NetDevice(Device):
             task.accept(self._accepted())
             task.filter(**self.control.filter())
         self._tasks[index] = task
-        task.close(self._closed(index))
+        self._close(index, task)
         if self._dma:
             task.resume()
         if isinstance(task, NetReceive):
@@ -420,6 +421,12 @@ class NetDevice(Device):
 
     def _open_or_close(self) -> None:
         for index, task in self._tasks.items():
+            self._close(index, task)
+
+    def _close(self, index: int, task: NetReceive | NetTransmit) -> None:
+        if isinstance(task, NetReceive):  # a queue that is not to be there yet leaves the port's frames where they are
+            task.close(self._closed(index), idle=self.queues[index].muted)
+        else:
             task.close(self._closed(index))
 
     # ---- running ----

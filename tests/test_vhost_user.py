@@ -427,7 +427,7 @@ def test_we_connect_to_a_frontend_that_listens(tmp_path: Path) -> None:
 def test_features_may_be_masked(tmp_path: Path) -> None:
     mask = ~(Feature.RING_PACKED | Feature.IN_ORDER)
     only = ProtocolFeature.REPLY_ACK
-    with served(Upper(), tmp_path / "s", features=mask, protocol=only) as (_, frontend):
+    with served(Upper(), tmp_path / "s", mask=mask, protocol=only) as (_, frontend):
         offered = frontend.ask_u64(R.GET_FEATURES)
         assert not offered & (Feature.RING_PACKED | Feature.IN_ORDER | 1 << 26)
         assert frontend.ask_u64(R.GET_PROTOCOL_FEATURES) == only

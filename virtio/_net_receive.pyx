@@ -18,7 +18,7 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
     cdef uint32_t done = 0
     if not virtio_trylock(&rx.q.lock):
         return 0
-    while task.active:
+    while task.active and not rx.idle:
         rx.stalled = 0
         if rx.pending:  # the port may have no more
             if rx_is_open(rx):
@@ -44,7 +44,7 @@ cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
     cdef bint work = False
     if not virtio_trylock(&rx.q.lock):
         return True
-    if task.active:
+    if task.active and not rx.idle:
         if rx.blocked:
             work = rx.sink.arm(&rx.sink, wait)
         else:
@@ -56,7 +56,7 @@ cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
 cdef void task_disarm(virtio_task *task) noexcept nogil:
     cdef net_rx *rx = (<net_rx_task *>task).rx
     queue_lock(&rx.q.lock)
-    if task.active:
+    if task.active and not rx.idle:
         if rx.blocked:
             rx.sink.disarm(&rx.sink)
         elif rx.port.disarm is not NULL:
@@ -145,11 +145,15 @@ cdef class NetReceive(Task):
         """Interrupt the guest by this bell from now on."""
         self.relay.aim(bell)
 
-    def close(self, bint closed):
-        """Drop frames from now on, or no longer: the link is down, or the pair is not in use."""
+    def close(self, bint closed, *, bint idle=False):
+        """Drop frames from now on, or no longer: the link is down, or the pair is not in use.
+
+        ``idle``: and ask the port for none; those that come of themselves are dropped.
+        """
         with nogil:
             queue_lock(self.rx.sink.lock)
         self.rx.closed = closed
+        self.rx.idle = closed and idle
         queue_unlock(self.rx.sink.lock)
         if self.worker is not None:
             self.worker.wake()

@@ -44,6 +44,7 @@ cdef struct net_rx:
     uint32_t mergeable
     uint32_t flags           # of a header, those that the guest accepts
     uint32_t closed          # frames are dropped
+    uint32_t idle            # and the port is not asked for any
     uint32_t used            # chains[0 .. used) are written, [used .. popped) are free
     uint32_t popped
     uint32_t published       # something was, since the last flush

@@ -54,6 +54,8 @@ class Device:
     """
 
     device_type: ClassVar[int]
+    # of a queue that a vhost-user frontend may serve itself: it then passes on what depends on them, but not these
+    frontend_features: ClassVar[int] = 0
     features: ClassVar[int] = (
         Feature.NOTIFY_ON_EMPTY
         | Feature.ANY_LAYOUT

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from functools import partial
 
+from virtio import features
 from virtio._bell import Bell
 from virtio._region import Region
 from virtio.constants import Feature, Status
@@ -55,9 +56,9 @@ PROTOCOL = (
 class Backend:
     """One connection of a frontend to ``device``.
 
-    ``features`` masks what the device offers, ``protocol`` the protocol's own features. :meth:`run` serves until the
-    frontend goes, or says what cannot be: then it raises VhostUserError; the device is reset in any case. :meth:`stop`
-    ends it from another thread.
+    ``mask`` has the features that are offered, if the device has them; ``protocol`` the protocol's own. :meth:`run`
+    serves until the frontend goes, or says what cannot be: then it raises VhostUserError; the device is reset in any
+    case. :meth:`stop` ends it from another thread.
 
     Rings run from SET_VRING_KICK to GET_VRING_BASE. The device is activated when the first of them starts, with the
     features of that moment, and reset when other ones are set while none runs.
@@ -68,7 +69,7 @@ class Backend:
         device: Device,
         connection: socket.socket,
         *,
-        features: int = U64_BITS,
+        mask: int = U64_BITS,
         protocol: ProtocolFeature = PROTOCOL,
         name: str = "vhost-user",
     ) -> None:
@@ -76,7 +77,8 @@ class Backend:
         self.name = name
         self.channel = Channel(connection)
         self.protocol_offered = protocol & PROTOCOL
-        self.offered = device.device_features & features & U64_BITS
+        device.legacy = False
+        self.offered = device.device_features & mask & U64_BITS
         if self.protocol_offered & ProtocolFeature.LOG_SHMFD:
             self.offered |= LOG_ALL
         if self.protocol_offered:
@@ -113,7 +115,6 @@ class Backend:
 
     def run(self) -> None:
         """Serve. Returns when the frontend has gone; raises VhostUserError for what cannot be."""
-        self.device.legacy = False
         self.device.bind(self.table.memory, self)
         try:
             while not self._stopped:
@@ -226,7 +227,8 @@ class Backend:
         self.status = value
         if value & Status.FEATURES_OK:
             try:
-                self.device.check_features(self._driver_features())
+                if self.features & Feature.VERSION_1:
+                    self.device.check_features(self._driver_features())
             except NegotiationError as error:
                 log.warning("%s: %s", self.name, error)
                 self.status &= ~int(Status.FEATURES_OK)
@@ -363,7 +365,11 @@ class Backend:
         return bool(self.features & Feature.RING_PACKED)
 
     def _driver_features(self) -> int:
-        return self.features & ~(LOG_ALL | PROTOCOL_FEATURES)
+        """Return what device and driver agreed on."""
+        bits = self.features & ~(LOG_ALL | PROTOCOL_FEATURES)
+        if features.missing(bits, self.device.device_type):
+            bits |= self.device.frontend_features & self.device.offered
+        return bits
 
     def _start_ring(self, ring: Ring) -> None:
         if not ring.complete:
@@ -390,12 +396,15 @@ class Backend:
         device = self.device
         if device.live:
             return
+        bits = self._driver_features()
         device.write_status(0)
+        device.legacy = not bits & Feature.VERSION_1
         device.write_status(Status.ACKNOWLEDGE | Status.DRIVER)
-        device.driver_features(self._driver_features())
-        device.write_status(device.status | Status.FEATURES_OK)
-        if not device.status & Status.FEATURES_OK:
-            raise VhostUserError(str(device.refused[-1]))
+        device.driver_features(bits)
+        if not device.legacy:
+            device.write_status(device.status | Status.FEATURES_OK)
+            if not device.status & Status.FEATURES_OK:
+                raise VhostUserError(str(device.refused[-1]))
         device.write_status(device.status | Status.DRIVER_OK)
 
     def _watch(self, ring: Ring, on: bool) -> None:
