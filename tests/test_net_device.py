@@ -11,6 +11,7 @@ from undone import payload
 from virtio import GuestMemory
 from virtio._bell import Bell
 from virtio._devicebench import ScriptPort
+from virtio._net_receive import NetReceive
 from virtio._port import Port
 from virtio.constants import NetFeature
 from virtio.errors import ConfigError
@@ -20,6 +21,7 @@ from virtio.offload import NetHeader
 F = NetFeature
 NONE = NetHeader()
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+GUEST = F.GUEST_CSUM | F.GUEST_TSO4 | F.GUEST_TSO6 | F.GUEST_ECN | F.GUEST_UFO | F.GUEST_USO4 | F.GUEST_USO6
 
 
 def machine(
@@ -98,6 +100,33 @@ def test_a_port_of_too_few_queues() -> None:
     NetDevice(port, queue_pairs=2)
     with pytest.raises(RuntimeError, match="attached"):
         NetDevice(port)
+
+
+@pytest.mark.parametrize(
+    ("mtu", "accept", "size"),
+    [
+        (1500, F(0), 1518),
+        (1500, F.GUEST_CSUM, 1518),
+        (1500, F.GUEST_CSUM | F.GUEST_TSO4, 65589),
+        (None, F(0), 65589),
+        (68, F(0), 86),
+        (65535, F(0), 65553),
+    ],
+)
+def test_how_large_a_frame_a_port_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, mtu: int | None, accept: F, size: int
+) -> None:
+    """The MTU counts what is behind an Ethernet header of 14 bytes and a VLAN tag of 4; what is uncut may be any."""
+    asked = []
+
+    class Noting(NetReceive):
+        def __init__(self, *args: Any, frame_max: int, **options: Any) -> None:
+            asked.append(frame_max)
+            super().__init__(*args, frame_max=frame_max, **options)
+
+    monkeypatch.setattr("virtio.net.device.NetReceive", Noting)
+    machine(mtu=mtu, without=GUEST & ~accept)
+    assert asked == [size]
 
 
 def test_a_closed_device_gives_its_port_back() -> None:
