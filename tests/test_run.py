@@ -6,6 +6,7 @@ differ in that only must look the same to whoever is outside.
 
 from __future__ import annotations
 
+import struct
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from undone import CSUM, EVERY, sound
 from virtio._devicebench import ScriptPort
 from virtio._net_receive import NetReceive
 from virtio.constants import Feature, NetFeature
+from virtio.errors import BadIndex
 from virtio.offload import NetHeader
 
 F = NetFeature
@@ -255,6 +257,22 @@ def test_an_index_that_jumps() -> None:
     world.memory.write_u16(world.layout.driver + 2, 9)
     assert world.poll() == []
     assert "9 " in str(world.device.broken)
+
+
+def test_a_head_just_behind_the_table() -> None:
+    """What lies there is no descriptor, even if it looks like one: of a frame at NEAR."""
+    world = TransmitWorld(8, False)
+    for _ in range(15):
+        world.give("near", "plain", 60)
+        assert len(world.poll()) == 1
+        world.driver.dequeue_burst()
+    world.give("head", "plain", 60)
+    # the available ring: its index, 16, and entries that count no more are an address, a length and flags
+    assert world.layout.driver == 16 * 8
+    world.memory.write(world.layout.driver + 4, struct.pack("<6H", 0, 0, 86, 0, 0, 0))
+    assert world.memory.read_u64(world.layout.driver) == NEAR
+    assert world.poll() == []
+    assert isinstance(world.device.broken, BadIndex)
 
 
 def test_a_list_that_goes_on_over_chains_of_its_own_lap() -> None:
