@@ -86,6 +86,26 @@ def test_each_queue_interrupts_once_though_nothing_is_new(features: int) -> None
     assert new.calls.configs == 0
 
 
+class Cut(Later):
+    """Its process ends in the middle of a burst: the interrupt is decided, and not sent."""
+
+    def notified(self, index: int) -> None:
+        super().notified(index)
+        self.finish()
+        self.state = self.snapshot()
+
+
+@FORMATS
+def test_an_interrupt_that_was_owed_comes_after_it(features: int) -> None:
+    device = Cut()
+    guest = Guest(device).up(features)
+    guest.send(b"a")
+    new = move(guest, Later(), device.state)
+    assert new.calls.rings() == 1
+    assert new.queues[0].dequeue() is not None
+    assert new.calls.configs == 0
+
+
 def test_the_next_decision_is_yes_whatever_the_event_index() -> None:
     guest = Guest(Later()).up()
     guest.send(b"a")

@@ -321,6 +321,7 @@ def test_announce() -> None:
         (MAC, 0, b""), (MAC, 0, b"\0\0\0"), (MAC, 0, table([OTHER])), (MAC, 0, table([OTHER], [MULTI]) + b"\0"),
         (MAC, 0, struct.pack("<I", 2) + OTHER), (MAC, 0, struct.pack("<II", 0, 0xFFFFFFFF)),
         (MAC, 0, struct.pack("<I", 0xFFFFFFFF)), (MAC, 0, table([OTHER], []) [:-1]),
+        (MAC, 0, struct.pack("<II", 0, 1) + MULTI[:5]), (MAC, 0, struct.pack("<II", 0, 2) + MULTI),  # one too many
         (MAC, 1, OTHER[:5]), (MAC, 1, OTHER + b"\0"), (MAC, 2, b""),
         (VLAN, 0, b"\1"), (VLAN, 0, b"\0\x10"), (VLAN, 1, b"\1\0\0"), (VLAN, 2, b"\1\0"),
         (MQ, 0, b"\1"), (MQ, 1, b""), (MQ, 2, b"\1\0"),

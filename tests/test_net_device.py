@@ -1,48 +1,27 @@
-"""The network device as a whole: configuration, features, life, workers, snapshots."""
+"""The network device as a whole: configuration, links, life, memory."""
 
 from __future__ import annotations
 
-import json
-import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from nic import ALL, PACKED, RawNic, attach
-from undone import payload, undone
+from undone import payload
 
 from virtio import GuestMemory
 from virtio._bell import Bell
 from virtio._devicebench import ScriptPort
+from virtio._net_receive import NetReceive
 from virtio._port import Port
-from virtio._worker import Worker
-from virtio.constants import Feature, NetFeature
-from virtio.errors import ConfigError, NegotiationError
-from virtio.features import LEGACY_BITS, closed
+from virtio.constants import NetFeature
+from virtio.errors import ConfigError
 from virtio.net.device import NetDevice
 from virtio.offload import NetHeader
 
 F = NetFeature
 NONE = NetHeader()
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-NET_BITS = [
-    F.CSUM, F.GUEST_CSUM, F.CTRL_GUEST_OFFLOADS, F.MTU, F.MAC, F.GSO, F.GUEST_TSO4, F.GUEST_TSO6, F.GUEST_ECN,
-    F.GUEST_UFO, F.HOST_TSO4, F.HOST_TSO6, F.HOST_ECN, F.HOST_UFO, F.MRG_RXBUF, F.STATUS, F.CTRL_VQ, F.CTRL_RX,
-    F.CTRL_VLAN, F.CTRL_RX_EXTRA, F.GUEST_ANNOUNCE, F.MQ, F.CTRL_MAC_ADDR, F.GUEST_USO4, F.GUEST_USO6, F.HOST_USO,
-    F.SPEED_DUPLEX,
-]  # fmt: skip
-RING_BITS = [
-    Feature.NOTIFY_ON_EMPTY, Feature.ANY_LAYOUT, Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.VERSION_1,
-    Feature.RING_PACKED, Feature.IN_ORDER, Feature.RING_RESET,
-]  # fmt: skip
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.001)
+GUEST = F.GUEST_CSUM | F.GUEST_TSO4 | F.GUEST_TSO6 | F.GUEST_ECN | F.GUEST_UFO | F.GUEST_USO4 | F.GUEST_USO6
 
 
 def machine(
@@ -123,60 +102,39 @@ def test_a_port_of_too_few_queues() -> None:
         NetDevice(port)
 
 
+@pytest.mark.parametrize(
+    ("mtu", "accept", "size"),
+    [
+        (1500, F(0), 1518),
+        (1500, F.GUEST_CSUM, 1518),
+        (1500, F.GUEST_CSUM | F.GUEST_TSO4, 65589),
+        (None, F(0), 65589),
+        (68, F(0), 86),
+        (65535, F(0), 65553),
+    ],
+)
+def test_how_large_a_frame_a_port_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, mtu: int | None, accept: F, size: int
+) -> None:
+    """The MTU counts what is behind an Ethernet header of 14 bytes and a VLAN tag of 4; what is uncut may be any."""
+    asked = []
+
+    class Noting(NetReceive):
+        def __init__(self, *args: Any, frame_max: int, **options: Any) -> None:
+            asked.append(frame_max)
+            super().__init__(*args, frame_max=frame_max, **options)
+
+    monkeypatch.setattr("virtio.net.device.NetReceive", Noting)
+    machine(mtu=mtu, without=GUEST & ~accept)
+    assert asked == [size]
+
+
 def test_a_closed_device_gives_its_port_back() -> None:
     port = ScriptPort()
     with NetDevice(port) as device:
         attach(device)
     assert port.calls[-1] == ("disconnect", 0)
     NetDevice(port)
-
-
-# ---- features ----
-
-
-def test_what_is_offered() -> None:
-    device = NetDevice(ScriptPort(queues=2), mtu=1500, queue_pairs=2)
-    assert device.offered == sum({*NET_BITS, *RING_BITS})
-    device.legacy = True
-    assert device.device_features == sum({*NET_BITS, *RING_BITS}) & LEGACY_BITS
-    assert not NetDevice().offered & (F.MQ | F.MTU)
-
-
-@pytest.mark.parametrize("bit", [*NET_BITS, *RING_BITS], ids=lambda bit: bit.name)
-@pytest.mark.parametrize("legacy", [False, True], ids=["modern", "legacy"])
-def test_each_bit_on_and_off(bit: F, legacy: bool) -> None:
-    """The device works with the bit negotiated, declined and withheld, and then what needs it is not there either."""
-    for on in (True, False):
-        for withhold in (0, bit) if not on else (0,):
-            port = ScriptPort(queues=2, offloads=0x1FF)
-            device = NetDevice(port, mtu=1500, queue_pairs=2, withhold=withhold)
-            assert not device.offered & withhold
-            offered = device.offered
-            if bit == Feature.VERSION_1 and not legacy and not on:
-                continue  # not a modern device without it: see test_direct
-            nic = attach(device, ALL if on else closed(ALL & ~bit, 1), legacy=legacy)
-            device_has = offered & (LEGACY_BITS if legacy else ~0)
-            assert bool(nic.features & bit) == (on and bool(device_has & bit) and (legacy or bit not in LEGACY_ONLY))
-            assert both_ways(nic, port)
-            if nic.features & F.CTRL_RX:
-                assert nic.control(0, 0, b"\1") == 0
-
-
-LEGACY_ONLY = (F.GSO, Feature.NOTIFY_ON_EMPTY, Feature.ANY_LAYOUT)
-
-
-def test_a_bit_that_was_not_offered_is_refused_by_name() -> None:
-    device = NetDevice(withhold="GUEST_TSO4")
-    transport_features = device.device_features | F.GUEST_TSO4
-    with pytest.raises(NegotiationError, match=r"GUEST_TSO4 \(not offered\)"):
-        device.check_features(transport_features)
-    with pytest.raises(NegotiationError, match=r"GUEST_TSO6 \(needs GUEST_CSUM\)"):
-        device.check_features(device.device_features & ~F.GUEST_CSUM)
-
-
-def test_withheld_checksums_take_the_legacy_offload_bit_along() -> None:
-    assert not NetDevice(withhold="CSUM").offered & F.GSO
-    assert NetDevice(withhold="HOST_TSO4").offered & F.GSO
 
 
 # ---- link, legacy MAC, config ----
@@ -345,26 +303,6 @@ def test_another_interrupt_bell() -> None:
     assert not first.rings
 
 
-@pytest.mark.threads
-def test_an_interrupt_that_resets_the_device() -> None:
-    """A handler may do so in the middle of a poll: nothing that is gone is touched."""
-    for workers in (None, "own"):
-        device, nic, port = machine(worker=workers)
-        done = threading.Event()
-
-        def handler(device: NetDevice = device, done: threading.Event = done) -> None:
-            device.reset()
-            done.set()
-
-        device.set_call(1, Bell(handler))
-        nic.send([(NONE, payload(60))] * 3)
-        device.poll()
-        assert done.wait(10)
-        until(lambda device=device: device.tasks == ())  # type: ignore[misc]
-        assert len(port.take()) == 3
-        device.close()
-
-
 # ---- memory ----
 
 
@@ -427,215 +365,6 @@ def test_guests_memory_in_many_regions(packed: bool) -> None:
     device.poll()
     for i, (at, length) in enumerate(nic.ring(0).dequeue_burst()):
         assert memory.read(at, length)[12:] == payload(900, i)
-
-
-# ---- workers ----
-
-
-@pytest.mark.threads
-@FORMATS
-@pytest.mark.parametrize("kind", ["own", "busy", "one", "two"])
-def test_workers(packed: bool, kind: str) -> None:
-    """Frames go both ways, on each pair, while nobody polls; a sleeper is woken by kicks."""
-    workers: Any = kind
-    mine: list[Worker] = []
-    if kind in ("one", "two"):
-        mine = [Worker(spin_us=0) for _ in range(1 if kind == "one" else 2)]
-        workers = mine if kind == "two" else mine[0]
-    port = ScriptPort(queues=2, offloads=0x1FF, keep=False)
-    device = NetDevice(port, queue_pairs=2, worker=workers)
-    for worker in mine:
-        worker.start()
-    try:
-        nic = attach(device, ALL if packed else ALL & ~PACKED)
-        nic.control(4, 0, b"\2\0")
-        for _ in range(5):
-            for pair in range(2):
-                nic.send([(NONE, payload(60))] * 50, pair=pair)
-                until(lambda pair=pair: nic.ring(2 * pair + 1).nused == 50)  # type: ignore[misc]
-                nic.reap(pair=pair)
-        figures = device.statistics()
-        assert (figures["tx0"]["frames"], figures["tx1"]["frames"]) == (250, 250)
-        assert all(worker.tasks for worker in mine)
-        nic.stop()
-        assert all(worker.tasks == () for worker in mine)
-        nic.reinit()
-    finally:
-        device.close()
-        for worker in mine:
-            worker.stop()
-
-
-@pytest.mark.threads
-def test_a_worker_receives_when_the_guest_gives_buffers() -> None:
-    port = ScriptPort(offloads=0x1FF)
-    device = NetDevice(port, worker="own")
-    port.give([(NONE, payload(60, i)) for i in range(40)])
-    nic = attach(device)
-    got: list[bytes] = []
-    try:
-        for _ in range(10):
-            nic.post(4)
-            until(lambda: nic.ring(0).nused == 4)
-            got += [frame for _, frame in nic.receive()]
-    finally:
-        device.close()
-    assert got == [payload(60, i) for i in range(40)]
-
-
-def test_kicks_are_off_while_a_worker_is_awake() -> None:
-    worker = Worker(mode="busy")
-    device, nic, _ = machine(worker=worker, without=Feature.EVENT_IDX)
-    nic.send([(NONE, payload(60))])
-    assert not nic.queues[1].kick.rings
-    assert device.poll() == 1
-    device.close()
-
-
-@pytest.mark.threads
-def test_a_worker_goes_on_when_a_full_port_has_room() -> None:
-    device, nic, port = machine(worker="own", offloads=0)
-    port.room = 3
-    nic.send([undone("tcp4", 3000, 500)])
-    until(lambda: port.refused > 0)
-    assert nic.ring(1).nused == 0
-    port.room = -1
-    until(lambda: nic.ring(1).nused == 1)
-    device.close()
-    assert len(port.take()) == 6
-
-
-@pytest.mark.threads
-def test_a_link_that_comes_up_while_the_worker_sleeps() -> None:
-    device, nic, port = machine(worker="own", link=False)
-    nic.post(4)
-    time.sleep(0.01)
-    device.link = True
-    nic.send([(NONE, payload(60))])
-    until(lambda: nic.ring(1).nused == 1)
-    device.close()
-    assert len(port.take()) == 1
-
-
-@pytest.mark.threads
-def test_a_broken_queue_is_reported_from_a_worker() -> None:
-    device, nic, _ = machine(worker="own")
-    nic.memory.write_u16(nic.queues[1].layout.driver + 2, 1000)
-    nic.queues[1].kick.ring()
-    until(lambda: bool(device.status & 64))
-    assert device.reason is not None
-    assert "queue 1" in device.reason
-    device.close()
-
-
-@pytest.mark.threads
-def test_resets_under_load() -> None:
-    """A driver resets while workers and a port that always has frames are at it."""
-    port = ScriptPort(offloads=0x1FF, keep=False)
-    device = NetDevice(port, worker="own")
-    nic = attach(device)
-    stop = threading.Event()
-    for _ in range(30):
-        port.give([(NONE, payload(1000))] * 100) if not stop.is_set() else None
-        nic.post(50)
-        nic.send([undone("tcp4", 3000, 500)] * 20)
-        nic.stop()
-        for queue in nic.queues.values():
-            queue.queue.drain()
-        nic.reinit()
-    device.close()
-
-
-# ---- snapshot ----
-
-
-def moved(device: NetDevice, nic: RawNic, **options: Any) -> tuple[NetDevice, RawNic, ScriptPort]:
-    """The device and its guest on another machine."""
-    state = json.loads(json.dumps(device.snapshot()))
-    region = nic.memory.regions[0]
-    memory = GuestMemory([(region.gpa, bytearray(nic.memory.read(region.gpa, region.size)))])
-    queues = {index: queue.queue.state() for index, queue in nic.queues.items()}
-    cookies = {index: {each[0]: [] for each in state["outstanding"]} for index, state in queues.items()}
-    device.reset()
-    port = ScriptPort(offloads=0x1FF, queues=device.max_pairs)
-    other = NetDevice(port, queue_pairs=device.max_pairs, **options)
-    again = RawNic(other, memory=memory)
-    again.features = nic.features
-    again.pool = nic.pool
-    again.pool.memory = memory
-    other.restore(state, memory)
-    for index, queue in nic.queues.items():
-        queue.queue = type(queue.queue).restore(memory, queues[index], cookies[index])
-        queue.kick = other.queues[index].kick
-        bell = again.transport.interrupt_bells([index])[0]
-        queue.interrupt = bell
-    again.queues = nic.queues
-    return other, again, port
-
-
-@FORMATS
-@pytest.mark.parametrize("pairs", [1, 2])
-def test_snapshot_in_mid_stream(packed: bool, pairs: int) -> None:
-    """What the driver said stays said; buffers that it had given are filled; what was sent is not sent again."""
-    device, nic, port = machine(packed=packed, queue_pairs=pairs, mac="02:00:00:00:00:aa")
-    if pairs > 1:
-        nic.control(4, 0, b"\2\0")
-    assert nic.control(0, 0, b"\0") == 0
-    assert nic.control(1, 1, bytes.fromhex("0200000000bb")) == 0
-    assert nic.control(2, 0, b"\7\0") == 0
-    assert nic.control(5, 0, (2 | 1 << 7).to_bytes(8, "little")) == 0
-    nic.post(20, 256)
-    port.give([(NONE, bytes.fromhex("0200000000bb") + payload(60))] * 3)
-    nic.send([(NONE, payload(60))] * 4)
-    device.poll()
-    assert len(port.take()) == 4
-    nic.reap()
-    nic.receive()
-    nic.send([(NONE, payload(61))] * 2)
-    device, nic, port = moved(device, nic)
-    assert device.mac == "02:00:00:00:00:bb"
-    assert nic.read_config(0, 6) == bytes.fromhex("0200000000bb")
-    assert port.calls[0] == ("receive_offloads", 3, 12)
-    assert port.calls[1] == ("set_queues", pairs)
-    device.poll()
-    assert port.take() == [(NONE, payload(61))] * 2
-    to = [bytes.fromhex("0200000000bb"), bytes.fromhex("0200000000aa")]
-    port.give([(NONE, to[0] + payload(60)), (NONE, to[1] + payload(60)), undone_to(to[0])])
-    device.poll()
-    assert [length for _, length in nic.ring(0).dequeue_burst()] == [78, 256, 222]
-    assert device.control.pairs == pairs
-
-
-def undone_to(address: bytes) -> tuple[NetHeader, bytes]:
-    header, frame = undone("tcp4", 400, 100)
-    return header, address + frame[6:]
-
-
-@pytest.mark.threads
-def test_a_device_takes_a_snapshot_and_goes_on() -> None:
-    device, nic, port = machine(worker="own")
-    for _ in range(20):
-        nic.send([(NONE, payload(60))] * 10)
-        state = device.snapshot()
-        assert state["queues"][1]["state"]["outstanding"] == []
-        until(lambda: nic.ring(1).nused == 10)
-        nic.reap()
-    assert len(port.take()) == 200
-    device.close()
-
-
-def test_states_that_are_not_this_devices() -> None:
-    device, nic, _ = machine()
-    state = device.snapshot()
-    with pytest.raises(ValueError, match="queues"):
-        NetDevice(ScriptPort(queues=2), queue_pairs=2).restore(state, nic.memory)
-    with pytest.raises(NegotiationError, match="MRG_RXBUF"):
-        NetDevice(withhold="MRG_RXBUF").restore(state, nic.memory)
-    other = NetDevice()
-    broken = state | {"own": state["own"] | {"pairs": 9}}
-    with pytest.raises(ValueError, match="9 queue pairs"):
-        other.restore(broken, nic.memory)
-    assert other.status == 0
 
 
 def test_repr() -> None:

@@ -197,6 +197,14 @@ cdef bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uin
 
 # ---- the sink ----
 
+cdef inline uint32_t beyond(const net_rx *rx, const virtio_net_hdr *hdr) noexcept nogil:
+    """What a frame leaves undone and the guest does not accept so: VIRTIO_OFFLOAD_*.
+
+    All of it if there is a flag that the guest does not know: then write_header leaves out what the header says.
+    """
+    return net_hdr_needs(hdr) & ~(0 if hdr.flags & ~rx.flags else rx.sink.offloads)
+
+
 cdef inline uint64_t frame_key(const virtio_segmenter *s) noexcept nogil:
     """What tells a frame from others of its size: addresses, ports, numbers."""
     return s.l4_sum[0] ^ <uint64_t>s.seq << 32 ^ <uint64_t>s.ip[0].id << 16 ^ s.ip[0].sum[0] << 40
@@ -244,13 +252,13 @@ cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noex
 
 cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) noexcept nogil:
     """Put a frame in, whatever it is. False: no room now."""
-    cdef uint32_t needs = net_hdr_needs(&packet.hdr), i
+    cdef uint32_t i
     cdef const virtio_net_hdr *hdr = &packet.hdr
     cdef uint64_t at = rx.header
     cdef bint summed = False
     cdef iovec *to
     cdef int n
-    if needs & ~rx.sink.offloads:
+    if beyond(rx, hdr):
         if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
             return cut(rx, packet, source)
         if <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > packet.len:
@@ -310,23 +318,26 @@ cdef inline bint is_plain(const virtio_packet *packet) noexcept nogil:
     return packet.nsegs == 1 and net_hdr_says(&packet.hdr) <= 0xff
 
 
-cdef inline void write_plain(net_rx *rx, uint8_t *to, const virtio_packet *packet, const uint8_t *p,
+cdef inline bint write_plain(net_rx *rx, uint8_t *to, const virtio_packet *packet, const uint8_t *p,
                              uint32_t header) noexcept nogil:
-    """Write a plain frame and its header; they fit."""
+    """Write a plain frame and its header; they fit. False: its checksum is to be completed, and cannot be."""
     cdef uint32_t says = net_hdr_says(&packet.hdr)
     if virtio_likely(says == 0):
         put_no_hdr(to, header)
     elif says & ~rx.flags == 0:
         put_net_hdr(to, &packet.hdr, 1, header)
         rx.csum += says & VIRTIO_NET_HDR_F_NEEDS_CSUM
+    elif says & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        if <uint32_t>packet.hdr.csum_start + packet.hdr.csum_offset + 2 > packet.len:
+            return False
+        put_no_hdr(to, header)
+        copy_complete(to + header, p, packet.len, &packet.hdr)
+        rx.checksums += 1
+        return True
     else:
         put_no_hdr(to, header)
-        if (says & VIRTIO_NET_HDR_F_NEEDS_CSUM
-                and <uint32_t>packet.hdr.csum_start + packet.hdr.csum_offset + 2 <= packet.len):
-            copy_complete(to + header, p, packet.len, &packet.hdr)
-            rx.checksums += 1
-            return
     copy_frame(to + header, p, packet.len)
+    return True
 
 
 cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint32_t n, const iovec *segs,
@@ -342,7 +353,9 @@ cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint3
         total = header + packet.len
         if virtio_unlikely(total > run.length or not is_plain(packet)):
             break
-        write_plain(rx, <uint8_t *>run.host, packet, <const uint8_t *>segs[packet.first].iov_base, header)
+        if virtio_unlikely(not write_plain(rx, <uint8_t *>run.host, packet,
+                                           <const uint8_t *>segs[packet.first].iov_base, header)):
+            break
         run_used(&run, total, packed)
         size += packet.len
         packet += 1
@@ -440,8 +453,8 @@ cdef void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noex
 
 cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
-    cdef uint32_t n = 0, npieces, beyond = net_hdr_needs(hdr) & ~sink.offloads
-    cdef bint cut = beyond and hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE
+    cdef uint32_t n = 0, npieces, undone = beyond(rx, hdr)
+    cdef bint cut = undone and hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE
     cdef uint64_t total = rx.header + <uint64_t>length, have = 0
     cdef iovec *to
     if rx.reserved == 0:
@@ -458,7 +471,7 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
     if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, to, npieces, rx.header):
         rx.filtered += 1
         return
-    if beyond:
+    if undone:
         if not complete(to, npieces, rx.header, hdr, length):
             rx.dropped[RX_DROP_CHECKSUM] += 1
             return
