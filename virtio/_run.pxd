@@ -1,8 +1,8 @@
 # Runs of plain chains at the device end of a virtqueue: what most chains of a network device are.
 #
-# A plain chain is one descriptor in one piece of memory. Those are popped one by one and used in the same order, with no
-# virtio_chain between: 40 instructions of a frame's 100. A run ends at whatever is not plain, which stays in the queue
-# for device_pop_burst; that finds faults too. A run holds nothing of the queue until it is committed.
+# A plain chain is one descriptor in one piece of memory. Those are popped one by one and used in the same order, with
+# no virtio_chain between: 40 instructions of a frame's 100. A run ends at whatever is not plain, which stays in the
+# queue for device_pop_burst; that finds faults too. A run holds nothing of the queue until it is committed.
 #
 #     if run_start(&run, q, limit):
 #         while run_next(&run, flags):             # the buffer: run.host, run.length
@@ -189,6 +189,6 @@ cdef inline void run_commit(virtio_run *run, uint32_t n, bint packed) noexcept n
         virtio_store16_release(&q.used.idx, <uint16_t>run.used_at)
         q.next_avail = <uint16_t>(q.next_avail + n)
     q.next_used = <uint16_t>run.used_at
-    q.chains += n
-    q.completions += n
+    add_count(&q.chains, n)
+    add_count(&q.completions, n)
     q.pending += n
