@@ -33,7 +33,7 @@ from taps import (
 )
 
 from virtio import _tap
-from virtio._portbench import arm, send
+from virtio._portbench import MemorySink, arm, receive, send
 from virtio.errors import ConfigError
 from virtio.net.netns import Namespace
 from virtio.net.ports import Tap
@@ -300,20 +300,24 @@ def test_close_while_frames_pass(space: Namespace) -> None:
     for _ in range(20):
         tap = interface(space)
         begun, stop = threading.Event(), threading.Event()
+        sink = MemorySink(size=64)  # one for all: each has a descriptor, too
 
-        def work(tap: Tap = tap, begun: threading.Event = begun, stop: threading.Event = stop) -> None:
+        def work(
+            tap: Tap = tap, sink: MemorySink = sink, begun: threading.Event = begun, stop: threading.Event = stop
+        ) -> None:
             while not stop.is_set():
                 send(tap, [(None, [udp(b"x")])] * 32)
-                pull(tap)
+                receive(tap, sink, 64)
+                sink.take()
                 begun.set()
 
         thread = threading.Thread(target=work)
         thread.start()
         begun.wait(10)
-        number = tap.fileno()
-        tap.close()
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
+        number = tap.fileno()
+        tap.close()
         os.dup2(writer, number)
         time.sleep(0.002)
         stop.set()
