@@ -178,6 +178,7 @@ def test_everything_may_be_left_undone() -> None:
     assert a.offloads == b.offloads == 0x1FF
 
 
+@pytest.mark.threads
 def test_a_bell_that_takes_the_gil_rings_while_python_connects(port_and_receiver) -> None:
     """Rung under the wire's lock: whoever waits for that may not hold the GIL."""
     port, receiver = port_and_receiver
@@ -212,6 +213,7 @@ def port_and_receiver(request: pytest.FixtureRequest) -> tuple[Port, Port]:
     return loop, loop
 
 
+@pytest.mark.threads
 def test_no_frame_comes_after_a_disconnect() -> None:
     a, b = Cable(full="drop")
     stop = threading.Event()
@@ -300,6 +302,7 @@ def test_a_device_that_is_forgotten_and_not_closed_is_still_there_for_its_sender
     assert a.statistics()["send_packets"] == 8  # as many buffers as there were
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("port", ["cable", "loopback"])
 @pytest.mark.parametrize("what", ["reset", "snapshot", "statistics", "link"])
 @pytest.mark.parametrize("worker", [False, True])

@@ -131,6 +131,7 @@ def test_reset_gives_the_memory_back():
     machine.control.reset()
 
 
+@pytest.mark.threads
 def test_answers_of_another_thread():
     machine = Machine(timeout=5)
     machine.bell = Bell()
@@ -153,6 +154,7 @@ def test_answers_of_another_thread():
     assert [int.from_bytes(seen[2:], "little") for seen in machine.seen] == list(range(20))
 
 
+@pytest.mark.threads
 def test_threads_take_turns():
     machine = Machine()
 

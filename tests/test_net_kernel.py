@@ -184,6 +184,7 @@ def test_vlan_frames(offloads: str, tags: int, version: int, source: int) -> Non
         receiver.close()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("more", [{}, PACKED], ids=["split", "packed"])
 def test_two_queues_on_two_threads(more: dict[str, Any]) -> None:
     """Two queue pairs, driver and device on a thread each; several streams, and both pairs carry some of it."""

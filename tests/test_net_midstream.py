@@ -46,6 +46,7 @@ def disturb(path: KernelPath, what: Callable[[], None], times: int = 5) -> None:
     assert wrong == {}
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("more", [{}, PACKED], ids=["legacy PCI", "packed"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_device_reset(more: dict[str, object], workers: int) -> None:
@@ -67,6 +68,7 @@ def test_down_and_up(more: dict[str, object]) -> None:
         disturb(path, what)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("more", [{}, PACKED], ids=["legacy PCI", "packed"])
 def test_driver_detach(more: dict[str, object]) -> None:
     """The driver leaves the device altogether, giving all memory back, and attaches again."""
@@ -100,6 +102,7 @@ def test_link_down_and_up() -> None:
         disturb(path, what)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_device_is_replaced_by_its_snapshot(workers: int) -> None:
     """Bus, function and device become JSON, and another device goes on from it, under a driver that notices nothing."""

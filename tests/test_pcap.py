@@ -244,6 +244,7 @@ def test_arguments(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.threads
 def test_a_named_pipe_may_be_read_as_it_is_written(tmp_path: Path) -> None:
     path = tmp_path / "pipe"
     os.mkfifo(path)
@@ -282,6 +283,30 @@ def test_close_of_a_reader(tmp_path: Path) -> None:
     port.close()
     assert receive(port, MemorySink()) == 0
     assert port.done
+
+
+@pytest.mark.threads
+def test_close_of_a_reader_while_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.pcap"
+    path.write_bytes(header() + b"".join(map(record, numbered(100))))
+    for _ in range(20):
+        port, sink = PcapReader(path, loops=None), MemorySink(size=64, keep=False)
+
+        def work(port: PcapReader = port, sink: MemorySink = sink) -> None:
+            while not port.done:
+                receive(port, sink, 64)
+                arm(port, "receive")
+                sink.take()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        while not sink.packets:
+            time.sleep(0)
+        port.close()
+        thread.join(10)
+        assert not thread.is_alive()
+        assert port.fault is None
+        port.close()
 
 
 # ---- writing ----

@@ -324,6 +324,7 @@ def test_tasks_are_paused_while_memory_is_out_of_bounds():
 # ---- threads ----
 
 
+@pytest.mark.threads
 def test_registers_from_several_threads():
     """Writes wait for each other, reads and kicks do not, and interrupts come in between: nothing raises."""
     function = recorder(intx=lambda level: function.read(ISR, 1) if level else None, message=lambda *_: None)
@@ -363,6 +364,7 @@ def test_a_function_goes_when_nobody_holds_it(memory):
     assert gone() is None
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("fast", [False, True], ids=["registers", "bells"])
 @pytest.mark.parametrize("mode", ["intx", "msix"])
 def test_frames_pass_while_masks_and_bus_mastering_come_and_go(mode, fast):

@@ -201,6 +201,7 @@ def test_a_guest_that_does_not_take_frames_stops_its_sender_and_no_one_else() ->
     assert one.a.statistics()["send_dropped"] == 0
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("threads", [False, True])
 def test_loopback(threads: bool) -> None:
     inside = Generator([60, 1514, 9014], count=2000)
@@ -234,6 +235,7 @@ def test_capture_and_replay(tmp_path: Path) -> None:
         assert {len(frame) for _, frame in dpkt.pcap.Reader(file)} == {5054}
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("threads", [False, True])
 def test_functions_of_the_users(threads: bool) -> None:
     """An echo in Python."""
@@ -275,3 +277,53 @@ def test_a_function_that_takes_long_does_not_stop_python() -> None:
         go_on.set()
         pausing.join(30)
         assert not pausing.is_alive()
+
+
+@pytest.mark.threads
+def test_figures_may_be_read_while_frames_pass() -> None:
+    a, b = (Generator([60, 1514, 9014], kind="tcp", gso_size=1000, count=3000, flow=8 * i) for i in range(2))
+    with ExitStack() as stack:
+        guests = [Guest(stack, end, inside, threads=True) for end, inside in zip(Cable(), (a, b), strict=True)]
+        there, back = arrived(b, a), arrived(a, b)
+
+        def look() -> bool:
+            for guest in guests:
+                assert guest.pump is not None
+                guest.device.statistics()
+                guest.nic.statistics()
+                guest.pump.statistics()
+                repr(guest.device)
+                for slot in guest.device.queues:
+                    assert slot.broken is None
+                for pair in guest.nic.pairs:
+                    assert 0 <= pair.receive.posted <= 256
+                    assert pair.transmit.queue.broken is None
+                    pair.receive.reasons()
+                    pair.transmit.reasons()
+                for worker in guest.pump.workers:
+                    assert worker.rounds >= worker.sleeps >= 0
+                for task in guest.device.tasks:
+                    assert task.active
+            return there() and back()
+
+        settle(guests, look, threads=True)
+    assert (a.faults(), b.faults()) == ({}, {})
+
+
+@pytest.mark.threads
+def test_a_function_may_ask_for_figures() -> None:
+    """It runs under the queue's lock: to read figures takes none."""
+    seen: list[int] = []
+
+    def take(frames: object) -> None:
+        seen.append(guest.device.statistics()["tx0"]["frames"])
+        seen.append(guest.nic.statistics()["txq0.opackets"])
+
+    with ExitStack() as stack:
+        guest = Guest(stack, CallPort(take), Generator(count=100), threads=True)
+        guest.run()
+        end = time.monotonic() + 30
+        while guest.device.statistics()["tx0"]["frames"] < 100:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+    assert seen

@@ -96,6 +96,7 @@ def test_a_port_that_is_full_gets_the_rest_later() -> None:
     pump.close()
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("threads", [False, True])
 def test_ports_that_deliver_of_themselves(threads: bool) -> None:
     """A cable between a driver and a device: driver, cable, device, and its driver; there and back."""
@@ -138,6 +139,7 @@ def test_a_loopback_beside_the_driver() -> None:
         assert device.sent() == frames_of(20)
 
 
+@pytest.mark.threads
 @pytest.mark.parametrize("worker", ["one", "pair", "direction"])
 @pytest.mark.parametrize("mode", ["adaptive", "busy"])
 def test_on_threads(worker: Any, mode: Any) -> None:
@@ -154,6 +156,7 @@ def test_on_threads(worker: Any, mode: Any) -> None:
         assert ends.frames == frames_of(2000)
 
 
+@pytest.mark.threads
 def test_several_pairs() -> None:
     with ExitStack() as stack:
         device = NetDevice(Loopback(queues=3), mac=MAC, queue_pairs=3, worker="own")
@@ -225,6 +228,7 @@ def test_software_lro_for_a_port_that_takes_it() -> None:
 # ---- life ----
 
 
+@pytest.mark.threads
 def test_a_pump_goes_on_over_everything() -> None:
     with ExitStack() as stack:
         device = NetDevice(Loopback(), mac=MAC, worker="own")
@@ -271,6 +275,7 @@ def test_a_pump_goes_on_over_everything() -> None:
         works()
 
 
+@pytest.mark.threads
 def test_workers_of_ones_own() -> None:
     device, ends = HandDevice(), Ends()
     nic = attached(device)
@@ -306,6 +311,7 @@ def test_owners() -> None:
 # ---- sleep ----
 
 
+@pytest.mark.threads
 def test_buffers_are_free_soon_after_traffic_stops() -> None:
     """With nothing more to send, no interrupt and nobody who asks: the worker looks after them."""
     with ExitStack() as stack:
@@ -324,6 +330,7 @@ def test_buffers_are_free_soon_after_traffic_stops() -> None:
         until(lambda: queue.small.nfree == queue.small.count, 5)
 
 
+@pytest.mark.threads
 def test_few_interrupts_under_load() -> None:
     with ExitStack() as stack:
         device = NetDevice(Sink(), mac=MAC, worker="own")
@@ -339,6 +346,7 @@ def test_few_interrupts_under_load() -> None:
         assert queue.statistics()["intrs"] <= 40_000 // 2048 + 1
 
 
+@pytest.mark.threads
 def test_idle_threads_sleep() -> None:
     with ExitStack() as stack:
         device = NetDevice(Port(), mac=MAC, worker="own")
@@ -352,6 +360,7 @@ def test_idle_threads_sleep() -> None:
         assert all(worker.rounds - rounds < 2000 for worker, rounds in zip(pump.workers, before, strict=True))
 
 
+@pytest.mark.threads
 def test_the_driver_is_ticked() -> None:
     with ExitStack() as stack:
         device = NetDevice(Port(), mac=MAC, worker="own")

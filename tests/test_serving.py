@@ -76,6 +76,7 @@ def test_kicks_of_no_queue() -> None:
     assert guest.device.status == READY
 
 
+@pytest.mark.threads
 def test_a_bell_kicks_from_any_thread_and_no_request_is_lost() -> None:
     guest = Guest(Echo()).up(MODERN & ~Feature.EVENT_IDX)
     answers: list[list[bytes]] = [[], []]
@@ -112,6 +113,7 @@ def test_driver_and_device_that_kick_each_other_get_no_deeper() -> None:
     assert count == 5000
 
 
+@pytest.mark.threads
 def test_an_interrupt_finds_no_lock_held() -> None:
     """A driver whose lock is held by a thread that resets the device, while another's interrupt waits for that lock."""
     guest = Guest(Echo())
@@ -143,6 +145,7 @@ def test_an_interrupt_finds_no_lock_held() -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.threads
 def test_a_kick_does_not_wait_for_a_hook_and_is_served_after_it() -> None:
     kicked = threading.Event()
     served = []
@@ -349,6 +352,7 @@ def test_dma_on_rings_what_tasks_wait_for() -> None:
     assert bells[0].answer() and not bells[1].answer()
 
 
+@pytest.mark.threads
 def test_resets_while_other_threads_kick_interrupt_and_complain() -> None:
     guest = Guest(Echo()).up()
     device = guest.device
@@ -409,6 +413,7 @@ def test_a_thread_that_stops_waiting_for_the_lock_keeps_nobody_out() -> None:
     assert done == [1, 2]
 
 
+@pytest.mark.threads
 def test_a_thread_that_others_keep_busy_leaves_them_to_another() -> None:
     calm = threading.Event()
     servants: list[int] = []

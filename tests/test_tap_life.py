@@ -9,6 +9,7 @@ import select
 import socket
 import struct
 import threading
+import time
 
 import pytest
 from peers import need_peer
@@ -32,7 +33,7 @@ from taps import (
 )
 
 from virtio import _tap
-from virtio._portbench import arm, send
+from virtio._portbench import MemorySink, arm, receive, send
 from virtio.errors import ConfigError
 from virtio.net.netns import Namespace
 from virtio.net.ports import Tap
@@ -249,6 +250,7 @@ def test_queues(space: Namespace) -> None:
             tap.set_queues(pairs)
 
 
+@pytest.mark.threads
 def test_queues_on_two_threads(space: Namespace) -> None:
     tap = interface(space, queues=2)
     sock = listener(space)
@@ -266,6 +268,64 @@ def test_queues_on_two_threads(space: Namespace) -> None:
     for thread in threads:
         thread.join()
     assert tap.statistics()["send_packets"] == 1000
+
+
+@pytest.mark.threads
+def test_a_queue_that_is_switched_while_frames_pass_comes_back(space: Namespace) -> None:
+    """A worker that finds it detached must not take the interface for deleted."""
+    tap = interface(space, queues=2)
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            send(tap, [(None, [udp(b"x")])] * 8, 1)
+            pull(tap, 1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(300):
+        tap.set_queues(1)
+        tap.set_queues(2)
+    stop.set()
+    thread.join()
+    sent = tap.statistics()["send_packets"]
+    assert send(tap, [(None, [udp(b"x")])], 1) == 1
+    assert tap.statistics()["send_packets"] == sent + 1
+    assert len(arm(tap, "receive", 1)[1]) == 1
+
+
+@pytest.mark.threads
+def test_close_while_frames_pass(space: Namespace) -> None:
+    """Nothing goes to whatever has the descriptor's number next."""
+    for _ in range(20):
+        tap = interface(space)
+        begun, stop = threading.Event(), threading.Event()
+        sink = MemorySink(size=64)  # one for all: each has a descriptor, too
+
+        def work(
+            tap: Tap = tap, sink: MemorySink = sink, begun: threading.Event = begun, stop: threading.Event = stop
+        ) -> None:
+            while not stop.is_set():
+                send(tap, [(None, [udp(b"x")])] * 32)
+                receive(tap, sink, 64)
+                sink.take()
+                begun.set()
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        begun.wait(10)
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        number = tap.fileno()
+        tap.close()
+        os.dup2(writer, number)
+        time.sleep(0.002)
+        stop.set()
+        thread.join()
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+        for fd in (reader, writer, number):
+            os.close(fd)
 
 
 # ---- interfaces that are there already ----

@@ -387,6 +387,7 @@ def test_one_broken_queue_and_the_others() -> None:
         nic.transmit(frames_of(64), queue=0)
 
 
+@pytest.mark.threads
 def test_two_threads_a_queue_each() -> None:
     device = NetDevice(Loopback(queues=2), mac=MAC, queue_pairs=2, worker="own")
     nic = attached(device, pairs=2)

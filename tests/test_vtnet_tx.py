@@ -306,6 +306,7 @@ def test_python_never_gets_the_last_buffer() -> None:
         assert device.sent() == [bytes(60)]
 
 
+@pytest.mark.threads
 def test_views_come_back_from_other_threads() -> None:
     device, nic = nic_of(queue_size=64)
     queue = nic.pairs[0].transmit

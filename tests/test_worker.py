@@ -11,6 +11,8 @@ import pytest
 
 from virtio._worker import Task, Worker
 
+pytestmark = pytest.mark.threads
+
 
 def until(condition: Callable[[], bool], seconds: float = 10) -> None:
     end = time.monotonic() + seconds

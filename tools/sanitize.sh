@@ -1,6 +1,6 @@
 #!/bin/bash
 # sanitize.sh PYTHON: build the extensions for a sanitizer in a copy of the tree, prove that it sees a planted error, run
-# the tests. First address and undefined behaviour with all tests, then threads with the two-thread tests.
+# the tests. First address and undefined behaviour with all tests, then threads with those marked so.
 set -eu
 cd "$(dirname "$0")/.."
 python=$(realpath -s "$1")

@@ -12,7 +12,7 @@ prepare() { # sanitizer: a copy with a build of its own, in $copy, and the run-t
     copy=build/sanitize-${1//,/-}
     rm -rf "$copy"
     mkdir -p "$copy"
-    cp -r setup.py pyproject.toml README.md LICENSE virtio net tests bench "$copy"
+    cp -r setup.py pyproject.toml README.md LICENSE virtio net tests bench examples "$copy"
     rm -f "$copy"/virtio/*.so
     (cd "$copy" && VIRTIO_SANITIZE=$1 "$python" setup.py -q build_ext --inplace > build.log 2>&1) || { cat "$copy/build.log"; exit 1; }
     case $1 in

@@ -3,6 +3,8 @@
 import os
 import sys
 
+from virtio._queue cimport counted, virtio_store32
+
 
 cdef extern from "unistd.h" nogil:
     int close(int fd)
@@ -79,19 +81,19 @@ cdef class Bell:
         """
         if self.c.fd < 0:
             raise ValueError("a bell that calls a function has no file descriptor")
-        self.c.always = 1
+        virtio_store32(&self.c.always, 1)
         return self.c.fd
 
     @property
     def rings(self):
         """Times it was rung."""
-        return self.c.rings
+        return counted(&self.c.rings)
 
     @property
     def writes(self):
         """Writes to the eventfd that this took: system calls."""
-        return self.c.writes
+        return counted(&self.c.writes)
 
     def __repr__(self):
         what = f"fd {self.c.fd}" if self.function is None else f"{self.function!r}"
-        return f"<Bell: {what}, rung {self.c.rings} times>"
+        return f"<Bell: {what}, rung {counted(&self.c.rings)} times>"

@@ -11,7 +11,7 @@ from virtio._net_hdr cimport (
 )
 from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
 from virtio._port_counts cimport add_counts
-from virtio._queue cimport virtio_load32, virtio_store32
+from virtio._queue cimport virtio_load32, virtio_load32_acquire, virtio_store32
 from virtio._wire cimport keep, wire, wire_arm, wire_connect, wire_flush, wire_rang, wire_send, wire_sender
 
 
@@ -102,7 +102,7 @@ cdef class CableEnd(Port):
         with nogil:
             wire_connect(&self._in.wires[queue], sink)
         for i in range(self.c.queues):
-            ringing |= virtio_load32(&self._in.senders[i].ringing) != 0
+            ringing |= virtio_load32_acquire(&self._in.senders[i].ringing) != 0
         keep(self._ways.owners.setdefault((self.name, queue), []), owner, ringing)
         return 0
 

@@ -194,7 +194,7 @@ cdef class CallPort(Port):
                 taken = self._deliver(sink, limit)
         except BaseException:
             report()
-        self._state.ask = taken > 0
+        virtio_store32(&self._state.ask, taken > 0)
         if not taken:
             self._state.next = now_us() + self._state.interval
         return taken

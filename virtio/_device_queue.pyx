@@ -102,7 +102,7 @@ cdef class DeviceQueue(Queue):
         else:
             split_device_start(self.q)
         memset(self.note, 0, sizeof(virtio_notify))
-        self.fault.code = VIRTIO_FAULT_NONE
+        virtio_store32(&self.fault.code, VIRTIO_FAULT_NONE)
         self.remap()
         self.release()
         for chain in taken.values():
@@ -146,7 +146,7 @@ cdef class DeviceQueue(Queue):
                 more = n > 0  # fewer than wanted may mean only that segs was full
         finally:
             free(segs)
-        if not result and self.fault.code != VIRTIO_FAULT_NONE:
+        if not result and virtio_load32_acquire(&self.fault.code) != VIRTIO_FAULT_NONE:
             raise self.error()
         return result
 
@@ -299,10 +299,10 @@ cdef class DeviceQueue(Queue):
         calls_suppressed.
         """
         return {
-            "chains": self.q.chains,
-            "completions": self.q.completions,
-            "calls": self.note.sent,
-            "calls_suppressed": self.note.suppressed,
+            "chains": counted(&self.q.chains),
+            "completions": counted(&self.q.completions),
+            "calls": counted(&self.note.sent),
+            "calls_suppressed": counted(&self.note.suppressed),
         }
 
     def dump(self):

@@ -31,9 +31,8 @@ cdef struct script_state:
     script_queue queues[8]
     uint32_t in_place         # give frames by reserve and commit
     uint32_t keep             # send() keeps what it takes
-    int64_t room              # frames that send() takes until it is full; -1: any number
+    uint64_t room             # frames that send() takes until it is full; as an int64_t, -1: any number
     uint64_t refused          # calls of send() that did not take all
-    uint32_t armed            # calls of arm_send
 
 
 cdef class ScriptPort(Port):

@@ -55,12 +55,15 @@ cdef uint32_t script_send(virtio_port *port, uint32_t queue, const virtio_packet
                           const iovec *segs) noexcept nogil:
     cdef script_state *c = <script_state *>port.owner
     cdef script_queue *q = &c.queues[queue]
+    cdef int64_t room
     cdef uint32_t i
     for i in range(n):
-        if c.room == 0:
-            c.refused += 1
+        room = <int64_t>virtio_load64(&c.room)
+        if room == 0:
+            add_count(&c.refused, 1)
             return i
-        c.room -= c.room > 0
+        if room > 0:
+            virtio_store64(&c.room, room - 1)
         if c.keep:
             if q.nsent == q.sent_size:
                 q.sent_size = 2 * q.sent_size + 64
@@ -109,9 +112,8 @@ cdef uint32_t script_receive(virtio_port *port, uint32_t queue, virtio_sink *sin
 
 cdef bint script_arm_send(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
     cdef script_state *c = <script_state *>port.owner
-    c.armed += 1
     wait.full = 1
-    return c.room != 0
+    return virtio_load64(&c.room) != 0
 
 
 cdef bint script_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
@@ -131,7 +133,7 @@ cdef class ScriptPort(Port):
         if self.script.port is not NULL or not 1 <= queues <= SCRIPT_QUEUES:
             raise ValueError(f"{queues} queues (at most {SCRIPT_QUEUES}), or made already")
         self.script.port = &self.c
-        self.script.in_place, self.script.keep, self.script.room = in_place, keep, -1
+        self.script.in_place, self.script.keep, self.script.room = in_place, keep, <uint64_t>-1
         self.calls = []
         self.c.send, self.c.receive = script_send, script_receive
         self.c.arm_send, self.c.arm_receive = script_arm_send, script_arm_receive
@@ -204,16 +206,16 @@ cdef class ScriptPort(Port):
     @property
     def room(self):
         """Frames that it still takes until it is full; -1: any number."""
-        return self.script.room
+        return <int64_t>virtio_load64(&self.script.room)
 
     @room.setter
     def room(self, int64_t room):
-        self.script.room = room
+        virtio_store64(&self.script.room, room)
 
     @property
     def refused(self):
         """How often it did not take all of a burst."""
-        return self.script.refused
+        return counted(&self.script.refused)
 
     cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1:
         self.calls.append(("connect" if sink is not NULL else "disconnect", queue))

@@ -144,7 +144,7 @@ cdef class DriverQueue(Queue):
         else:
             split_driver_start(self.q)
         memset(self.note, 0, sizeof(virtio_notify))
-        self.fault.code = VIRTIO_FAULT_NONE
+        virtio_store32(&self.fault.code, VIRTIO_FAULT_NONE)
 
     def reset(self, layout=None):
         """Go back to a fresh queue, healed and empty, at ``layout`` or where it was (VIRTIO 1.4, 2.6.1 RING_RESET).
@@ -189,7 +189,7 @@ cdef class DriverQueue(Queue):
 
     cdef object refuse(self, int why, uint32_t pieces):
         """Return the exception for a chain of so many pieces that was not enqueued."""
-        cdef uint32_t nfree = self.q.nfree
+        cdef uint32_t nfree = self.nfree
         if why == VIRTIO_ENQ_FULL:
             return QueueFull(f"no descriptor is free (queue size {self.q.size})")
         if why == VIRTIO_ENQ_TOO_BIG:
@@ -305,7 +305,7 @@ cdef class DriverQueue(Queue):
             limit -= n
             if n < want:
                 break
-        if not result and self.fault.code != VIRTIO_FAULT_NONE:
+        if not result and virtio_load32_acquire(&self.fault.code) != VIRTIO_FAULT_NONE:
             raise self.error()
         return result
 
@@ -385,7 +385,11 @@ cdef class DriverQueue(Queue):
     @property
     def nfree(self):
         """Descriptors free."""
-        return self.q.nfree
+        cdef uint32_t n
+        self.hold()
+        n = self.q.nfree
+        self.release()
+        return n
 
     @property
     def nused(self):
@@ -399,28 +403,32 @@ cdef class DriverQueue(Queue):
     @property
     def outstanding(self):
         """Chains enqueued and not yet dequeued."""
-        return driver_outstanding(self.q)
+        cdef uint32_t n
+        self.hold()
+        n = <uint32_t>driver_outstanding(self.q)
+        self.release()
+        return n
 
     @property
     def full(self):
         """Whether no descriptor is free."""
-        return self.q.nfree == 0
+        return self.nfree == 0
 
     @property
     def empty(self):
         """Whether nothing is outstanding."""
-        return driver_outstanding(self.q) == 0
+        return self.outstanding == 0
 
     def counters(self):
         """Return what was counted since the queue was made, reset or restored: chains, completions, kicks,
         kicks_suppressed, clamped.
         """
         return {
-            "chains": self.q.chains,
-            "completions": self.q.completions,
-            "kicks": self.note.sent,
-            "kicks_suppressed": self.note.suppressed,
-            "clamped": self.q.clamped,
+            "chains": counted(&self.q.chains),
+            "completions": counted(&self.q.completions),
+            "kicks": counted(&self.note.sent),
+            "kicks_suppressed": counted(&self.note.suppressed),
+            "clamped": counted(&self.q.clamped),
         }
 
     def dump(self):

@@ -11,7 +11,7 @@ from virtio._net_hdr cimport (
 )
 from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
 from virtio._port_counts cimport add_counts
-from virtio._queue cimport virtio_load32
+from virtio._queue cimport virtio_load32_acquire
 from virtio._wire cimport keep, wire, wire_arm, wire_connect, wire_flush, wire_rang, wire_send, wire_sender
 
 
@@ -86,7 +86,7 @@ cdef class Loopback(Port):
             raise ValueError(f"queue {queue} of a loopback: limit {self.c.queues - 1}")
         with nogil:
             wire_connect(&self._queues[queue].back, sink)
-        keep(self._owners.setdefault(queue, []), owner, virtio_load32(&self._queues[queue].sender.ringing) != 0)
+        keep(self._owners.setdefault(queue, []), owner, virtio_load32_acquire(&self._queues[queue].sender.ringing) != 0)
         return 0
 
     def statistics(self):

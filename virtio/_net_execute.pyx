@@ -7,7 +7,8 @@ from libc.string cimport memcpy, memset
 
 from virtio._batch cimport Batch
 from virtio._checksum cimport store_sum16, sum_bytes, sum_fold, sum_gather, sum_swap
-from virtio._port cimport VIRTIO_PACKET_PIECES
+from virtio._port cimport VIRTIO_PACKET_PIECES, port_offloads
+from virtio._queue cimport add_count, counted
 from virtio._segment cimport *
 from virtio._segment_write cimport segment_headers, segment_views
 
@@ -78,7 +79,7 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
     cdef uint64_t sum, rest
     cdef uint16_t checksum
     if head > packet.len:
-        x.dropped[EXECUTE_BAD_CHECKSUM] += 1
+        add_count(&x.dropped[EXECUTE_BAD_CHECKSUM], 1)
         return True
     if packet.len <= SHORT:
         head = packet.len
@@ -109,7 +110,7 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
     x.scratch_used += (head + 63) & ~<uint32_t>63
     memset(&x.packets[x.count].hdr, 0, sizeof(virtio_net_hdr))
     add_packet(x, first)
-    x.checksums += 1
+    add_count(&x.checksums, 1)
     return True
 
 
@@ -125,10 +126,10 @@ cdef bint add_segments(net_executor *x, const virtio_packet *packet) noexcept no
         code = segment_plan_pieces(s, x.input_segs + packet.first, packet.nsegs, packet.hdr.gso_type,
                                    packet.hdr.gso_size, options, EXECUTE_SEGMENTS_MAX)
         if code:
-            x.dropped[code] += 1
+            add_count(&x.dropped[code], 1)
             return True
         x.planned = True
-        x.frames += x.segment == 0
+        add_count(&x.frames, x.segment == 0)
     stride = (s.header + s.extra + 15) & ~<uint32_t>15
     while x.segment < s.count:
         n = min(s.count - x.segment, EXECUTE_BATCH - x.count, (EXECUTE_SCRATCH - x.scratch_used) // stride)
@@ -152,7 +153,7 @@ cdef bint add_segments(net_executor *x, const virtio_packet *packet) noexcept no
             x.scratch_used += stride
             to += stride
             x.segment += 1
-            x.segments += 1
+            add_count(&x.segments, 1)
         if n == 0:
             return False
     return True
@@ -167,7 +168,7 @@ cdef uint32_t execute_next(net_executor *x) noexcept nogil:
         packet = x.input + x.at
         needs = net_hdr_needs(&packet.hdr) & ~x.offloads
         if packet.nsegs > VIRTIO_PACKET_PIECES:
-            x.dropped[EXECUTE_BAD_PIECES] += 1
+            add_count(&x.dropped[EXECUTE_BAD_PIECES], 1)
             done = True
         elif needs == 0:
             done = add_view(x, packet)
@@ -190,7 +191,7 @@ cdef uint32_t execute_stop(net_executor *x, uint32_t taken) noexcept nogil:
 
 cdef uint32_t execute_send(net_executor *x, virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
                            const iovec *segs) noexcept nogil:
-    cdef uint32_t allowed = port.offloads, needs = 0, i, taken
+    cdef uint32_t allowed = port_offloads(port), needs = 0, i, taken
     for i in range(n):
         needs |= net_hdr_needs(&packets[i].hdr)
     if needs & ~allowed == 0:
@@ -218,8 +219,8 @@ _DROPS = {
 
 cdef dict executor_figures(const net_executor *x):
     return {
-        "checksums": x.checksums, "frames": x.frames, "segments": x.segments,
-        "dropped": {name: x.dropped[code] for code, name in _DROPS.items() if x.dropped[code]},
+        "checksums": counted(&x.checksums), "frames": counted(&x.frames), "segments": counted(&x.segments),
+        "dropped": {name: counted(&x.dropped[code]) for code, name in _DROPS.items() if counted(&x.dropped[code])},
     }
 
 

@@ -133,13 +133,13 @@ cdef class NetReceive(Task):
             queue_lock(self.rx.sink.lock)
         self.rx.flags = flags
         self.rx.mergeable = offloads & VIRTIO_OFFLOAD_MRG != 0
-        self.rx.sink.offloads = offloads
+        virtio_store32(&self.rx.sink.offloads, offloads)
         queue_unlock(self.rx.sink.lock)
 
     @property
     def offloads(self):
         """What the guest accepts undone: VIRTIO_OFFLOAD_* bits."""
-        return self.rx.sink.offloads
+        return virtio_load32(&self.rx.sink.offloads)
 
     def set_call(self, Bell bell not None):
         """Interrupt the guest by this bell from now on."""
@@ -196,8 +196,9 @@ cdef class NetReceive(Task):
         """Return what was counted since it was made."""
         cdef net_rx *rx = &self.rx
         return {
-            "frames": rx.frames, "bytes": rx.bytes, "merged": rx.merged, "csum": rx.csum, "gso": rx.gso,
-            "gso_bytes": rx.gso_bytes, "cut": rx.cut, "checksums": rx.checksums,
-            "filtered": rx.filtered, "bad_chains": rx.bad_chains, "stalls": rx.stalls,
-            "dropped": {name: rx.dropped[i] for i, name in enumerate(_DROPS) if rx.dropped[i]},
+            "frames": counted(&rx.frames), "bytes": counted(&rx.bytes), "merged": counted(&rx.merged),
+            "csum": counted(&rx.csum), "gso": counted(&rx.gso),
+            "gso_bytes": counted(&rx.gso_bytes), "cut": counted(&rx.cut), "checksums": counted(&rx.checksums),
+            "filtered": counted(&rx.filtered), "bad_chains": counted(&rx.bad_chains), "stalls": counted(&rx.stalls),
+            "dropped": {name: counted(&rx.dropped[i]) for i, name in enumerate(_DROPS) if counted(&rx.dropped[i])},
         }

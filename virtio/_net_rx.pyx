@@ -93,7 +93,7 @@ cdef uint32_t look(net_rx *rx, uint64_t total, uint32_t ahead, uint64_t *have) n
                 while rx.used < i:
                     set_written(&rx.chains[rx.used], 0)
                     rx.used += 1
-                rx.bad_chains += 1
+                add_count(&rx.bad_chains, 1)
                 have[0] = 0
                 continue
             have[0] += chain.writable
@@ -111,7 +111,7 @@ cdef uint32_t look(net_rx *rx, uint64_t total, uint32_t ahead, uint64_t *have) n
 
 cdef void stall(net_rx *rx, uint64_t total) noexcept nogil:
     """Take note that a frame found no room."""
-    rx.stalls += not rx.stalled
+    add_count(&rx.stalls, not rx.stalled)
     rx.stalled = 1
     rx.wanted = total
 
@@ -131,7 +131,7 @@ cdef int gather(net_rx *rx, uint64_t total, uint32_t ahead) noexcept nogil:
 
 
 cdef void drop_never(net_rx *rx) noexcept nogil:
-    rx.dropped[RX_DROP_BROKEN if rx.q.fault.code != VIRTIO_FAULT_NONE else RX_DROP_TOO_LARGE] += 1
+    add_count(&rx.dropped[RX_DROP_BROKEN if rx.q.fault.code != VIRTIO_FAULT_NONE else RX_DROP_TOO_LARGE], 1)
 
 
 cdef inline uint32_t pieces_of(const net_rx *rx, uint32_t n) noexcept nogil:
@@ -147,9 +147,9 @@ cdef inline iovec *room_of(const net_rx *rx) noexcept nogil:
 cdef void take(net_rx *rx, uint32_t n, uint64_t total) noexcept nogil:
     """The n chains from rx.used on have a frame: total bytes, header included."""
     cdef virtio_chain *chain
-    rx.frames += 1
-    rx.bytes += total - rx.header
-    rx.merged += n > 1
+    add_count(&rx.frames, 1)
+    add_count(&rx.bytes, total - rx.header)
+    add_count(&rx.merged, n > 1)
     for _ in range(n):
         chain = rx.chains + rx.used
         set_written(chain, <uint32_t>min(total, <uint64_t>chain.writable))
@@ -169,10 +169,10 @@ cdef void write_header(net_rx *rx, const iovec *to, const virtio_net_hdr *hdr, u
         put_net_hdr(bytes, &none, <uint16_t>buffers, rx.header)
     else:
         put_net_hdr(bytes, hdr, <uint16_t>buffers, rx.header)
-        rx.csum += hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
+        add_count(&rx.csum, hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
         if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
-            rx.gso += 1
-            rx.gso_bytes += length
+            add_count(&rx.gso, 1)
+            add_count(&rx.gso_bytes, length)
     scatter(to, 0, bytes, rx.header)
 
 
@@ -220,7 +220,7 @@ cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noex
     cdef int n
     if segment_plan_pieces(s, source, packet.nsegs, packet.hdr.gso_type, packet.hdr.gso_size,
                            SEGMENT_PARTIAL if rx.sink.offloads & VIRTIO_OFFLOAD_CSUM else 0, EXECUTE_SEGMENTS_MAX):
-        rx.dropped[RX_DROP_SEGMENT] += 1
+        add_count(&rx.dropped[RX_DROP_SEGMENT], 1)
         return True
     key = frame_key(s)
     if rx.resume_len == packet.len and rx.resume_key == key:
@@ -231,7 +231,7 @@ cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noex
         hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
         hdr.csum_start = s.l4
         hdr.csum_offset = TCP_FIELD if s.kind == VIRTIO_SEGMENT_TCP else UDP_FIELD
-    rx.cut += first == 0
+    add_count(&rx.cut, first == 0)
     for i in range(first, s.count):
         size = segment_header_size(s, i) + segment_payload_size(s, i)
         n = gather(rx, rx.header + size, s.count - i)
@@ -262,7 +262,7 @@ cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) no
         if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
             return cut(rx, packet, source)
         if <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > packet.len:
-            rx.dropped[RX_DROP_CHECKSUM] += 1
+            add_count(&rx.dropped[RX_DROP_CHECKSUM], 1)
             return True
         summed = True
     n = gather(rx, rx.header + <uint64_t>packet.len, 1)
@@ -277,7 +277,7 @@ cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) no
         at += source[i].iov_len
     if summed:
         complete(to, pieces_of(rx, n), rx.header, hdr, packet.len)
-        rx.checksums += 1
+        add_count(&rx.checksums, 1)
     write_header(rx, to, hdr, packet.len, n)
     take(rx, n, at)
     return True
@@ -301,7 +301,7 @@ cdef uint32_t rx_refuse(net_rx *rx, uint32_t n) noexcept nogil:
     """What deliver answers when it is not open: that it took them, unless it is only paused."""
     if not rx.task.task.active:
         return 0
-    rx.dropped[RX_DROP_CLOSED if rx.closed else RX_DROP_BROKEN] += n + rx.pending
+    add_count(&rx.dropped[RX_DROP_CLOSED if rx.closed else RX_DROP_BROKEN], n + rx.pending)
     rx.pending = 0
     return n
 
@@ -326,13 +326,13 @@ cdef inline bint write_plain(net_rx *rx, uint8_t *to, const virtio_packet *packe
         put_no_hdr(to, header)
     elif says & ~rx.flags == 0:
         put_net_hdr(to, &packet.hdr, 1, header)
-        rx.csum += says & VIRTIO_NET_HDR_F_NEEDS_CSUM
+        add_count(&rx.csum, says & VIRTIO_NET_HDR_F_NEEDS_CSUM)
     elif says & VIRTIO_NET_HDR_F_NEEDS_CSUM:
         if <uint32_t>packet.hdr.csum_start + packet.hdr.csum_offset + 2 > packet.len:
             return False
         put_no_hdr(to, header)
         copy_complete(to + header, p, packet.len, &packet.hdr)
-        rx.checksums += 1
+        add_count(&rx.checksums, 1)
         return True
     else:
         put_no_hdr(to, header)
@@ -361,8 +361,8 @@ cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint3
         packet += 1
     run_commit(&run, run.taken, packed)
     rx.published |= run.taken != 0
-    rx.frames += run.taken
-    rx.bytes += size
+    add_count(&rx.frames, run.taken)
+    add_count(&rx.bytes, size)
     return run.taken
 
 
@@ -384,7 +384,7 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
         packet = packets + i
         source = segs + packet.first
         if not all and not is_wanted(rx, source, packet.nsegs, 0):
-            rx.filtered += 1
+            add_count(&rx.filtered, 1)
         elif not place(rx, packet, source):
             break
         i += 1
@@ -445,7 +445,7 @@ cdef void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noex
     rx.waiting_piece.iov_base = rx.scratch
     rx.waiting_piece.iov_len = length
     if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, &rx.waiting_piece, 1, 0):
-        rx.filtered += 1
+        add_count(&rx.filtered, 1)
         return
     rx.pending = 1
     rx_settle(rx)
@@ -461,7 +461,7 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
         rx_refuse(rx, 1)
         return
     if length > rx.room and not rx.mergeable and not cut:
-        rx.dropped[RX_DROP_TOO_LARGE] += 1
+        add_count(&rx.dropped[RX_DROP_TOO_LARGE], 1)
         return
     if length > rx.room or cut:
         put_aside(rx, hdr, length)
@@ -469,13 +469,13 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
     to = room_of(rx)
     npieces = pieces_of(rx, rx.reserved)
     if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, to, npieces, rx.header):
-        rx.filtered += 1
+        add_count(&rx.filtered, 1)
         return
     if undone:
         if not complete(to, npieces, rx.header, hdr, length):
-            rx.dropped[RX_DROP_CHECKSUM] += 1
+            add_count(&rx.dropped[RX_DROP_CHECKSUM], 1)
             return
-        rx.checksums += 1
+        add_count(&rx.checksums, 1)
     while have < total:
         have += rx.chains[rx.used + n].writable
         n += 1

@@ -73,24 +73,24 @@ cdef uint32_t send(net_tx *tx, uint32_t n, bint says) noexcept nogil:
     cdef const virtio_packet *packet
     for i in range(n if says else 0):
         needs |= net_hdr_needs(&tx.packets[i].hdr)
-    if virtio_likely(needs & ~tx.port.offloads == 0):
+    if virtio_likely(needs & ~port_offloads(tx.port) == 0):
         tx.executor.resume = 0
         taken = tx.port.send(tx.port, tx.pair, tx.packets, n, tx.segs)
     else:
         taken = execute_send(tx.executor, tx.port, tx.pair, tx.packets, n, tx.segs)
-    tx.frames += taken
+    add_count(&tx.frames, taken)
     if virtio_unlikely(taken < n):
-        tx.stalls += 1
+        add_count(&tx.stalls, 1)
         tx.full = 1
     for i in range(taken):
         size += tx.packets[i].len
-    tx.bytes += size
+    add_count(&tx.bytes, size)
     for i in range(taken if says else 0):
         packet = &tx.packets[i]
         if net_hdr_says(&packet.hdr):
-            tx.csum += packet.hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
-            tx.gso += packet.hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE
-            tx.gso_bytes += packet.len if packet.hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE else 0
+            add_count(&tx.csum, packet.hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
+            add_count(&tx.gso, packet.hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE)
+            add_count(&tx.gso_bytes, packet.len if packet.hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE else 0)
     return taken
 
 
@@ -113,7 +113,7 @@ cdef uint32_t send_chains(net_tx *tx, uint32_t n) noexcept nogil:
             done = tx.chain_of[taken]
     if virtio_unlikely(count < n):
         for i in range(done):
-            tx.dropped[tx.why[i]] += tx.why[i] != 0
+            add_count(&tx.dropped[tx.why[i]], tx.why[i] != 0)
     return done
 
 
@@ -124,7 +124,7 @@ cdef uint32_t burst_chains(net_tx *tx) noexcept nogil:
     if n == 0:
         return 0
     if virtio_unlikely(tx.closed):
-        tx.dropped[TX_DROP_CLOSED] += n
+        add_count(&tx.dropped[TX_DROP_CLOSED], n)
         tx.executor.resume = 0
         done = n
     else:
@@ -301,8 +301,9 @@ cdef class NetTransmit(Task):
         """Return what was counted since it was made."""
         cdef net_tx *tx = &self.tx
         return {
-            "frames": tx.frames, "bytes": tx.bytes, "csum": tx.csum, "gso": tx.gso,
-            "gso_bytes": tx.gso_bytes, "stalls": tx.stalls,
-            "dropped": {name: tx.dropped[i] for i, name in _DROPS.items() if tx.dropped[i]},
+            "frames": counted(&tx.frames), "bytes": counted(&tx.bytes), "csum": counted(&tx.csum),
+            "gso": counted(&tx.gso),
+            "gso_bytes": counted(&tx.gso_bytes), "stalls": counted(&tx.stalls),
+            "dropped": {name: counted(&tx.dropped[i]) for i, name in _DROPS.items() if counted(&tx.dropped[i])},
             "executed": executor_figures(tx.executor),
         }

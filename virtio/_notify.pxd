@@ -10,8 +10,8 @@ from virtio._queue cimport *
 
 cdef inline bint notify_verdict(virtio_notify *n, bint yes, uint8_t reason) noexcept nogil:
     n.reason = reason
-    n.sent += yes
-    n.suppressed += not yes
+    add_count(&n.sent, yes)
+    add_count(&n.suppressed, not yes)
     return yes
 
 

@@ -89,7 +89,7 @@ cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chai
     q.next_avail = <uint16_t>slot
     q.avail_wrap = marks == <uint64_t>VIRTIO_DESC_F_AVAIL << 48
     q.inuse = <uint16_t>inuse
-    q.chains += n
+    add_count(&q.chains, n)
     return n
 
 
@@ -142,7 +142,7 @@ cdef inline void packed_add_used_burst(virtio_device_queue *q, const virtio_chai
     q.used_wrap = marks != 0
     q.inuse -= <uint16_t>slots
     q.pending += slots
-    q.completions += n
+    add_count(&q.completions, n)
 
 
 cdef inline uint32_t packed_navail(virtio_device_queue *q) noexcept nogil:

@@ -105,7 +105,7 @@ cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_s
         q.nfree = <uint16_t>nfree
         q.free_head = <uint16_t>free_head
         q.pending += before - nfree
-        q.chains += done
+        add_count(&q.chains, done)
         # release: everything of the burst is visible before the descriptor that the device looks at first (2.8.21.1)
         virtio_store64_release(<uint64_t *>&ring[first].len, first_word)
     return done
@@ -162,7 +162,7 @@ cdef inline uint32_t packed_dequeue_burst(virtio_driver_queue *q, virtio_complet
     q.used_wrap = wrap
     q.nfree = <uint16_t>nfree
     q.free_head = <uint16_t>free_head
-    q.completions += n
+    add_count(&q.completions, n)
     return n
 
 
@@ -236,7 +236,7 @@ cdef inline uint32_t packed_dequeue_in_order(virtio_driver_queue *q, virtio_comp
     q.next_used = <uint16_t>slot
     q.used_wrap = wrap
     q.nfree += freed
-    q.completions += n
+    add_count(&q.completions, n)
     return n
 
 

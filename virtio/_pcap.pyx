@@ -65,6 +65,7 @@ cdef inline int64_t clock_ns(int clock) noexcept nogil:
 # ---- reading ----
 
 cdef struct pcap_reader:
+    uint32_t lock             # so that it can be closed while frames pass
     int fd
     bint swapped              # written by a host of the other endianness
     bint nanoseconds
@@ -167,8 +168,7 @@ cdef bint is_due(pcap_reader *r, const record *found) noexcept nogil:
     return r.due <= now
 
 
-cdef uint32_t reader_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
-    cdef pcap_reader *r = <pcap_reader *>port.owner
+cdef uint32_t give(pcap_reader *r, virtio_sink *sink, uint32_t limit) noexcept nogil:
     cdef virtio_packet packets[VIRTIO_BURST]
     cdef iovec segs[VIRTIO_BURST]
     cdef uint32_t after[VIRTIO_BURST]  # where in the buffer the file goes on when it is taken
@@ -220,8 +220,16 @@ cdef uint32_t reader_receive(virtio_port *port, uint32_t queue, virtio_sink *sin
     return 0
 
 
-cdef bint reader_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
+cdef uint32_t reader_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
     cdef pcap_reader *r = <pcap_reader *>port.owner
+    cdef uint32_t taken
+    queue_lock(&r.lock)
+    taken = give(r, sink, limit)
+    queue_unlock(&r.lock)
+    return taken
+
+
+cdef bint wait_for_more(pcap_reader *r, virtio_wait *wait) noexcept nogil:
     cdef int64_t ahead
     if r.done:
         return False
@@ -236,6 +244,15 @@ cdef bint reader_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *wai
         return True
     virtio_wait_us(wait, ahead // 1000 + 1)
     return False
+
+
+cdef bint reader_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
+    cdef pcap_reader *r = <pcap_reader *>port.owner
+    cdef bint work
+    queue_lock(&r.lock)
+    work = wait_for_more(r, wait)
+    queue_unlock(&r.lock)
+    return work
 
 
 def open_capture(path):
@@ -309,12 +326,17 @@ cdef class PcapReader(Port):
     @property
     def done(self):
         """Whether all frames were given."""
-        return bool(self._r.done)
+        cdef bint done
+        with nogil:
+            queue_lock(&self._r.lock)
+            done = self._r.done
+            queue_unlock(&self._r.lock)
+        return done
 
     @property
     def fault(self):
         """What was wrong with the file where it ended, or None."""
-        if not self._r.done:
+        if not self.done:  # from then on nothing changes
             return None
         if self._r.broken:
             return f"a record of {self._r.broken} bytes: limit {RECORD_MAX}"
@@ -334,8 +356,12 @@ cdef class PcapReader(Port):
 
     def close(self):
         """Close the file; it gives nothing from then on."""
-        self._r.done = True
-        fd, self._r.fd = self._r.fd, -1
+        cdef int fd
+        with nogil:
+            queue_lock(&self._r.lock)
+            self._r.done = True
+            fd, self._r.fd = self._r.fd, -1
+            queue_unlock(&self._r.lock)
         if fd >= 0:
             os.close(fd)
 

@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint32_t
 from virtio._bell cimport virtio_bell, virtio_bell_ring
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport virtio_net_hdr
+from virtio._queue cimport virtio_load32
 from virtio._worker cimport virtio_task, virtio_wait, virtio_wait_bell, virtio_wait_fd, virtio_wait_us
 
 
@@ -56,6 +57,11 @@ cdef class Port:
     # returns. Called with the GIL, and no queue's lock held.
     # `owner` is what the sink lies in: kept as long as it may be touched.
     cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1
+
+
+cdef inline uint32_t port_offloads(const virtio_port *port) noexcept nogil:
+    """What a frame that is sent may leave undone: of some ports it changes while they are used."""
+    return virtio_load32(&port.offloads)
 
 
 cdef inline virtio_bell *port_flush(virtio_port *port, uint32_t queue) noexcept nogil:

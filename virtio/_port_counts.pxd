@@ -1,7 +1,7 @@
 # What every port counts, for each queue and direction: written by the one thread that works it, read by any.
 from libc.stdint cimport uint32_t, uint64_t
 
-from virtio._queue cimport virtio_load64, virtio_store64
+from virtio._queue cimport add_count, counted
 
 
 cdef enum:
@@ -14,14 +14,6 @@ cdef struct port_counts:
     uint64_t dropped
     uint64_t full                 # times that there was no room for the next frame
     uint64_t errors[134]          # of those dropped: by errno
-
-
-cdef inline void add_count(uint64_t *counter, uint64_t n) noexcept nogil:
-    virtio_store64(counter, counter[0] + n)
-
-
-cdef inline uint64_t counted(const uint64_t *counter) noexcept nogil:
-    return virtio_load64(counter)
 
 
 cdef inline void count_error(port_counts *counts, int error) noexcept nogil:

@@ -3,7 +3,7 @@
 from virtio._bell cimport virtio_bell, virtio_bell_ring
 from virtio._net_execute cimport execute_send, executor_figures, executor_free, executor_new
 from virtio._net_hdr cimport *
-from virtio._port cimport VIRTIO_BURST, Port, port_flush, port_ring
+from virtio._port cimport VIRTIO_BURST, Port, port_flush, port_offloads, port_ring
 from virtio._ring cimport *
 from virtio._vtnet_receive cimport VtnetReceive
 from virtio._vtnet_rx cimport rx_done_merged, rx_packets, rx_post, rx_segs, rx_take_merged, rx_waits
@@ -28,8 +28,8 @@ cdef uint32_t transmit_poll(virtio_task *task) noexcept nogil:
         tx_begin(pump.tx)
         n = pump.port.receive(pump.port, pump.queue, &pump.tx.sink, VIRTIO_BURST)
         bell = pump.tx.sink.flush(&pump.tx.sink)
-        pump.bursts += n != 0
-        pump.packets += n
+        add_count(&pump.bursts, n != 0)
+        add_count(&pump.packets, n)
     queue_unlock(pump.tx.sink.lock)
     if bell is not NULL:
         virtio_bell_ring(bell)
@@ -77,16 +77,16 @@ cdef uint32_t receive_poll(virtio_task *task) noexcept nogil:
         n = rx_take_merged(rx, VIRTIO_BURST)
         if n:
             # what a port can do may change: a TAP's tunnels do
-            if not rx.given & LEFT_UNDONE & ~pump.port.offloads:
+            if not rx.given & LEFT_UNDONE & ~port_offloads(pump.port):
                 sent = pump.port.send(pump.port, pump.queue, rx_packets(rx), n, rx_segs(rx))
             else:
                 sent = execute_send(pump.executor, pump.port, pump.queue, rx_packets(rx), n, rx_segs(rx))
             pump.full = sent < n
-            rx.stats.rescheduled += pump.full
+            add_count(&rx.stats.rescheduled, pump.full)
             rx_done_merged(rx, sent)
-            pump.bursts += 1
-            pump.packets += sent
-        if rx.ngone or rx.pool.nfree or rx.pool.nreturned:
+            add_count(&pump.bursts, 1)
+            add_count(&pump.packets, sent)
+        if rx.ngone or rx.pool.nfree or virtio_load32(&rx.pool.nreturned):
             bell = rx_post(rx)
         other = port_flush(pump.port, pump.queue)
     queue_unlock(&rx.q.lock)
@@ -163,7 +163,7 @@ cdef class PumpTransmit(Task):
 
     def statistics(self):
         """Return what was counted, by name."""
-        return {"bursts": self.c.bursts, "packets": self.c.packets}
+        return {"bursts": counted(&self.c.bursts), "packets": counted(&self.c.packets)}
 
 
 cdef class PumpReceive(Task):
@@ -208,7 +208,7 @@ cdef class PumpReceive(Task):
 
     def statistics(self):
         """Return what was counted, by name."""
-        figures = {"bursts": self.c.bursts, "packets": self.c.packets}
+        figures = {"bursts": counted(&self.c.bursts), "packets": counted(&self.c.packets)}
         if self.c.executor is not NULL:
             figures.update(executor_figures(self.c.executor))
             figures["dropped"] = sum(figures["dropped"].values())

@@ -9,11 +9,13 @@ cdef extern from "virtio/atomic.h" nogil:
     uint32_t virtio_load32(const uint32_t *p)
     uint64_t virtio_load64(const uint64_t *p)
     uint16_t virtio_load16_acquire(const uint16_t *p)
+    uint32_t virtio_load32_acquire(const uint32_t *p)
     uint64_t virtio_load64_acquire(const uint64_t *p)
     void virtio_store16(uint16_t *p, uint16_t v)
     void virtio_store32(uint32_t *p, uint32_t v)
     void virtio_store64(uint64_t *p, uint64_t v)
     void virtio_store16_release(uint16_t *p, uint16_t v)
+    void virtio_store32_release(uint32_t *p, uint32_t v)
     void virtio_store64_release(uint64_t *p, uint64_t v)
     uint64_t virtio_fetch64(const void *p)
     uint64_t virtio_get64(const void *p)
@@ -235,6 +237,16 @@ cdef extern from "virtio/queue.h" nogil:
         uint32_t lock
 
 
+# Figures: added to by whoever holds the queue's lock, read by any thread without it. A reader must not wait for a lock
+# under which a port may run Python, which may ask for figures itself.
+cdef inline void add_count(uint64_t *counter, uint64_t n) noexcept nogil:
+    virtio_store64(counter, counter[0] + n)
+
+
+cdef inline uint64_t counted(const uint64_t *counter) noexcept nogil:
+    return virtio_load64(counter)
+
+
 cdef inline void latch(virtio_fault *fault, uint32_t code, uint32_t head, uint64_t value,
                        uint64_t limit) noexcept nogil:
     """Break the queue, with the reason. The first fault wins: what follows from it is noise."""
@@ -242,7 +254,7 @@ cdef inline void latch(virtio_fault *fault, uint32_t code, uint32_t head, uint64
         fault.head = head
         fault.value = value
         fault.limit = limit
-        fault.code = code
+        virtio_store32_release(&fault.code, code)  # the rest is there for whoever sees it, without the lock too
 
 
 cdef inline uint64_t state_word(uint32_t writable, uint16_t ndesc) noexcept nogil:

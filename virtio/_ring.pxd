@@ -108,7 +108,7 @@ cdef inline void device_unpop_burst(virtio_device_queue *q, const virtio_chain *
     """Put back the last n chains popped, none of them used: they are popped again, and checked again, next time."""
     cdef uint32_t slots = 0
     cdef uint32_t i
-    q.chains -= n
+    virtio_store64(&q.chains, q.chains - n)
     if q.packed:
         for i in range(n):
             slots += chains[i].slots

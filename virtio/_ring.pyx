@@ -121,22 +121,24 @@ cdef class Queue(MemoryUser):
     cdef void remap(self) noexcept:
         if not self.map_areas():
             # overrides what was latched before: from now on the ring must not be touched at all
-            self.fault.code = VIRTIO_FAULT_NONE
+            virtio_store32(&self.fault.code, VIRTIO_FAULT_NONE)
             latch(self.fault, VIRTIO_FAULT_RING_MEMORY, UINT32_MAX, self.lost_gpa, self.lost_length)
 
     cdef object error(self):
         """Return the latched fault as an exception, or None."""
         cdef object head
+        cdef uint32_t code
         if self.fault is NULL:
             raise TypeError("Queue is the base of DriverQueue and DeviceQueue, and no queue itself")
-        head = None if self.fault.head == UINT32_MAX else self.fault.head
-        if self.fault.code == VIRTIO_FAULT_NONE:
+        code = virtio_load32_acquire(&self.fault.code)  # whoever works the queue may find the fault just now
+        if code == VIRTIO_FAULT_NONE:
             return None
-        if self.fault.code == VIRTIO_FAULT_RING_MEMORY:
+        head = None if self.fault.head == UINT32_MAX else self.fault.head
+        if code == VIRTIO_FAULT_RING_MEMORY:
             return MemoryFault(self.fault.value, self.fault.limit, "guest memory (a ring area)")
-        if self.fault.code == VIRTIO_FAULT_MEMORY:
+        if code == VIRTIO_FAULT_MEMORY:
             return MemoryFault(self.fault.value, self.fault.limit, "guest memory (a descriptor's buffer)")
-        kind, text = _FAULTS.get(self.fault.code, (RingError, "broken: {value} (limit {limit})"))
+        kind, text = _FAULTS.get(code, (RingError, "broken: {value} (limit {limit})"))
         limit = self.fault.limit if "{limit}" in text else None
         return kind(text.format(value=self.fault.value, limit=limit), self.fault.value, limit, head)
 
@@ -200,5 +202,5 @@ cdef class Queue(MemoryUser):
         if self.layout is None:
             return f"<{type(self).__name__}: not initialised>"
         kind = "packed" if self.layout.is_packed else "split"
-        state = "broken" if self.fault.code else "ok"
+        state = "broken" if virtio_load32(&self.fault.code) else "ok"
         return f"<{type(self).__name__} {self.index}: {kind}, size {self.layout.size}, {state}>"

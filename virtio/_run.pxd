@@ -189,6 +189,6 @@ cdef inline void run_commit(virtio_run *run, uint32_t n, bint packed) noexcept n
         virtio_store16_release(&q.used.idx, <uint16_t>run.used_at)
         q.next_avail = <uint16_t>(q.next_avail + n)
     q.next_used = <uint16_t>run.used_at
-    q.chains += n
-    q.completions += n
+    add_count(&q.chains, n)
+    add_count(&q.completions, n)
     q.pending += n

@@ -93,7 +93,7 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
         idx += 1
     ready = <uint16_t>(idx - q.next_avail)
     q.next_avail = <uint16_t>idx
-    q.chains += ready
+    add_count(&q.chains, ready)
     return ready
 
 
@@ -136,7 +136,7 @@ cdef inline void split_add_used_burst(virtio_device_queue *q, const virtio_chain
         split_log_used(q, q.next_used, n)
     q.next_used = <uint16_t>idx
     q.pending += n
-    q.completions += n
+    add_count(&q.completions, n)
 
 
 cdef inline uint32_t split_navail(virtio_device_queue *q) noexcept nogil:

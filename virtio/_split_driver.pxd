@@ -89,7 +89,7 @@ cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg
     if i:
         q.next_avail = <uint16_t>idx
         q.pending += i
-        q.chains += i
+        add_count(&q.chains, i)
         # release: descriptors and ring entries are visible before the index that announces them (2.7.13.3)
         virtio_store16_release(&q.avail.idx, <uint16_t>idx)
     return i
@@ -129,7 +129,7 @@ cdef inline bint driver_check_used(virtio_driver_queue *q, uint32_t head, uint32
             latch(&q.fault, VIRTIO_FAULT_USED_LEN, head, length[0], state_writable(word))
             return 0
         length[0] = state_writable(word)
-        q.clamped += 1
+        add_count(&q.clamped, 1)
     return 1
 
 
@@ -201,7 +201,7 @@ cdef inline uint32_t split_dequeue_burst(virtio_driver_queue *q, virtio_completi
     q.free_head = <uint16_t>free_head
     q.nfree += ready + more
     q.next_used = <uint16_t>idx
-    q.completions += ready
+    add_count(&q.completions, ready)
     return ready
 
 
@@ -254,7 +254,7 @@ cdef inline uint32_t split_dequeue_in_order(virtio_driver_queue *q, virtio_compl
     q.oldest = <uint16_t>oldest
     q.next_used = <uint16_t>idx
     q.nfree += freed
-    q.completions += n
+    add_count(&q.completions, n)
     return n
 
 

@@ -6,6 +6,7 @@ from virtio._port_counts cimport port_counts
 
 
 cdef struct tap_side:             # one direction of one queue
+    uint32_t lock                 # of what may change while frames pass: fd, attached, gone
     int fd                        # -1: closed
     uint32_t header               # bytes of virtio_net_hdr before each frame; 0: none
     uint32_t attached             # TUNSETQUEUE
@@ -22,3 +23,5 @@ cdef class Tap(Port):
     cdef readonly uint32_t known_offloads
     cdef readonly uint32_t granted_offloads
     cdef tuple _fds
+
+    cdef void _set_attached(self, int queue, bint attached) noexcept

@@ -22,6 +22,8 @@ from virtio._port cimport (
     VIRTIO_FRAME_MAX, VIRTIO_PACKET_PIECES, Port, virtio_packet, virtio_port, virtio_sink, virtio_wait, virtio_wait_fd
 )
 from virtio._port_counts cimport add_count, add_counts, count_error
+from virtio._queue cimport virtio_store32
+from virtio._ring cimport queue_lock, queue_unlock
 
 from virtio.errors import ConfigError
 
@@ -121,6 +123,7 @@ cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *p
     cdef uint32_t sent = 0
     cdef ssize_t done
     iov[0].iov_len = side.header
+    queue_lock(&side.lock)
     while i < n:
         iov[0].iov_base = <void *>&packets[i].hdr
         done = -EBADFD if side.gone else write_frame(side, iov, &packets[i], segs)
@@ -134,9 +137,10 @@ cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *p
             size += packets[i].len
         else:
             if done == -EBADFD:
-                side.gone = side.attached  # the interface was deleted
+                side.gone |= side.attached  # the interface was deleted
             count_error(&side.counts, <int>-done)
         i += 1
+    queue_unlock(&side.lock)
     add_count(&side.counts.packets, sent)
     add_count(&side.counts.bytes, size)
     return i
@@ -201,11 +205,10 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
     cdef ssize_t got
     cdef uint32_t taken = 0
     cdef uint32_t pieces, i
-    if side.gone:
-        return 0
     iov[0].iov_base = &hdr
     iov[0].iov_len = side.header
-    while taken < limit:
+    queue_lock(&side.lock)
+    while taken < limit and not side.gone:
         pieces = sink.reserve(sink, &iov[1], PIECES - 2)
         if pieces == 0:
             add_count(&side.counts.full, 1)
@@ -224,7 +227,7 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
             if errno == EINTR:
                 continue
             if errno == EBADFD:
-                side.gone = side.attached  # the interface was deleted
+                side.gone |= side.attached  # the interface was deleted
             elif errno != EAGAIN:
                 count_error(&side.counts, errno)
             break
@@ -235,21 +238,32 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
             count_error(&side.counts, EPROTO)
         else:
             accept(side, sink, &hdr, &iov[1], pieces, <uint32_t>(<size_t>got - side.header))
+    queue_unlock(&side.lock)
     return taken
 
 
+cdef int open_fd(tap_side *side) noexcept nogil:
+    """The descriptor to wait for, -1 if nothing will come."""
+    cdef int fd = -1
+    queue_lock(&side.lock)
+    if side.attached and not side.gone:
+        fd = side.fd
+    queue_unlock(&side.lock)
+    return fd
+
+
 cdef bint tap_arm_send(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
-    cdef tap_side *side = &(<tap_side **>port.owner)[SEND][queue]
-    if side.gone or side.fd < 0 or not side.attached:
+    cdef int fd = open_fd(&(<tap_side **>port.owner)[SEND][queue])
+    if fd < 0:
         return True  # whatever is sent is dropped at once
-    virtio_wait_fd(wait, side.fd, POLLOUT)
+    virtio_wait_fd(wait, fd, POLLOUT)
     return False
 
 
 cdef bint tap_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
-    cdef tap_side *side = &(<tap_side **>port.owner)[RECEIVE][queue]
-    if not side.gone and side.fd >= 0 and side.attached:
-        virtio_wait_fd(wait, side.fd, POLLIN)
+    cdef int fd = open_fd(&(<tap_side **>port.owner)[RECEIVE][queue])
+    if fd >= 0:
+        virtio_wait_fd(wait, fd, POLLIN)
     return False
 
 
@@ -463,10 +477,11 @@ cdef class Tap(Port):
             wanted &= ~<uint32_t>VIRTIO_OFFLOAD_TUNNEL_CSUM
         self.granted_offloads = self._ask_kernel(wanted)
         # The kernel takes these however it is set, but tunnels only if it may send them too
-        self.c.offloads = (
+        virtio_store32(
+            &self.c.offloads,
             VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN | VIRTIO_OFFLOAD_UFO
             | (self.known_offloads & (VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6))
-            | (self.granted_offloads & (VIRTIO_OFFLOAD_TUNNEL | VIRTIO_OFFLOAD_TUNNEL_CSUM))
+            | (self.granted_offloads & (VIRTIO_OFFLOAD_TUNNEL | VIRTIO_OFFLOAD_TUNNEL_CSUM)),
         )
 
     def set_queues(self, int pairs):
@@ -480,8 +495,23 @@ cdef class Tap(Port):
             if self._sides[SEND][i].attached == (i < pairs):
                 continue
             request = interface_request("", IFF_ATTACH_QUEUE if i < pairs else IFF_DETACH_QUEUE)
-            fcntl.ioctl(self._fds[i], TUNSETQUEUE, request)
-            self._sides[SEND][i].attached = self._sides[RECEIVE][i].attached = i < pairs
+            # detached from before the kernel does it until it has undone it: a worker that fails meanwhile must not
+            # take the interface for deleted
+            self._set_attached(i, False)
+            try:
+                fcntl.ioctl(self._fds[i], TUNSETQUEUE, request)
+            except OSError:
+                self._set_attached(i, i >= pairs)
+                raise
+            self._set_attached(i, i < pairs)
+
+    cdef void _set_attached(self, int queue, bint attached) noexcept:
+        cdef int direction
+        with nogil:
+            for direction in range(2):
+                queue_lock(&self._sides[direction][queue].lock)
+                self._sides[direction][queue].attached = attached
+                queue_unlock(&self._sides[direction][queue].lock)
 
     @property
     def fds(self):
@@ -513,10 +543,13 @@ cdef class Tap(Port):
         cdef int direction
         fds, self._fds = self._fds, ()
         if self.c.owner is not NULL:
-            for direction in range(2):
-                for i in range(self.c.queues):
-                    self._sides[direction][i].gone = 1
-                    self._sides[direction][i].fd = -1
+            with nogil:  # a worker's burst ends first: the number may be another file's soon
+                for direction in range(2):
+                    for i in range(self.c.queues):
+                        queue_lock(&self._sides[direction][i].lock)
+                        self._sides[direction][i].gone = 1
+                        self._sides[direction][i].fd = -1
+                        queue_unlock(&self._sides[direction][i].lock)
         for fd in fds:
             os.close(fd)
 

@@ -8,6 +8,7 @@ from virtio._coalesce cimport *
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM
 from virtio._port cimport virtio_packet
+from virtio._queue cimport add_count
 
 cdef enum:
     IP_MAX = 65535
@@ -79,8 +80,8 @@ cdef void collect(vtnet_lro *lro, uint32_t nout, const virtio_packet *packets, c
         for k in range(merged.segments):
             add_piece(lro, packet, merged.pieces[k].base, merged.pieces[k].length)
         lro.n += 1
-        lro.queued += merged.segments
-        lro.flushed += 1
+        add_count(&lro.queued, merged.segments)
+        add_count(&lro.flushed, 1)
 
 
 cdef void drain(vtnet_lro *lro, uint32_t n, const virtio_packet *packets, const iovec *segs) noexcept nogil:

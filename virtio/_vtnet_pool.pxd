@@ -11,7 +11,7 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from virtio._memory cimport GuestMemory, MemoryUser
-from virtio._queue cimport virtio_load32
+from virtio._queue cimport virtio_load32, virtio_store32
 
 
 cdef enum:
@@ -28,7 +28,7 @@ cdef struct vtnet_pool:
     uint32_t stride     # bytes from one to the next
     uint32_t room       # bytes of frame that each takes
     uint32_t count
-    uint32_t nfree
+    uint32_t nfree      # as for nreturned: others may look
     uint32_t *free      # [count] a stack: what was used last is used next, while it is in the cache
     uint8_t *state      # [count] VTNET_VIEW, VTNET_SENT
     uint32_t lock       # of the two below
@@ -52,7 +52,12 @@ cdef inline uint32_t pool_top(const vtnet_pool *pool) noexcept nogil:
 
 cdef inline void pool_put(vtnet_pool *pool, uint32_t i) noexcept nogil:
     pool.free[pool.nfree] = i
-    pool.nfree += 1
+    virtio_store32(&pool.nfree, pool.nfree + 1)
+
+
+cdef inline void pool_taken(vtnet_pool *pool) noexcept nogil:
+    """The buffer that is taken next is taken."""
+    virtio_store32(&pool.nfree, pool.nfree - 1)
 
 
 cdef inline void pool_put_sent(vtnet_pool *pool, uint32_t i) noexcept nogil:

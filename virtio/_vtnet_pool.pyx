@@ -6,6 +6,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from virtio._memory cimport GuestMemory, MemoryUser, memory_translate, virtio_region
+from virtio._queue cimport virtio_load32, virtio_store32
 from virtio._ring cimport queue_lock, queue_unlock
 
 cdef enum:
@@ -31,7 +32,7 @@ cdef void pool_collect_views(vtnet_pool *pool) noexcept nogil:
         pool.state[i] &= <uint8_t>~VTNET_VIEW
         if not pool.state[i]:
             pool_put(pool, i)
-    pool.nreturned = 0
+    virtio_store32(&pool.nreturned, 0)
     queue_unlock(&pool.lock)
 
 
@@ -78,7 +79,7 @@ cdef class Pool(MemoryUser):
     cdef void refill(self) noexcept nogil:
         cdef uint32_t i
         pool_collect_views(&self.c)
-        self.c.nfree = 0
+        virtio_store32(&self.c.nfree, 0)
         for i in range(self.c.count):
             self.c.state[self.c.count - 1 - i] &= <uint8_t>~VTNET_SENT
             if not self.c.state[self.c.count - 1 - i]:
@@ -96,7 +97,7 @@ cdef class Pool(MemoryUser):
     @property
     def nfree(self):
         """Buffers that nobody has; what Python let go of counts once the queue was worked."""
-        return self.c.nfree
+        return virtio_load32(&self.c.nfree)
 
     @property
     def lent(self):
@@ -154,5 +155,5 @@ cdef class Buffer:
         # the lock's holder never waits for the GIL
         queue_lock(&pool.lock)
         pool.returned[pool.nreturned] = self.index
-        pool.nreturned += 1
+        virtio_store32(&pool.nreturned, pool.nreturned + 1)  # the queue's owner looks without the lock
         queue_unlock(&pool.lock)

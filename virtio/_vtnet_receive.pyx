@@ -159,11 +159,11 @@ cdef class VtnetReceive:
                 if made is NULL:
                     PyErr_Clear()
                     starved = True
-                    rx.stats.iqdrops += 1
+                    add_count(&rx.stats.iqdrops, 1)
                     continue
                 to = <uint8_t *>bytes_of(made)
                 rx_copy(to, &segs[packet.first], packet.nsegs)
-                rx.stats.copied += packet.len
+                add_count(&rx.stats.copied, packet.len)
                 if rx_classify(rx, packet, to, &offload):
                     if complete:
                         offload_complete(to, &offload)
@@ -237,7 +237,7 @@ cdef class VtnetReceive:
         """Raise what is the reason for having received nothing, if there is one."""
         if starved:
             raise MemoryError()
-        if self.c.q.fault.code != VIRTIO_FAULT_NONE:
+        if virtio_load32_acquire(&self.c.q.fault.code) != VIRTIO_FAULT_NONE:
             raise DeviceBroken(f"receive queue {self.queue.index}: {self.queue.broken}")
         return 0
 
@@ -290,19 +290,21 @@ cdef class VtnetReceive:
     @property
     def posted(self):
         """Buffers that the device has."""
-        return driver_outstanding(self.c.q)
+        return self.queue.outstanding
 
     def statistics(self):
         """Return what was counted, by name."""
         cdef vtnet_rx_stats *stats = &self.c.stats
         return {
-            "ipackets": stats.ipackets, "ibytes": stats.ibytes, "ierrors": stats.ierrors, "iqdrops": stats.iqdrops,
-            "csum": stats.csum, "csum_failed": stats.csum_failed, "host_lro": stats.host_lro,
-            "rescheduled": stats.rescheduled, "mergeable_failed": stats.mergeable_failed,
-            "frame_too_large": stats.frame_too_large, "frame_too_short": stats.frame_too_short,
-            "bad_header": stats.bad_header, "enq_replacement_failed": stats.enq_replacement_failed,
-            "copied": stats.copied, "lro_queued": 0 if self.c.lro is NULL else self.c.lro.queued,
-            "lro_flushed": 0 if self.c.lro is NULL else self.c.lro.flushed,
+            "ipackets": counted(&stats.ipackets), "ibytes": counted(&stats.ibytes), "ierrors": counted(&stats.ierrors),
+            "iqdrops": counted(&stats.iqdrops),
+            "csum": counted(&stats.csum), "csum_failed": counted(&stats.csum_failed),
+            "host_lro": counted(&stats.host_lro),
+            "rescheduled": counted(&stats.rescheduled), "mergeable_failed": counted(&stats.mergeable_failed),
+            "frame_too_large": counted(&stats.frame_too_large), "frame_too_short": counted(&stats.frame_too_short),
+            "bad_header": counted(&stats.bad_header), "enq_replacement_failed": counted(&stats.enq_replacement_failed),
+            "copied": counted(&stats.copied), "lro_queued": 0 if self.c.lro is NULL else counted(&self.c.lro.queued),
+            "lro_flushed": 0 if self.c.lro is NULL else counted(&self.c.lro.flushed),
         }
 
     def reasons(self):
@@ -311,9 +313,9 @@ cdef class VtnetReceive:
         Headers that contradict what was negotiated are among them, whoever received the frame.
         """
         cdef uint32_t fault
-        counts = {reason: self.c.reasons[int(reason)] for reason in ReceiveReason}
+        counts = {reason: counted(&self.c.reasons[<int>int(reason)]) for reason in ReceiveReason}
         for fault in range(<uint32_t>VIRTIO_NET_HDR_FAULTS):
             reason = _REASONS.get(VIRTIO_RX_HDR + fault)
             if reason is not None:
-                counts[reason] += self.c.header_faults[fault]
+                counts[reason] += counted(&self.c.header_faults[fault])
         return counts

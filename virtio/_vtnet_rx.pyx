@@ -62,8 +62,8 @@ cdef bint more_buffers(vtnet_rx *rx, virtio_packet *packet, uint32_t wanted) noe
 
 cdef inline void drop(vtnet_rx *rx, const virtio_packet *packet, uint64_t *counter) noexcept nogil:
     """Post the buffers of a packet again, that was the last to be taken."""
-    counter[0] += 1
-    rx.stats.ierrors += 1
+    add_count(counter, 1)
+    add_count(&rx.stats.ierrors, 1)
     while rx.nsegs > packet.first:
         rx.nsegs -= 1
         rx_again(rx, rx.buffers[rx.nsegs])
@@ -90,10 +90,10 @@ cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used) noexcept n
     if packet.hdr.flags or packet.hdr.gso_type:
         fault = net_hdr_check(&packet.hdr, packet.len, rx.offloads)
         if virtio_unlikely(fault):
-            rx.header_faults[fault] += 1
+            add_count(&rx.header_faults[fault], 1)
             drop(rx, packet, &rx.stats.bad_header)
             return False
-        rx.stats.host_lro += packet.hdr.gso_type != 0
+        add_count(&rx.stats.host_lro, packet.hdr.gso_type != 0)
     return True
 
 
@@ -104,7 +104,7 @@ cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
     cdef uint8_t *frame
     cdef uint64_t bytes = 0
     if virtio_unlikely(rx.merged):  # somebody else had begun with these
-        rx.stats.iqdrops += rx.lro.n - rx.lro.first
+        add_count(&rx.stats.iqdrops, rx.lro.n - rx.lro.first)
         rx_done_merged(rx, rx.lro.n - rx.lro.first)
     if rx.npackets:
         return rx.npackets - rx.first
@@ -131,8 +131,8 @@ cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
         if examine(rx, packet, next.len):
             rx.npackets += 1
             bytes += packet.len
-    rx.stats.ipackets += rx.npackets
-    rx.stats.ibytes += bytes
+    add_count(&rx.stats.ipackets, rx.npackets)
+    add_count(&rx.stats.ibytes, bytes)
     return rx.npackets
 
 
@@ -197,7 +197,7 @@ cdef void post(vtnet_rx *rx, const uint32_t *buffers, uint32_t n) noexcept nogil
         rx.req[i].writable = <uint16_t>(1 + rx.separate)
     done = driver_enqueue_burst(rx.q, rx.sg, rx.req, n, &why)
     if virtio_unlikely(done < n):
-        rx.stats.enq_replacement_failed += n - done
+        add_count(&rx.stats.enq_replacement_failed, n - done)
         for i in range(done, n):
             pool_put(rx.pool, buffers[i])
 
@@ -221,7 +221,7 @@ cdef virtio_bell *rx_post(vtnet_rx *rx) noexcept nogil:
         n = 0
         while n < VIRTIO_BURST and n < room and rx.pool.nfree:
             fresh[n] = pool_top(rx.pool)
-            rx.pool.nfree -= 1
+            pool_taken(rx.pool)
             n += 1
         post(rx, fresh, n)
     if rx.q.pending and driver_notify(rx.q):
@@ -238,16 +238,16 @@ cdef bint rx_classify(vtnet_rx *rx, const virtio_packet *packet, const uint8_t *
     if virtio_likely(not packet.hdr.flags and not packet.hdr.gso_type):
         memset(info, 0, sizeof(virtio_rx_offload))
         info.segments = 1
-        rx.reasons[VIRTIO_RX_CSUM_NONE] += 1
+        add_count(&rx.reasons[VIRTIO_RX_CSUM_NONE], 1)
         return True
     frame_parse(&parsed, p, packet.len)
     offload_receive(info, &packet.hdr, p, &parsed, rx.given)
-    rx.reasons[info.reason] += 1
+    add_count(&rx.reasons[info.reason], 1)
     if info.verdict == VIRTIO_RX_BAD:
-        rx.stats.csum_failed += 1
-        rx.stats.ierrors += 1
+        add_count(&rx.stats.csum_failed, 1)
+        add_count(&rx.stats.ierrors, 1)
         return False
-    rx.stats.csum += info.verdict != VIRTIO_RX_UNKNOWN
+    add_count(&rx.stats.csum, info.verdict != VIRTIO_RX_UNKNOWN)
     return True
 
 

@@ -97,7 +97,7 @@ cdef class Order:
         if self.headers is not None and self.headers.given[i]:
             hdr = &self.headers.each[i]
             if net_hdr_check(hdr, self.batch.lengths[i], ALL_OFFLOADS):
-                tx.stats.bad_header += 1
+                add_count(&tx.stats.bad_header, 1)
                 return 1
         else:
             memset(&nothing, 0, sizeof(nothing))
@@ -150,7 +150,7 @@ def transmit_by_flow(queues, Toeplitz toeplitz not None, frames, *, bint checksu
         for k in range(n):
             if bells[k] is not NULL:
                 virtio_bell_ring(bells[k])
-    if i < order.batch.count and txs[at].q.fault.code != VIRTIO_FAULT_NONE:
+    if i < order.batch.count and virtio_load32_acquire(&txs[at].q.fault.code) != VIRTIO_FAULT_NONE:
         raise broken(members[at])
     return i
 
@@ -209,7 +209,7 @@ cdef class VtnetTransmit:
             else:
                 i = order.batch.count
             self.finish()
-        if i < order.batch.count and tx.q.fault.code != VIRTIO_FAULT_NONE:
+        if i < order.batch.count and virtio_load32_acquire(&tx.q.fault.code) != VIRTIO_FAULT_NONE:
             raise broken(self)
         return i
 
@@ -237,7 +237,7 @@ cdef class VtnetTransmit:
             # one stays, for what is sent from elsewhere
             while got < n and pool.c.nfree > 1 and pool.c.host is not NULL:
                 taken[got] = pool_top(&pool.c)
-                pool.c.nfree -= 1
+                pool_taken(&pool.c)
                 pool.c.state[taken[got]] = VTNET_VIEW
                 got += 1
             queue_unlock(self.c.sink.lock)
@@ -285,12 +285,15 @@ cdef class VtnetTransmit:
         """Return what was counted, by name."""
         cdef vtnet_tx_stats *stats = &self.c.stats
         return {
-            "opackets": stats.opackets, "obytes": stats.obytes, "omcasts": stats.omcasts, "csum": stats.csum,
-            "tso": stats.tso, "rescheduled": stats.rescheduled, "segments": stats.segments,
-            "too_large": stats.too_large, "too_short": stats.too_short, "refused": stats.refused,
-            "bad_header": stats.bad_header, "copied": stats.copied, "intrs": stats.intrs,
+            "opackets": counted(&stats.opackets), "obytes": counted(&stats.obytes), "omcasts": counted(&stats.omcasts),
+            "csum": counted(&stats.csum),
+            "tso": counted(&stats.tso), "rescheduled": counted(&stats.rescheduled),
+            "segments": counted(&stats.segments),
+            "too_large": counted(&stats.too_large), "too_short": counted(&stats.too_short),
+            "refused": counted(&stats.refused),
+            "bad_header": counted(&stats.bad_header), "copied": counted(&stats.copied), "intrs": counted(&stats.intrs),
         }
 
     def reasons(self):
         """Return what became of the offloads that were asked for: TransmitReason to how often."""
-        return {reason: self.c.reasons[int(reason)] for reason in TransmitReason}
+        return {reason: counted(&self.c.reasons[<int>int(reason)]) for reason in TransmitReason}

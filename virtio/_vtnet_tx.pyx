@@ -80,7 +80,7 @@ cdef bint tx_has_room(vtnet_tx *tx, uint32_t len) noexcept nogil:
         return True
     if tx.q.fault.code != VIRTIO_FAULT_NONE:
         return False
-    tx.stats.rescheduled += 1
+    add_count(&tx.stats.rescheduled, 1)
     tx.wanting = 1
     return False
 
@@ -152,14 +152,14 @@ cdef inline void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small
     tx.nreq += 1
     tx.nsg += pieces
     tx.nslots += 1 if pieces == 1 or pieces <= tx.q.max_indirect else pieces
-    tx.stats.opackets += 1
-    tx.stats.obytes += len
-    tx.stats.omcasts += frame[0] & 1
+    add_count(&tx.stats.opackets, 1)
+    add_count(&tx.stats.obytes, len)
+    add_count(&tx.stats.omcasts, frame[0] & 1)
     if virtio_unlikely(hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM):
         if hdr.gso_type:
-            tx.stats.tso += 1
+            add_count(&tx.stats.tso, 1)
         else:
-            tx.stats.csum += 1
+            add_count(&tx.stats.csum, 1)
 
 
 cdef inline bint beyond(const vtnet_tx *tx, const virtio_net_hdr *hdr) noexcept nogil:
@@ -184,7 +184,7 @@ cdef int cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
     if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
         tx_reclaim(tx)
         if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
-            tx.stats.rescheduled += 1
+            add_count(&tx.stats.rescheduled, 1)
             tx.wanting = 1
             return 0
     memset(&nothing, 0, sizeof(nothing))
@@ -192,11 +192,11 @@ cdef int cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
         if tx.nreq == VIRTIO_BURST:
             publish(tx)
         small = pool_top(tx.small)
-        tx.small.nfree -= 1
+        pool_taken(tx.small)
         to.iov_base = pool_frame(tx.small, small)
         to.iov_len = tx.small.room
         collect(tx, &nothing, small, VTNET_NONE, segment_copy(plan, i, &to, 1, 0), False)
-    tx.stats.segments += plan.count
+    add_count(&tx.stats.segments, plan.count)
     return 1
 
 
@@ -219,10 +219,10 @@ cdef void commit_beyond(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t len) n
     cdef int sent
     pieces[0].iov_base = pool_frame(tx.small, small)
     pieces[0].iov_len = len
-    tx.small.nfree -= 1
+    pool_taken(tx.small)
     if len > tx.small.room:
         large = pool_top(tx.large)
-        tx.large.nfree -= 1
+        pool_taken(tx.large)
         pieces[0].iov_len = tx.small.room
         pieces[1].iov_base = pool_frame(tx.large, large)
         pieces[1].iov_len = len - tx.small.room
@@ -231,12 +231,12 @@ cdef void commit_beyond(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t len) n
         sent = cut_pieces(tx, hdr, pieces, n)
         # it lies in our buffers, and cannot be given back: without room it is lost, as on any full queue
         if sent < 1:
-            tx.stats.refused += 1
+            add_count(&tx.stats.refused, 1)
         put_back(tx, cookie_of(small, large, False))
         return
     memset(&nothing, 0, sizeof(nothing))
     if n == 2 or checksum_complete(<uint8_t *>pieces[0].iov_base, len, hdr.csum_start, hdr.csum_offset):
-        tx.stats.refused += 1
+        add_count(&tx.stats.refused, 1)
         put_back(tx, cookie_of(small, large, False))
         return
     collect(tx, &nothing, small, VTNET_NONE, len, False)
@@ -266,19 +266,19 @@ cdef void tx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len) 
     cdef uint32_t small, large
     if virtio_unlikely(len < VIRTIO_FRAME_MIN or len > sink.frame_max):
         if len < VIRTIO_FRAME_MIN:
-            tx.stats.too_short += 1
+            add_count(&tx.stats.too_short, 1)
         else:
-            tx.stats.too_large += 1
+            add_count(&tx.stats.too_large, 1)
         return
     if virtio_unlikely(beyond(tx, hdr)):
         commit_beyond(tx, hdr, len)
         return
     small = pool_top(tx.small)
-    tx.small.nfree -= 1
+    pool_taken(tx.small)
     large = VTNET_NONE
     if len > tx.small.room:
         large = pool_top(tx.large)
-        tx.large.nfree -= 1
+        pool_taken(tx.large)
     collect(tx, hdr, small, large, len, False)
 
 
@@ -331,9 +331,9 @@ cdef inline void send(vtnet_tx *tx, const virtio_net_hdr *hdr, const place *at, 
         else:
             tx.large.state[at.large] |= VTNET_SENT
     elif at.small != VTNET_NONE:
-        tx.small.nfree -= 1
+        pool_taken(tx.small)
     else:
-        tx.large.nfree -= 1
+        pool_taken(tx.large)
     collect(tx, hdr, at.small, at.large, len, at.view)
 
 
@@ -349,19 +349,19 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
     if tx.nreq == VIRTIO_BURST:
         publish(tx)
     if virtio_unlikely(len < VIRTIO_FRAME_MIN):
-        tx.stats.too_short += 1
+        add_count(&tx.stats.too_short, 1)
         return 1
     if virtio_unlikely(much and hdr.gso_type):
         sent = cut_pieces(tx, hdr, pieces, npieces)
-        tx.stats.refused += sent < 0
+        add_count(&tx.stats.refused, sent < 0)
         return sent != 0
     if virtio_unlikely(not tx_has_room(tx, len)):
         return 0
     if virtio_unlikely(not find_place(tx, <uint8_t *>pieces[0].iov_base, len, &at)):
-        tx.stats.too_large += 1
+        add_count(&tx.stats.too_large, 1)
         return 1
     if virtio_likely(not at.view):
-        tx.stats.copied += len
+        add_count(&tx.stats.copied, len)
         to = at.frame
         for k in range(npieces):
             memcpy(to, pieces[k].iov_base, pieces[k].iov_len)
@@ -369,7 +369,7 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
     if virtio_unlikely(much):
         memset(&nothing, 0, sizeof(nothing))
         if checksum_complete(at.frame, len, hdr.csum_start, hdr.csum_offset):
-            tx.stats.refused += 1
+            add_count(&tx.stats.refused, 1)
             return 1
         hdr = &nothing
     send(tx, hdr, &at, len)
@@ -389,7 +389,7 @@ cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want
     if tx.nreq == VIRTIO_BURST:
         publish(tx)
     if virtio_unlikely(len < VIRTIO_FRAME_MIN):
-        tx.stats.too_short += 1
+        add_count(&tx.stats.too_short, 1)
         return 1
     if virtio_unlikely(not tx_has_room(tx, len)):
         return 0
@@ -399,7 +399,7 @@ cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want
         head = layer.payload  # the rest is copied when it is known where to: the frame may be cut
     if not find_place(tx, data, len, &at):
         if head == len:
-            tx.stats.too_large += 1
+            add_count(&tx.stats.too_large, 1)
             return 1
         at.frame = data  # which is not touched, as it can only be cut
         offloads &= VIRTIO_OFFLOAD_CSUM
@@ -412,15 +412,15 @@ cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want
             sent = cut(tx, &plan)
         if sent == 0:
             return 0
-        tx.stats.refused += sent < 0
+        add_count(&tx.stats.refused, sent < 0)
     elif tx_outcome(reason) == VIRTIO_TX_REFUSED:
-        tx.stats.refused += 1
+        add_count(&tx.stats.refused, 1)
     else:
         if not at.view:
             memcpy(at.frame + head, data + head, len - head)
-            tx.stats.copied += len
+            add_count(&tx.stats.copied, len)
         send(tx, &hdr, &at, len)
-    tx.reasons[reason] += 1
+    add_count(&tx.reasons[reason], 1)
     return 1
 
 
@@ -473,7 +473,7 @@ cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
         tx.sleep_us *= 2
     if tx.call is not NULL and tx.stats.opackets - tx.intr_at >= TX_INTR_PACKETS:
         tx.intr_at = tx.stats.opackets
-        tx.stats.intrs += 1
+        add_count(&tx.stats.intrs, 1)
         if driver_postpone_intr(tx.q, 1 if tx.wanting else 2):
             tx_reclaim(tx)
             if tx.wanting and room_now(tx, tx.sink.frame_max):

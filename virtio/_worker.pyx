@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from virtio._bell cimport Bell, virtio_bell_answer
-from virtio._queue cimport virtio_load32, virtio_relax
+from virtio._queue cimport add_count, counted, virtio_load32, virtio_relax, virtio_store32
 from virtio._ring cimport queue_lock, queue_unlock
 
 
@@ -59,7 +59,7 @@ cdef class Task:
         if self.task is not NULL:
             with nogil:
                 queue_lock(self.lock)
-                self.task.active = 1
+                virtio_store32(&self.task.active, 1)
                 queue_unlock(self.lock)
             worker = self.worker
             if worker is not None:
@@ -70,13 +70,13 @@ cdef class Task:
         if self.task is not NULL:
             with nogil:
                 queue_lock(self.lock)
-                self.task.active = 0
+                virtio_store32(&self.task.active, 0)
                 queue_unlock(self.lock)
 
     @property
     def active(self):
         """Whether it runs when a worker or :meth:`poll` gets to it."""
-        return self.task is not NULL and self.task.active != 0
+        return self.task is not NULL and virtio_load32(&self.task.active) != 0
 
 
 cdef class Worker:
@@ -105,8 +105,8 @@ cdef class Worker:
     cdef uint64_t _seen           # and of that which the thread works by
     cdef uint32_t _stop
     cdef uint32_t _attention      # the thread is to look at _wanted and _stop
-    cdef readonly uint64_t sleeps
-    cdef readonly uint64_t rounds
+    cdef uint64_t _sleeps
+    cdef uint64_t _rounds
 
     def __init__(self, tasks=(), *, mode="adaptive", cpu=None, int spin_us=50):
         if mode not in ("adaptive", "busy"):
@@ -136,6 +136,16 @@ cdef class Worker:
         """Whether the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def rounds(self):
+        """How often it polled all tasks."""
+        return counted(&self._rounds)
+
+    @property
+    def sleeps(self):
+        """How often it went to sleep."""
+        return counted(&self._sleeps)
+
     def add(self, Task task not None):
         """Run this task too; RuntimeError if another worker does."""
         with self._changed:
@@ -160,7 +170,7 @@ cdef class Worker:
 
     cdef int _announce(self) except -1:
         self._wanted += 1
-        self._attention = 1
+        virtio_store32(&self._attention, 1)
         self._bell.ring()
         return 0
 
@@ -169,7 +179,7 @@ cdef class Worker:
         if self.running:
             raise RuntimeError("worker runs already")
         self._stop = 0
-        self._attention = 1
+        virtio_store32(&self._attention, 1)
         self._thread = threading.Thread(target=self._run, name="virtio-worker", daemon=True)
         self._thread.start()
 
@@ -182,7 +192,7 @@ cdef class Worker:
         if self._thread is None:
             return
         self._stop = 1
-        self._attention = 1
+        virtio_store32(&self._attention, 1)
         self._bell.ring()
         self._thread.join()
         self._thread = None
@@ -206,7 +216,7 @@ cdef class Worker:
             os.sched_setaffinity(threading.get_native_id(), {self.cpu})
         try:
             while True:
-                self._attention = 0
+                virtio_store32(&self._attention, 0)
                 if self._stop:
                     return
                 self._renew()
@@ -252,11 +262,11 @@ cdef class Worker:
             done = 0
             for i in range(n):
                 done += tasks[i].poll(tasks[i])
-            self.rounds += 1
+            add_count(&self._rounds, 1)
             if done:
                 idle = 0
                 since = 0
-                if self.rounds % ROUNDS == 0 and virtio_load32(&self._attention):
+                if self._rounds % ROUNDS == 0 and virtio_load32(&self._attention):
                     return
                 continue
             if virtio_load32(&self._attention):
@@ -294,10 +304,10 @@ cdef class Worker:
                 us = 1000
             timeout.tv_sec = us // 1000000
             timeout.tv_nsec = us % 1000000 * 1000
-            self.sleeps += 1
+            add_count(&self._sleeps, 1)
             ppoll(wait.fds, wait.nfds, &timeout if us >= 0 else NULL, NULL)
         for i in range(wait.nbells):
-            wait.bells[i].asleep = 0
+            virtio_store32(&wait.bells[i].asleep, 0)
             # answered before the tasks look at their queues: what is rung from here on counts anew
             virtio_bell_answer(wait.bells[i])
             if wait.fds[wait.bell_fd[i]].revents:  # read it empty, or the next sleep ends at once

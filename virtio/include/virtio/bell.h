@@ -27,15 +27,16 @@ typedef struct virtio_bell {
 static inline void virtio_bell_ring(virtio_bell *bell)
 {
     static const uint64_t one = 1;
+    const uint32_t always = __atomic_load_n(&bell->always, __ATOMIC_RELAXED);
     __atomic_fetch_add(&bell->rings, 1, __ATOMIC_RELAXED);
     if (bell->call) {
         bell->call(bell);
         return;
     }
     /* rung already: the ringer before us has woken the answerer, or the answerer will look before it sleeps */
-    if (__atomic_exchange_n(&bell->rung, 1, __ATOMIC_SEQ_CST) && !bell->always)
+    if (__atomic_exchange_n(&bell->rung, 1, __ATOMIC_SEQ_CST) && !always)
         return;
-    if (bell->fd >= 0 && (bell->always || __atomic_load_n(&bell->asleep, __ATOMIC_SEQ_CST))) {
+    if (bell->fd >= 0 && (always || __atomic_load_n(&bell->asleep, __ATOMIC_SEQ_CST))) {
         __atomic_fetch_add(&bell->writes, 1, __ATOMIC_RELAXED);
         /* EAGAIN: the count is at its maximum, so the reader is woken anyway */
         if (write(bell->fd, &one, sizeof(one)) < 0)
