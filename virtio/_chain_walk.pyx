@@ -102,6 +102,8 @@ cdef int walk_indirect(virtio_device_queue *q, walk *w, virtio_chain *chain, uin
         if flags & VIRTIO_DESC_F_INDIRECT:
             latch(&q.fault, VIRTIO_FAULT_NESTED_INDIRECT, chain.head, i, 0)
             return WALK_BROKEN
+        if q.flags & VIRTIO_Q_READ_TABLES and q.packed:
+            flags &= <uint16_t>~VIRTIO_DESC_F_WRITE
         why = walk_piece(q, w, chain, virtio_fetch64(entry), <uint32_t>word | <uint64_t>flags << 32, i)
         if why != WALK_OK:
             return why

@@ -264,6 +264,8 @@ cdef class NetTransmit(Task):
         self.queue, self.port = queue, port
         self.kick_bell, self.relay, self.trouble_bell = kick, Relay(call), trouble
         tx.q = queue.q
+        # DPDK's driver (22.11) leaves WRITE set in the entry of a table that has the header
+        queue.q.flags |= VIRTIO_Q_READ_TABLES
         tx.header = header_size_of(features)
         tx.offloads = offloads_of(features, False)
         tx.port, tx.pair, tx.by_hand = &port.c, pair, by_hand

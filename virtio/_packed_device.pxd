@@ -124,9 +124,9 @@ cdef inline void packed_add_used_burst(virtio_device_queue *q, const virtio_chai
         if virtio_unlikely(slot >= size):
             slot -= size
             marks ^= both
-        # in order, one descriptor at the first slot of a batch names its last chain (2.8.9); a chain not written to
-        # its end has one of its own, since the driver takes those without as completely used
-        if in_order and i != n - 1 and <uint32_t>word == chains[i].writable:
+        # in order, one descriptor at the first slot of a batch names its last chain (2.8.9); a chain to be written has
+        # one of its own: see split_add_used_burst
+        if in_order and i != n - 1 and chains[i].writable == 0:
             continue
         virtio_store64(place, packed_used_word(word, place_marks))
         if virtio_unlikely(logged):

@@ -121,9 +121,10 @@ cdef inline void split_add_used_burst(virtio_device_queue *q, const virtio_chain
     if q.flags & VIRTIO_Q_IN_ORDER:
         for i in range(n):
             idx += 1
-            # one entry for a batch, at its first position, naming its last chain (2.7.9). A chain not written to
-            # its end must have an entry of its own: the driver takes those without one as completely used.
-            if i == n - 1 or chains[i].written != chains[i].writable:
+            # one entry for a batch, at its first position, naming its last chain (2.7.9). A chain to be written has
+            # an entry of its own: the driver takes those without one as written to their ends, and DPDK's takes
+            # whatever lies in the ring there for their lengths.
+            if i == n - 1 or chains[i].writable:
                 virtio_put64(ring + 8 * <uint64_t>(slot & mask), chain_used_elem(&chains[i]))
                 slot = idx
     else:
