@@ -5,10 +5,10 @@
 #   libasan8 libubsan1 libtsan2     the sanitizers' run-time libraries
 #   iproute2                        namespaces, in which the kernel is a peer and an oracle
 #   tcpdump iperf3 iputils-ping curl  real traffic, and the capture of it
-#   libdpdk-dev pkg-config          DPDK, beside which the offloads are measured
+#   libdpdk-dev pkg-config dpdk-dev  DPDK: the offloads are measured beside it; dpdk-testpmd drives our devices
 set -eu
 packages="gcc libc6-dev python3-dev python3-venv make util-linux xz-utils libasan8 libubsan1 libtsan2
-    iproute2 tcpdump iperf3 iputils-ping curl libdpdk-dev pkg-config"
+    iproute2 tcpdump iperf3 iputils-ping curl libdpdk-dev pkg-config dpdk-dev"
 missing=
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2> /dev/null | grep -q 'ok installed' || missing="$missing $package"

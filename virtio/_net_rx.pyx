@@ -119,15 +119,20 @@ cdef void stall(net_rx *rx, uint64_t total) noexcept nogil:
 cdef int gather(net_rx *rx, uint64_t total, uint32_t ahead) noexcept nogil:
     """Return how many chains from rx.used on take total bytes; NO_ROOM: not now; NEVER: never."""
     cdef uint64_t have = 0
-    cdef uint32_t n = look(rx, total, ahead, &have)
-    if have >= total:
-        return <int>n
-    # or the queue is broken; or all that there can be is there; or more waits than can be held
-    if (n and not rx.mergeable or rx.q.fault.code != VIRTIO_FAULT_NONE
-            or n and (is_whole_queue(rx) or device_navail(rx.q))):
-        return NEVER
-    stall(rx, total)
-    return NO_ROOM
+    cdef uint32_t n, before = 0
+    while True:
+        n = look(rx, total, ahead, &have)
+        if have >= total:
+            return <int>n
+        # or the queue is broken; or all that there can be is there
+        if n and not rx.mergeable or rx.q.fault.code != VIRTIO_FAULT_NONE or n and is_whole_queue(rx):
+            return NEVER
+        if n == 0 or not device_navail(rx.q):
+            stall(rx, total)
+            return NO_ROOM
+        if n == before:  # more waits than can be held
+            return NEVER
+        before = n  # they may have come since we looked
 
 
 cdef void drop_never(net_rx *rx) noexcept nogil:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from virtio._bell import Bell
@@ -9,6 +10,8 @@ from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.errors import MemoryFault, VhostUserError
 from virtio.layout import QueueLayout
+
+log = logging.getLogger("virtio.vhost_user")
 
 WRAP = 0x8000
 DESC_SIZE = 16
@@ -63,17 +66,16 @@ class Ring:
 
 
 def split_position(base: int, memory: GuestMemory, layout: QueueLayout) -> dict[str, int]:
-    """Return where a split ring stands: at used.idx, which the driver has seen.
+    """Return where a split ring stands: at used.idx, which the driver has seen, whatever ``base`` says.
 
-    ``base`` may be ahead of that by chains that a backend took and never gave back, since it was killed: they are
-    still in the available ring, and are done again. It cannot be otherwise: used.idx must go on from where it is.
+    Base may be ahead of it by chains that a backend took and never gave back, since it was killed: they are still in
+    the available ring, and are done again. DPDK's driver says 0 to whoever connects anew, and goes on.
     """
     if base > 0xFFFF:
         raise ValueError(f"base {base} (limit 65535)")
     used = memory.read_u16(layout.device + 2)
-    lost = (base - used) & 0xFFFF
-    if lost > layout.size:
-        raise ValueError(f"base {base} is {lost} chains ahead of used.idx {used} (queue size {layout.size})")
+    if base != used:
+        log.info("base %d of a ring whose used.idx is %d: it goes on from there", base, used)
     return {"next_avail": used, "next_used": used}
 
 

@@ -1,0 +1,107 @@
+"""dpdk-testpmd as a guest: DPDK's own virtio driver (virtio-user) at a vhost-user socket of ours."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import threading
+import time
+from collections.abc import Sequence
+
+from peers import need_peer
+
+_prefixes = itertools.count()
+RATIO = re.compile(r"(RX|TX)-(packets|dropped): +(\d+)")
+
+
+class Testpmd:
+    """A testpmd with a virtio-user port at each of ``paths``, comma-separated; a context manager.
+
+    ``vdev`` are the ports' options, ``more`` testpmd's own.
+    """
+
+    __test__ = False
+
+    def __init__(
+        self, paths: str, vdev: str = "", *, queues: int = 1, size: int = 256, more: Sequence[str] = ()
+    ) -> None:
+        program = need_peer("dpdk-testpmd", "dpdk-dev")
+        cores = sorted(os.sched_getaffinity(0))
+        first, last = cores[0], cores[-1]
+        self.log: list[str] = []
+        ports = [
+            f"--vdev=net_virtio_user{i},path={path},queues={queues},queue_size={size}{',' if vdev else ''}{vdev}"
+            for i, path in enumerate(paths.split(","))
+        ]
+        self.process = subprocess.Popen(
+            [
+                *("stdbuf", "-o0", "timeout", "-k", "3", "90", program),
+                *("--lcores", f"0@{first},1@{last}", "--main-lcore", "0"),
+                *("--no-pci", "--no-telemetry", "--single-file-segments", "--no-huge", "-m", "256"),
+                *(f"--file-prefix=virtio-{os.getpid()}-{next(_prefixes)}", *ports),
+                *("--", "-i", "--nb-cores=1", "--no-flush-rx", "--total-num-mbufs=16384"),
+                *(f"--rxq={queues}", f"--txq={queues}", *more),
+            ],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+        self.wait_for("testpmd> ")
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        while text := self.process.stdout.read(1):
+            self.log.append(text)
+
+    def text(self) -> str:
+        return "".join(self.log)
+
+    def say(self, *commands: str) -> None:
+        assert self.process.stdin is not None
+        for command in commands:
+            self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+
+    def wait_for(self, what: str, since: int = 0, seconds: float = 30) -> str:
+        """Wait until testpmd has printed something, after position ``since``; return all from there on."""
+        end = time.monotonic() + seconds
+        while what not in self.text()[since:]:
+            assert self.process.poll() is None, f"testpmd ended: {self.text()[-2000:]}"
+            assert time.monotonic() < end, f"testpmd never said {what!r}: {self.text()[-2000:]}"
+            time.sleep(0.01)
+        return self.text()[since:]
+
+    def ask(self, command: str, until: str) -> str:
+        """Give a command; return what it printed, up to ``until``."""
+        since = len(self.text())
+        self.say(command)
+        return self.wait_for(until, since)
+
+    def forward(self, mode: str = "io") -> None:
+        """Send back whatever comes, and wait rather than drop when the ring is full."""
+        self.say(f"set fwd {mode} retry", "set burst tx delay 5 retry 1000000")
+        self.ask("start", "packets/burst")
+
+    def stop(self) -> dict[str, int]:
+        """Stop forwarding; return the counters of the port."""
+        text = self.ask("stop", "Done.")
+        found = RATIO.findall(text)
+        return {f"{way}-{what}": int(count) for way, what, count in found}
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.say("quit")
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.process.wait()
+        self.reader.join(10)
+
+    def __enter__(self) -> Testpmd:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
