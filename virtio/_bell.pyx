@@ -27,8 +27,8 @@ cdef class Bell:
     """Wakes whoever serves a queue: a kick for the device, an interrupt for the driver.
 
     ``Bell()`` has an eventfd of its own, which is written to only while somebody sleeps on it. ``Bell(fd)`` writes to
-    an eventfd that others read, at each ring; the caller keeps it open, and closes it, unless the bell shall ``own`` it,
-    and close it when it goes. ``Bell(function)`` calls
+    an eventfd that others read, at each ring; the caller keeps it open, and closes it, unless the bell shall ``own``
+    it, and close it when it goes. ``Bell(function)`` calls
     ``function()`` on the ringing thread, which holds no queue's lock then; what it raises goes to ``sys.excepthook``.
 
     Any thread may call anything. Raises OSError when there is no file descriptor left, TypeError for what is none of
