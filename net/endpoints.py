@@ -159,10 +159,10 @@ class Joined:
             (other,) = [end for end in self.ends if isinstance(end, PortEnd)]
             self._serve(served[0], self._port(other))
         else:
-            one, other = [self._port(end) for end in self.ends if isinstance(end, PortEnd)]
-            if not (isinstance(one, Tap) and isinstance(other, Tap)):
+            first, second = [self._port(end) for end in self.ends if isinstance(end, PortEnd)]
+            if not (isinstance(first, Tap) and isinstance(second, Tap)):
                 raise ConfigError(f"one of two endpoints is {VHOST_USER}:PATH, or both are taps")
-            self.loop = self._stack.enter_context(TapLoop(one, other, offloads=0xFFF))
+            self.loop = self._stack.enter_context(TapLoop(first, second, offloads=0xFFF))
 
     def _port(self, end: PortEnd) -> Port:
         made = port(end.text)
