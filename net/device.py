@@ -20,6 +20,7 @@ from virtio.device import Device
 from virtio.errors import ConfigError
 from virtio.features import Features, parse
 from virtio.net.device_control import COMMAND_MAX, GUEST_OFFLOAD_FEATURES, Control
+from virtio.net.rarp import reverse_arp
 from virtio.offload import net_header_size
 from virtio.slot import Interrupt
 
@@ -177,6 +178,14 @@ class NetDevice(Device):
     def queue_count(self) -> int:
         """Return how many queue pairs it has."""
         return self.max_pairs
+
+    def frontend_says(self, what: str, value: int) -> bool:
+        """Check the MTU that a frontend tells its driver of; send the RARP of a guest that moved here."""
+        if what == "mtu":
+            return MTU_MIN <= value <= (self.mtu or MTU_MAX)
+        mac = value.to_bytes(8, "little")[:6]
+        task = next((task for task in self._tasks.values() if isinstance(task, NetTransmit)), None)
+        return task is not None and task.inject(reverse_arp(mac))
 
     @property
     def control_index(self) -> int:

@@ -22,6 +22,7 @@ from virtio.features import Features, parse
 from virtio.layout import QUEUE_SIZE_MAX
 from virtio.net.control import Ack, ControlQueue
 from virtio.net.filter import ADDR_SET, MAC, ReceiveFilter, check_mac
+from virtio.net.rarp import reverse_arp
 from virtio.net.traffic import QueuePair, Traffic
 from virtio.pci.attach import register_driver
 
@@ -481,10 +482,7 @@ class Vtnet(Traffic, Driver):
 
     def announce(self) -> None:
         """Make switches learn where we are: a reverse ARP request of our own address, as QEMU sends it."""
-        mac = self.mac
-        request = struct.pack("!HHBBH6s4s6s4s", 1, 0x0800, 6, 4, 3, mac, bytes(4), mac, bytes(4))
-        frame = b"\xff" * 6 + mac + b"\x80\x35" + request
-        self.counters["announcements"] += self.transmit([frame.ljust(60, b"\0")])
+        self.counters["announcements"] += self.transmit([reverse_arp(self.mac)])
 
     def statistics(self) -> dict[str, int]:
         """Return all counters, under the names of FreeBSD's ``sysctl dev.vtnet.N`` where it has them.

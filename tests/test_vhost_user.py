@@ -20,7 +20,7 @@ from vhost_frontend import GPA, SIZE, UADDR, Frontend, layout_of, u32s
 
 from virtio import Device, DriverQueue, Feature
 from virtio.errors import Disconnected, VhostUserError
-from virtio.net import Loopback, NetDevice
+from virtio.net import CallPort, Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
 from virtio.vhost_user.messages import (
     ADDRESS,
@@ -271,6 +271,22 @@ def test_a_dirty_log_has_what_the_device_wrote(packed: bool, tmp_path: Path) -> 
         written = (ring.desc if packed else ring.device) >> 12
         assert dirty == {written, (BUFFERS + 0x1000) >> 12}
         os.close(log)
+
+
+def test_a_guest_that_moved_here_is_announced(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+    device = NetDevice(CallPort(lambda frames: seen.extend(frame for _, frame in frames)), mtu=1500, worker="own")
+    protocol = ProtocolFeature.REPLY_ACK | ProtocolFeature.RARP | ProtocolFeature.MTU
+    with device, served(device, tmp_path / "s") as (server, frontend):
+        running(frontend, False, index=1, protocol=protocol)
+        frontend.order(R.NET_SET_MTU, U64.pack(1400))
+        frontend.order(R.SEND_RARP, U64.pack(0x665544332202))
+        wait_for(lambda: seen)
+        assert seen[0][:14] == bytes.fromhex("ffffffffffff 022233445566 8035")
+        assert len(seen[0]) == 60
+        assert server.error is None
+        frontend.say(R.NET_SET_MTU, U64.pack(9000), flags=8)
+        assert U64.unpack(frontend.answer()[0]) == (1,)
 
 
 BAD: dict[str, tuple[int, bytes, int, str]] = {

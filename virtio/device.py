@@ -116,6 +116,10 @@ class Device:
         """Return how many queues it has, as vhost-user counts them: of a network device, pairs."""
         return len(self.queues)
 
+    def frontend_says(self, what: str, value: int) -> bool:
+        """Take what a vhost-user frontend says besides: "mtu", or "rarp" with an address; False: there is no such."""
+        return False
+
     def handles(self, index: int) -> bool:
         """Say whether :meth:`notified` is called for kicks of a queue; if not, a task answers its ``kick`` bell."""
         return type(self).notified is not Device.notified

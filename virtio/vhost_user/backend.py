@@ -12,7 +12,7 @@ from functools import partial
 from virtio import features
 from virtio._bell import Bell
 from virtio._region import Region
-from virtio.constants import Feature, Status
+from virtio.constants import DeviceType, Feature, Status
 from virtio.device import Device
 from virtio.errors import Disconnected, NegotiationError, VhostUserError, VirtioError
 from virtio.vhost_user.channel import Channel
@@ -43,7 +43,9 @@ EVENTFD = "anon_inode:[eventfd]"
 PROTOCOL = (
     ProtocolFeature.MQ
     | ProtocolFeature.LOG_SHMFD
+    | ProtocolFeature.RARP
     | ProtocolFeature.REPLY_ACK
+    | ProtocolFeature.MTU
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
     | ProtocolFeature.BACKEND_SEND_FD
@@ -77,6 +79,8 @@ class Backend:
         self.name = name
         self.channel = Channel(connection)
         self.protocol_offered = protocol & PROTOCOL
+        if device.device_type != DeviceType.NET:
+            self.protocol_offered &= ~(ProtocolFeature.RARP | ProtocolFeature.MTU)
         device.legacy = False
         self.offered = device.device_features & mask & U64_BITS
         if self.protocol_offered & ProtocolFeature.LOG_SHMFD:
@@ -423,6 +427,15 @@ class Backend:
 
     # ---- configuration ----
 
+    def _net_set_mtu(self, message: Message) -> None:
+        mtu = number(message)
+        if not self.device.frontend_says("mtu", mtu):
+            raise VhostUserError(f"{message.name}: MTU {mtu} cannot be")
+
+    def _send_rarp(self, message: Message) -> None:
+        if not self.device.frontend_says("rarp", number(message)):
+            log.info("%s: no RARP was sent", self.name)
+
     def _get_config(self, message: Message) -> bytes:
         offset, size, flags = unpack(message, CONFIG)
         if size > CONFIG_MAX or offset > CONFIG_MAX:
@@ -478,6 +491,8 @@ OBEY: dict[int, Callable[[Backend, Message], bytes | None]] = {
     Request.SET_PROTOCOL_FEATURES: Backend._set_protocol_features,
     Request.GET_QUEUE_NUM: Backend._get_queue_num,
     Request.SET_VRING_ENABLE: Backend._set_vring_enable,
+    Request.SEND_RARP: Backend._send_rarp,
+    Request.NET_SET_MTU: Backend._net_set_mtu,
     Request.SET_BACKEND_REQ_FD: Backend._set_backend_req_fd,
     Request.GET_CONFIG: Backend._get_config,
     Request.SET_CONFIG: Backend._set_config,
