@@ -147,6 +147,7 @@ class NetDevice(Device):
         self._trouble = Bell(self._rang)
         self._totals: dict[str, Any] = {}
         self._restored = False  # the control state is a snapshot's
+        self._kicks: dict[int, int] = {}  # of each queue, before its task was made
         self._second = Bell()  # kicks of receive queue 1, where that may also be the control queue
         self.control = Control(self, parse_mac(mac))
         super().__init__(offer=offer, withhold=self._withhold(offer, withhold), queue_size=queue_size)
@@ -280,6 +281,7 @@ class NetDevice(Device):
             task.accept(self._accepted())
             task.filter(**self.control.filter())
         self._tasks[index] = task
+        self._kicks[index] = slot.kick.rings
         self._close(index, task)
         if self._dma:
             task.resume()
@@ -473,6 +475,7 @@ class NetDevice(Device):
 
     def _figures(self, index: int, task: NetReceive | NetTransmit) -> dict[str, Any]:
         figures = task.statistics() | self.device_queue(index).counters()
+        figures["kicks"] = self.queues[index].kick.rings - self._kicks[index]
         return {f"{'tx' if index % 2 else 'rx'}{index // 2}": figures}
 
     def statistics(self) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def add_to(commands: Any) -> None:
     command.add_argument("--poll", action="store_true", help="poll without end: a whole CPU for each worker")
     command.add_argument("--workers", type=int, metavar="N", help="threads (default: one for each queue pair)")
     command.add_argument("--cpus", default="", metavar="LIST", help="CPUs to pin them to, such as 1,2")
+    command.add_argument("--status", metavar="PATH", help="socket for `virtio top` (default: one by our process id)")
     command.add_argument("--json", action="store_true", help="print the counters as one JSON object at the end")
     command.add_argument("-v", "--verbose", action="store_true", help="say who comes and goes")
     command.set_defaults(run=run)
@@ -62,6 +63,7 @@ def notify(state: str) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT: both end it cleanly, with exit code 0."""
     from virtio.net.endpoints import Joined, parse
+    from virtio.net.status import StatusSocket
 
     logging.basicConfig(
         format="virtio net: %(message)s", level=logging.INFO if options.verbose else logging.WARNING, stream=sys.stderr
@@ -77,7 +79,10 @@ def run(options: argparse.Namespace) -> int:
         return complain(f"--cpus {options.cpus!r} is no list of numbers")
     try:
         ends = [parse(text) for text in options.endpoints]
-        with Joined(ends, workers=options.workers, poll=options.poll, cpus=cpus) as joined:
+        with (
+            Joined(ends, workers=options.workers, poll=options.poll, cpus=cpus) as joined,
+            StatusSocket(joined.statistics, options.status),
+        ):
             print("ready", file=sys.stderr, flush=True)
             notify("READY=1")
             ended.wait()

@@ -8,12 +8,14 @@ cdef extern from "virtio/bell.h" nogil:
         uint32_t asleep
         int32_t fd
         uint32_t always
+        uint32_t foreign
         uint64_t rings
         uint64_t writes
         void (*call)(virtio_bell *bell) noexcept nogil
         void *owner
     void virtio_bell_ring(virtio_bell *bell)
     bint virtio_bell_answer(virtio_bell *bell)
+    void virtio_bell_count(virtio_bell *bell, uint64_t count)
 
 
 cdef class Bell:

@@ -51,7 +51,7 @@ cdef class Bell:
         elif isinstance(target, int) or hasattr(target, "fileno"):
             self.c.fd = target if isinstance(target, int) else target.fileno()
             self.c.always = 1
-            self.own = own
+            self.own = self.c.foreign = own
         else:
             raise TypeError(f"a bell rings an eventfd or a function, not {type(target).__name__}")
 
@@ -69,7 +69,10 @@ cdef class Bell:
         cdef bint rung = virtio_bell_answer(&self.c)
         if self.c.fd >= 0:
             try:
-                rung |= os.eventfd_read(self.c.fd) > 0
+                count = os.eventfd_read(self.c.fd)
+                rung |= count > 0
+                if self.c.foreign:
+                    virtio_bell_count(&self.c, count)
             except BlockingIOError:
                 pass
         return rung

@@ -6,7 +6,7 @@ import threading
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from virtio._bell cimport Bell, virtio_bell_answer
+from virtio._bell cimport Bell, virtio_bell_answer, virtio_bell_count
 from virtio._queue cimport add_count, counted, virtio_load32, virtio_relax, virtio_store32
 from virtio._ring cimport queue_lock, queue_unlock
 
@@ -311,6 +311,7 @@ cdef class Worker:
             # answered before the tasks look at their queues: what is rung from here on counts anew
             virtio_bell_answer(wait.bells[i])
             if wait.fds[wait.bell_fd[i]].revents:  # read it empty, or the next sleep ends at once
-                read(wait.bells[i].fd, &count, sizeof(count))
+                if read(wait.bells[i].fd, &count, sizeof(count)) == sizeof(count) and wait.bells[i].foreign:
+                    virtio_bell_count(wait.bells[i], count)
         for i in range(n):
             tasks[i].disarm(tasks[i])

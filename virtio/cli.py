@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout, __version__
 from virtio.net.iperf_cli import add_to as add_iperf
 from virtio.net.net_cli import add_to as add_net
+from virtio.net.top_cli import add_to as add_top
 
 BASE, BUFFERS = 0x100000, 0x140000  # guest addresses of the ring and of the buffers
 MAX_CHAINS = 10**10
@@ -149,6 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.set_defaults(run=demo)
     add_iperf(commands)
     add_net(commands)
+    add_top(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

@@ -17,6 +17,7 @@ typedef struct virtio_bell {
     uint32_t asleep; /* the answerer sleeps on fd, or is about to */
     int32_t fd;      /* eventfd, or -1 */
     uint32_t always; /* fd is read by somebody who knows no `asleep`: each ring is a write */
+    uint32_t foreign; /* others write to fd, and count no ring: whoever reads it does */
     uint64_t rings;  /* times it was rung */
     uint64_t writes; /* writes to fd that this took */
     void (*call)(struct virtio_bell *bell); /* in place of all this, unless NULL; may take the GIL */
@@ -28,7 +29,8 @@ static inline void virtio_bell_ring(virtio_bell *bell)
 {
     static const uint64_t one = 1;
     const uint32_t always = __atomic_load_n(&bell->always, __ATOMIC_RELAXED);
-    __atomic_fetch_add(&bell->rings, 1, __ATOMIC_RELAXED);
+    if (!bell->foreign)
+        __atomic_fetch_add(&bell->rings, 1, __ATOMIC_RELAXED);
     if (bell->call) {
         bell->call(bell);
         return;
@@ -42,6 +44,12 @@ static inline void virtio_bell_ring(virtio_bell *bell)
         if (write(bell->fd, &one, sizeof(one)) < 0)
             return;
     }
+}
+
+/* The reader of a foreign bell: count what was read. */
+static inline void virtio_bell_count(virtio_bell *bell, uint64_t count)
+{
+    __atomic_fetch_add(&bell->rings, count, __ATOMIC_RELAXED);
 }
 
 /* The answerer: say whether it was rung since the last answer, and that this is answered. */
