@@ -65,7 +65,7 @@ def rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str,
     """Return the table's lines: rates between two answers."""
     seconds = max(after["uptime"] - before["uptime"], 1e-3)
     old = {(endpoint, name): queue for endpoint, name, queue in queues(before)}
-    lines = [HEAD]
+    lines: list[tuple[str, ...]] = [HEAD]
     for endpoint, name, queue in queues(after):
         last = old.get((endpoint, name), {})
 
