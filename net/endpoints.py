@@ -21,6 +21,7 @@ from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
 
 VHOST_USER = "vhost-user"
 QUEUE_SIZE = 32768  # descriptors that a frontend's ring may have: it says how many
+MANY = ("tap", "loopback", "gen", "sink", "pcap")  # ports that may have several queue pairs
 QUEUES_MAX = 128  # pairs: a ring's index has 8 bits in vhost-user
 
 
@@ -157,15 +158,17 @@ class Joined:
                 self._serve(end, side)
         elif len(served) == 1:
             (other,) = [end for end in self.ends if isinstance(end, PortEnd)]
-            self._serve(served[0], self._port(other))
+            self._serve(served[0], self._port(other, served[0].queues))
         else:
             first, second = [self._port(end) for end in self.ends if isinstance(end, PortEnd)]
             if not (isinstance(first, Tap) and isinstance(second, Tap)):
                 raise ConfigError(f"one of two endpoints is {VHOST_USER}:PATH, or both are taps")
             self.loop = self._stack.enter_context(TapLoop(first, second, offloads=0xFFF))
 
-    def _port(self, end: PortEnd) -> Port:
-        made = port(end.text)
+    def _port(self, end: PortEnd, queues: int = 1) -> Port:
+        """Make a port, with as many queue pairs as its device has, unless its text says how many."""
+        more = f",queues={queues}" if end.text.split(":")[0].split(",")[0] in MANY and "queues=" not in end.text else ""
+        made = port(end.text + more)
         self.ports.append(made)
         close: Callable[[], object] | None = getattr(made, "close", None)
         if close is not None:

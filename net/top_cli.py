@@ -70,7 +70,7 @@ def rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str,
         last = old.get((endpoint, name), {})
 
         def rate(key: str, now: Mapping[str, Any] = queue, then: Mapping[str, Any] = last) -> float:
-            return max(0, now.get(key, 0) - then.get(key, 0)) / seconds
+            return float(max(0, now.get(key, 0) - then.get(key, 0)) / seconds)
 
         reasons = dropped(queue)
         drops = max(0, sum(reasons.values()) - sum(dropped(last).values())) / seconds

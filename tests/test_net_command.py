@@ -45,7 +45,7 @@ def ready(process: subprocess.Popen[str]) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_it_is_told_to_stop(number: int, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with started(f"vhost-user:{path},queues=2", "loopback,queues=2", "--json") as process:
+    with started(f"vhost-user:{path},queues=2", "loopback", "--json") as process:
         ready(process)
         with Frontend(str(path)) as frontend:
             assert frontend.ask_u64(Request.GET_QUEUE_NUM) == 2

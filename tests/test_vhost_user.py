@@ -213,6 +213,8 @@ def test_memory_may_come_and_go_by_slots(tmp_path: Path) -> None:
         half = SIZE // 2
         for at in (0, half):
             frontend.order(R.ADD_MEM_REG, bytes(8) + REGION.pack(GPA + at, half, UADDR + at, at), [frontend.fd])
+        for request in (R.ADD_MEM_REG, R.REM_MEM_REG):  # QEMU says all of it again for each queue pair
+            frontend.order(request, bytes(8) + REGION.pack(GPA, half, UADDR, 0), [frontend.fd])
         layout = layout_of(0, False)
         driver = frontend.driver(0, layout, use)
         frontend.start(0, layout)

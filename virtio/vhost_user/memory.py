@@ -23,7 +23,10 @@ class Slot:
 
 
 class MemoryTable:
-    """The regions of one connection, in ``memory``. Raises VhostUserError for what cannot be; nothing changes then."""
+    """The regions of one connection, in ``memory``. Raises VhostUserError for what cannot be; nothing changes then.
+
+    QEMU 7.2 adds each region once for each queue pair, and removes it as often: the last removal counts.
+    """
 
     def __init__(self) -> None:
         self.memory = GuestMemory()
@@ -49,16 +52,24 @@ class MemoryTable:
             raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
         if len(self.slots) >= SLOTS_MAX:
             raise VhostUserError(f"{message.name}: {len(self.slots)} regions are there (limit {SLOTS_MAX})")
+        gpa, size, uaddr, _ = REGION.unpack_from(message.payload, 8)
+        for slot in self.slots:
+            if (slot.gpa, slot.size, slot.uaddr) == (gpa, size, uaddr):
+                self.slots.append(slot)
+                return
         self._install([*self.slots, self._map(message, 8, message.fds[0])])
 
     def remove(self, message: Message) -> None:
         """Let go of one region (REM_MEM_REG)."""
         self._single(message)
         gpa, size, uaddr, _ = REGION.unpack_from(message.payload, 8)
-        rest = [slot for slot in self.slots if (slot.gpa, slot.size, slot.uaddr) != (gpa, size, uaddr)]
-        if len(rest) == len(self.slots):
-            raise VhostUserError(f"{message.name}: no region of {size:#x} bytes at {gpa:#x} (frontend's {uaddr:#x})")
-        self._install(rest)
+        for slot in self.slots:
+            if (slot.gpa, slot.size, slot.uaddr) == (gpa, size, uaddr):
+                rest = self.slots.copy()
+                rest.remove(slot)
+                self._install(rest)
+                return
+        raise VhostUserError(f"{message.name}: no region of {size:#x} bytes at {gpa:#x} (frontend's {uaddr:#x})")
 
     def clear(self) -> None:
         """Let go of all."""
@@ -79,7 +90,7 @@ class MemoryTable:
 
     def _install(self, slots: list[Slot]) -> None:
         try:
-            self.memory.replace([slot.region for slot in slots])
+            self.memory.replace(list({id(slot): slot.region for slot in slots}.values()))
         except ValueError as error:
             raise VhostUserError(f"regions: {error}") from None
         self.slots = slots

@@ -1,0 +1,143 @@
+"""QEMU (emulated, without KVM) as the frontend, and Debian's kernel in it as the guest."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import socket
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import initramfs
+import pytest
+from peers import need_peer
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "virtio-tests" / "cloud"
+LZ4 = b"\x02\x21\x4c\x18"
+CONSOLE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr random.trust_cpu=on"
+
+
+def uncompressed(image: bytes) -> bytes:
+    """The kernel proper out of a bzImage: emulated, unpacking it takes longer than booting it."""
+    (setup,) = struct.unpack_from("<B", image, 0x1F1)
+    offset, length = struct.unpack_from("<II", image, 0x248)
+    payload = image[((setup or 4) + 1) * 512 + offset :][:length]
+    if payload[:4] == LZ4:  # whose end the program takes for garbage
+        command = [need_peer("lz4", "lz4"), "-dcq"]
+        kernel = subprocess.run(command, input=payload, capture_output=True, check=False).stdout
+    else:
+        kernel = lzma.LZMADecompressor().decompress(payload)
+    if kernel[:4] != b"\x7fELF":
+        raise ValueError(f"no kernel in an image that begins with {payload[:4].hex()}")
+    return kernel
+
+
+def kernel() -> tuple[Path, Path]:
+    """Return the kernel and its folder of modules: Debian's for virtual machines, unpacked into a cache."""
+    found = CACHE / "vmlinux"
+    if not found.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        try:
+            depends = subprocess.run(
+                ["apt-cache", "depends", "linux-image-cloud-amd64"], check=True, capture_output=True, text=True
+            ).stdout
+            package = next(line.split()[1] for line in depends.splitlines() if "Depends: linux-image" in line)
+            run: dict[str, Any] = {"cwd": CACHE, "check": True, "capture_output": True, "timeout": 120}
+            subprocess.run(["apt-get", "download", "-q", package], **run)
+            archive = max(CACHE.glob("linux-image-*.deb"))
+            subprocess.run(["dpkg-deb", "-x", archive, CACHE], **run)
+            (modules,) = (CACHE / "lib/modules").iterdir()
+            subprocess.run([initramfs.program("depmod", "kmod"), "-b", CACHE, modules.name], **run)
+            (image,) = (CACHE / "boot").glob("vmlinuz-*")
+            found.write_bytes(uncompressed(image.read_bytes()))
+        except (OSError, ValueError, StopIteration, lzma.LZMAError, subprocess.SubprocessError) as error:
+            reason = f"a kernel for QEMU is not there: apt-get download linux-image-cloud-amd64: {error}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+    (modules,) = (CACHE / "lib/modules").iterdir()
+    return found, modules
+
+
+class Qemu:
+    """A guest that runs ``job`` with a network device at a socket, ``queues`` pairs; a context manager.
+
+    No MSI-X (vectors=0): with it, QEMU 7.2 crashes when an emulated guest finds a vhost-user device.
+    """
+
+    def __init__(self, sock: str, job: str, folder: Path, *, queues: int = 1, modules: tuple[str, ...] = ()) -> None:
+        program = need_peer("qemu-system-x86_64", "qemu-system-x86")
+        image, folder_of_modules = kernel()
+        initrd = folder / "initramfs-qemu"
+        initrd.write_bytes(initramfs.make(job, folder_of_modules, ["virtio_pci", "virtio_net", *modules]))
+        self.monitor = str(folder / "qmp")
+        self.text: list[str] = []
+        self.process = subprocess.Popen(
+            [
+                *("timeout", "-k", "3", "150", program, "-accel", "tcg", "-machine", "pc,memory-backend=m0"),
+                *("-cpu", "max", "-m", "256", "-smp", str(queues), "-nodefaults", "-no-user-config", "-nographic"),
+                *("-no-reboot", "-serial", "stdio", "-monitor", "none", "-kernel", str(image), "-initrd", str(initrd)),
+                *("-append", CONSOLE, "-object", "memory-backend-memfd,id=m0,size=256M,share=on"),
+                *("-chardev", f"socket,id=c0,path={sock},reconnect=1"),
+                *("-netdev", f"vhost-user,id=n0,chardev=c0,queues={queues}", "-device"),
+                f"virtio-net-pci,netdev=n0,romfile=,vectors=0,mac=52:54:00:11:22:33{',mq=on' if queues > 1 else ''}",
+                *("-qmp", f"unix:{self.monitor},server=on,wait=off"),
+            ],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        )  # fmt: skip
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.text.append(line.replace("\r", ""))
+
+    def said(self) -> str:
+        return "".join(self.text)
+
+    def wait_for(self, what: str, seconds: float = 60) -> None:
+        """Wait until the guest has said something."""
+        end = time.monotonic() + seconds
+        while what not in self.said():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.02)
+
+    def command(self, what: str, **arguments: Any) -> None:
+        """Give QEMU itself a command."""
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.settimeout(20)
+            monitor.connect(self.monitor)
+            lines = monitor.makefile("rb")
+            for order in ({"execute": "qmp_capabilities"}, {"execute": what, "arguments": arguments}):
+                monitor.sendall(json.dumps(order).encode() + b"\n")
+                while True:
+                    answer = json.loads(lines.readline())
+                    assert "error" not in answer, answer
+                    if "return" in answer:
+                        break
+            lines.close()
+
+    def finish(self, seconds: float = 120) -> str:
+        """Wait for its end; return what it said. AssertionError unless it came to the job's end."""
+        self.wait_for("GUEST-DONE", seconds)
+        self.process.wait(30)
+        self.reader.join(10)
+        return self.said()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def __enter__(self) -> Qemu:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
