@@ -148,6 +148,7 @@ class NetDevice(Device):
         self._totals: dict[str, Any] = {}
         self._restored = False  # the control state is a snapshot's
         self._kicks: dict[int, int] = {}  # of each queue, before its task was made
+        self._ended = False  # by close()
         self._second = Bell()  # kicks of receive queue 1, where that may also be the control queue
         self.control = Control(self, parse_mac(mac))
         super().__init__(offer=offer, withhold=self._withhold(offer, withhold), queue_size=queue_size)
@@ -249,7 +250,9 @@ class NetDevice(Device):
     # ---- life ----
 
     def activate(self, memory: GuestMemory, interrupt: Interrupt) -> None:
-        """Begin to work the queues that the driver set up."""
+        """Begin to work the queues that the driver set up. Raises ConfigError once it was closed."""
+        if self._ended:  # its port may be another device's by now
+            raise ConfigError("the device was closed")
         if not self._restored:
             self.control.reset(self.negotiated)
         self._restored = False
@@ -302,7 +305,10 @@ class NetDevice(Device):
         task.pause()
         if worker := self._worker_of(index // 2):
             worker.remove(task)
-        add_up(self._totals, self._figures(index, task))
+        totals: dict[str, Any] = {}
+        add_up(totals, self._totals)
+        add_up(totals, self._figures(index, task))
+        self._totals = totals  # another one: whoever is reading has the last
 
     def deactivate(self) -> None:
         """Let go of all queues."""
@@ -323,7 +329,8 @@ class NetDevice(Device):
             self._write_config()
 
     def close(self) -> None:
-        """Reset, and give the port back."""
+        """Reset, and give the port back. A driver that starts it again is told that it needs a reset, for ever."""
+        self._ended = True
         self.reset()
         self.port.detach()
 
@@ -474,7 +481,8 @@ class NetDevice(Device):
                 self.needs_reset(slot.broken)
 
     def _figures(self, index: int, task: NetReceive | NetTransmit) -> dict[str, Any]:
-        figures = task.statistics() | self.device_queue(index).counters()
+        queue = self.queues[index].queue
+        figures = task.statistics() | (queue.counters() if queue is not None else {})
         figures["kicks"] = self.queues[index].kick.rings - self._kicks[index]
         return {f"{'tx' if index % 2 else 'rx'}{index // 2}": figures}
 
@@ -484,12 +492,12 @@ class NetDevice(Device):
         For each queue, "rx0", "tx0", ..., frames, bytes, what was done to them, why some were dropped, and the ring's
         chains and interrupts; "control": commands; "port": the port's own.
         """
-        with self._control():
-            figures: dict[str, Any] = {}
-            add_up(figures, self._totals)
-            for index, task in sorted(self._tasks.items()):
-                add_up(figures, self._figures(index, task))
-            return figures | {"control": dict(self.control.counters), "port": self.port.statistics()}
+        figures: dict[str, Any] = {}
+        # no lock: a port in Python may ask, under a queue's lock, which somebody with the device's lock may wait for
+        add_up(figures, self._totals)
+        for index, task in sorted(self._tasks.copy().items()):
+            add_up(figures, self._figures(index, task))
+        return figures | {"control": dict(self.control.counters), "port": self.port.statistics()}
 
     # ---- snapshot ----
 

@@ -99,9 +99,9 @@ class End:
 
     def close(self) -> None:
         """End the process."""
-        self.control.close()
-        self.process.kill()
+        self.process.kill()  # first: it would take a connection that ends for a fault
         self.process.wait()
+        self.control.close()
 
 
 def connect(sender: Space, receiver: Space, address: str) -> tuple[socket.socket, socket.socket]:

@@ -40,11 +40,12 @@ class Traffic:
 
     def pair(self, queue: int) -> QueuePair:
         """Return a queue pair that is in use; IndexError if there is none, ConfigError if the nic is not up."""
-        if 0 <= queue < self.active_pairs:
-            return self.pairs[queue]
-        if not self.active_pairs:
+        pairs = self.pairs[: self.active_pairs]
+        if 0 <= queue < len(pairs):
+            return pairs[queue]
+        if not pairs:
             raise ConfigError("the nic is not up: attach() or up() comes first")
-        raise IndexError(f"queue pair {queue} out of range (0 to {self.active_pairs - 1})")
+        raise IndexError(f"queue pair {queue} out of range (0 to {len(pairs) - 1})")
 
     def transmit(
         self,

@@ -338,6 +338,8 @@ class Vtnet(Traffic, Driver):
     def _free_pairs(self) -> None:
         """Give the queues' buffers back; what Python still has of them stays taken until it is released."""
         for pair in self.pairs:
+            pair.transmit.retire()  # a thread may be about to use what it found here before
+            pair.receive.retire()
             pools = [pair.transmit.large, pair.transmit.small, pair.receive.pool]
             held = [pool for pool in pools if pool is not None]
             self._lent += zip(held, pair.allocated, strict=True)
@@ -375,6 +377,30 @@ class Vtnet(Traffic, Driver):
             self.control = None
             self.active_pairs = 0
 
+    def reset_queue(self, index: int) -> None:
+        """Stop one queue (VIRTIO 1.4, 2.6.1), for :meth:`enable_queue`; what is in it is lost.
+
+        Raises NegotiationError without RING_RESET, DeviceBroken if the device does not.
+        """
+        with self._lock:
+            self.stopping()
+            super().reset_queue(index)
+            self.queues[index].queue.drain()
+
+    def enable_queue(self, index: int) -> None:
+        """Set a queue up again after :meth:`reset_queue`, with all its buffers. Raises ConfigError if it cannot be."""
+        with self._lock:
+            super().enable_queue(index)
+            if index // 2 < len(self.pairs):
+                pair = self.pairs[index // 2]
+                if index % 2:
+                    pair.transmit.forget()
+                else:
+                    pair.receive.forget()
+                    pair.receive.fill()
+            for pump in self.pumps:
+                pump.resume()
+
     def down(self) -> None:
         """Stop the device: what is in the queues is lost. Queues and features are kept, for :meth:`up`."""
         with self._lock:
@@ -411,10 +437,16 @@ class Vtnet(Traffic, Driver):
         """Do what is to be done about once a second: FreeBSD's vtnet_tick.
 
         Takes back what the device has sent; answers its configuration interrupt (link, announcement); and resets it if
-        a transmit queue stands still, or if it asks for it (DEVICE_NEEDS_RESET). Raises as :meth:`reset`.
+        a transmit queue stands still, if it broke a queue, or if it asks for it (DEVICE_NEEDS_RESET). Raises as
+        :meth:`reset`.
         """
         with self._lock:
             if not self.attached:
+                return
+            broken = [queue.plan.name for queue in self.queues.values() if queue.queue.broken is not None]
+            if broken:
+                log.warning("broken by the device: %s; reset", ", ".join(broken))
+                self.reset()
                 return
             stuck = [i for i, pair in enumerate(self.pairs) if self._is_stuck(pair)]
             if stuck:

@@ -126,7 +126,8 @@ cdef class CallPort(Port):
     and given later.
 
     ``offloads`` (VIRTIO_OFFLOAD_*) is what a frame that ``send`` gets may leave undone: nothing by default. The
-    functions run under the lock of a queue: they may not pause, reset or detach the device. What they raise goes to
+    functions run under the lock of a queue: they may ask a device for its statistics, and nothing else of one (no link,
+    reset, snapshot, detach): that would wait for this very lock. What they raise goes to
     ``sys.excepthook``, and the frames are dropped and counted; so is a frame of a size, or with a header, that cannot
     be. Raises TypeError for what cannot be called, ValueError for arguments out of range.
     """

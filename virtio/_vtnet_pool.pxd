@@ -31,6 +31,7 @@ cdef struct vtnet_pool:
     uint32_t nfree      # as for nreturned: others may look
     uint32_t *free      # [count] a stack: what was used last is used next, while it is in the cache
     uint8_t *state      # [count] VTNET_VIEW, VTNET_SENT
+    uint32_t retired    # its memory is given back: host stays NULL, nothing is taken or put any more
     uint32_t lock       # of the two below
     uint32_t nreturned
     uint32_t *returned  # [count] views that were let go
@@ -80,6 +81,8 @@ cdef class Pool(MemoryUser):
     cdef vtnet_pool c
     cdef readonly GuestMemory memory
 
+    # Be of no use from now on: whoever still has the queue object that it belonged to finds no buffer.
+    cdef void retire(self) noexcept nogil
     # Everything is free again, but for what Python has: after a reset of the queue.
     cdef void refill(self) noexcept nogil
     # A view of `length` bytes of a buffer that was taken, `at` bytes behind its frame's start.

@@ -75,6 +75,12 @@ cdef class Pool(MemoryUser):
         hit.gpa = hit.size = 0
         hit.host = NULL
         self.c.host = memory_translate(&self.memory.c, &hit, self.c.gpa, <uint64_t>self.c.count * self.c.stride)
+        if self.c.retired:
+            self.c.host = NULL
+
+    cdef void retire(self) noexcept nogil:
+        self.c.retired = 1
+        self.c.host = NULL
 
     cdef void refill(self) noexcept nogil:
         cdef uint32_t i

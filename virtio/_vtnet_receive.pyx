@@ -253,6 +253,13 @@ cdef class VtnetReceive:
                 self.finish()
         return n
 
+    def retire(self):
+        """Give and post nothing more: the queue gets other buffers, and another object of this class."""
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            self.pool.retire()
+            queue_unlock(&self.c.q.lock)
+
     def forget(self):
         """Forget what is posted and what was taken: after a reset of the queue. Then :meth:`fill` it anew."""
         with nogil:

@@ -103,6 +103,8 @@ cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
     cdef uint32_t i, budget
     cdef uint8_t *frame
     cdef uint64_t bytes = 0
+    if virtio_unlikely(rx.pool.retired):
+        return 0
     if virtio_unlikely(rx.merged):  # somebody else had begun with these
         add_count(&rx.stats.iqdrops, rx.lro.n - rx.lro.first)
         rx_done_merged(rx, rx.lro.n - rx.lro.first)
@@ -206,6 +208,8 @@ cdef virtio_bell *rx_post(vtnet_rx *rx) noexcept nogil:
     cdef uint32_t at = 0
     cdef uint32_t n, room
     cdef uint32_t fresh[VIRTIO_BURST]
+    if virtio_unlikely(rx.pool.retired):
+        return NULL
     while at < rx.ngone:
         n = rx.ngone - at
         if n > VIRTIO_BURST:

@@ -256,6 +256,15 @@ cdef class VtnetTransmit:
             queue_unlock(self.c.sink.lock)
         return out
 
+    def retire(self):
+        """Take nothing more: the queue gets other buffers, and another object of this class."""
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            self.small.retire()
+            if self.large is not None:
+                self.large.retire()
+            queue_unlock(self.c.sink.lock)
+
     def forget(self):
         """Forget what is out: after a reset of the queue, which alone makes it usable again."""
         with nogil:

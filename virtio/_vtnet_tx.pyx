@@ -46,6 +46,8 @@ cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil:
     cdef uint32_t total = 0
     cdef uint32_t i
     cdef uint32_t n = VIRTIO_BURST
+    if virtio_unlikely(tx.small.retired):  # what comes back belongs to the queue's new buffers
+        return 0
     while n == VIRTIO_BURST:
         n = driver_dequeue_burst(tx.q, out, VIRTIO_BURST)
         for i in range(n):

@@ -27,6 +27,7 @@ from virtio.slot import Interrupt, QueueSlot, nobody
 log = logging.getLogger("virtio.device")
 
 QUEUES_MAX = 0x10000
+CHAINS_MAX = 4096  # that one call of notified() serves
 REFUSED_KEPT = 64  # errors that `refused` holds: a driver must not be able to fill our memory
 
 
@@ -179,8 +180,10 @@ class Device:
     def chains(self, index: int) -> Iterator[Chain]:
         """Yield each chain that waits in a queue. The loop's body reads and writes it; then it goes back to the driver.
 
-        At the end the driver is interrupted if it wants to be, and kicks are on again.
+        At the end the driver is interrupted if it wants to be, and kicks are on again. After CHAINS_MAX chains it ends
+        too, and :meth:`notified` is called anew, so that a driver that never ends keeps nobody else out.
         """
+        left = CHAINS_MAX
         slot, queue = self.queues[index], self.device_queue(index)
         try:
             while True:
@@ -190,6 +193,10 @@ class Device:
                     if slot.queue is not queue:  # reset meanwhile: the chain is void
                         return
                     queue.add_used(chain)
+                    left -= 1
+                    if not left:
+                        slot.kick.ring()
+                        return
                 if not queue.enable_notification():
                     return
         finally:

@@ -53,7 +53,7 @@ def put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
         device.memory = memory
         try:
             _put(device, state, memory)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
             device.reset()
             raise ValueError(f"state is malformed: {type(error).__name__}: {error}") from error
         except BaseException:
@@ -66,9 +66,14 @@ def _put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
         raise ValueError(
             f"state is of a device of type {state['device_type']}, this one is of {int(device.device_type)}"
         )
-    if state["legacy"] != device.legacy:
+    for key in ("status", "generation", "acked", "negotiated"):
+        if type(state[key]) is not int or state[key] < 0 or (key == "status" and state[key] > 0xFF):
+            raise ValueError(f"state has {key} {state[key]!r}")
+    if bool(state["legacy"]) != device.legacy:
         kinds = ("modern", "legacy")
-        raise ValueError(f"state is of the {kinds[state['legacy']]} interface, not of the {kinds[device.legacy]} one")
+        raise ValueError(
+            f"state is of the {kinds[bool(state['legacy'])]} interface, not of the {kinds[device.legacy]} one"
+        )
     if len(state["queues"]) != len(device.queues):
         raise ValueError(f"state has {len(state['queues'])} queues, this device {len(device.queues)}")
     if lacking := state["negotiated"] & ~device.offered:
