@@ -13,8 +13,8 @@ from scapy.layers.inet import IP, UDP
 from scapy.layers.l2 import Ether
 
 from virtio import GuestMemory
+from virtio.constants import Feature, Status
 from virtio.constants import NetFeature as N
-from virtio.constants import Status
 from virtio.direct import DirectTransport
 from virtio.dma import DmaPool
 from virtio.errors import ConfigError, DeviceBroken, NegotiationError, PoolExhausted
@@ -559,3 +559,21 @@ def test_statistics_have_freebsds_names() -> None:
 def test_arguments_out_of_range_are_refused_before_the_device_is_touched(options: dict[str, int], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         attached(HandDevice(), **options)
+
+
+def test_notify_on_empty_interrupts_only_when_the_ring_empties() -> None:
+    """Under load it does not; when traffic stops it tells, once, that all is sent."""
+    device = NetDevice(Loopback(full="drop"))
+    nic = attached(device, legacy=True, want="NOTIFY_ON_EMPTY", refuse="EVENT_IDX")
+    assert nic.features & Feature.NOTIFY_ON_EMPTY
+    (transmit,) = [task for task in device.tasks if type(task).__name__ == "NetTransmit"]
+    interrupt = nic.queues[1].interrupt
+    assert interrupt is not None
+    before = interrupt.rings
+    nic.transmit(frames_of(64))
+    for _ in range(100):
+        assert nic.transmit(frames_of(64)) == 64
+        transmit.poll()
+    assert interrupt.rings == before
+    device.poll()
+    assert interrupt.rings == before + 1
