@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from virtio._driver_queue import DriverQueue
 from virtio._net_hdr import NetHeader
-from virtio._net_receive import NetReceive
-from virtio._net_tx import NetTransmit
 from virtio._port import Port
 
 class ScriptPort(Port):
@@ -23,25 +20,3 @@ class ScriptPort(Port):
     def set_offloads(self, offloads: int) -> None: ...
     @property
     def refused(self) -> int: ...
-
-def receive_cost(
-    rx: NetReceive,
-    driver: DriverQueue,
-    count: int,
-    *,
-    buffers: int,
-    size: int,
-    length: int,
-    burst: int = 64,
-    flags: int = 0,
-) -> list[float]: ...  # ns a frame, of each burst
-def transmit_cost(
-    tx: NetTransmit,
-    driver: DriverQueue,
-    count: int,
-    *,
-    buffers: int,
-    size: int,
-    length: int,
-    burst: int = 64,
-) -> list[float]: ...

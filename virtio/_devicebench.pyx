@@ -1,31 +1,13 @@
-"""A port that tests play, and loops that measure the device end of a network device."""
+"""A port that tests play."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
-from virtio._driver_queue cimport DriverQueue
 from virtio._net_hdr cimport NetHeader
-from virtio._net_receive cimport NetReceive
-from virtio._net_tx cimport NetTransmit
-from virtio._port cimport VIRTIO_BURST, VIRTIO_PACKET_PIECES, virtio_packet, virtio_sink, virtio_wait
+from virtio._port cimport VIRTIO_PACKET_PIECES, virtio_packet, virtio_sink, virtio_wait
 from virtio._ring cimport *
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 # ---- the port ----
@@ -231,89 +213,3 @@ cdef class ScriptPort(Port):
 
 
 # ---- loops ----
-
-def receive_cost(NetReceive rx not None, DriverQueue driver not None, int count, *, uint64_t buffers, uint32_t size,
-                 uint32_t length, int burst=VIRTIO_BURST, int flags=0):
-    """Deliver ``count`` bursts of frames; return the nanoseconds of deliver and flush in each, as a list.
-
-    The driver's part is played in between, and not counted: it gives back each buffer (of ``size`` bytes, one behind
-    the other from guest address ``buffers`` on). ``flags`` are those of the frames' headers, whose checksum then starts
-    at byte 34. Raises RuntimeError for a frame that is not taken.
-    """
-    cdef virtio_packet packets[64]
-    cdef iovec segs[64]
-    cdef virtio_sg sg[64]
-    cdef virtio_request req[64]
-    cdef virtio_completion out[64]
-    cdef uint8_t *frames = <uint8_t *>malloc(64 * 2048)
-    cdef int64_t *times = <int64_t *>calloc(count, sizeof(int64_t))
-    cdef virtio_sink *sink = &rx.rx.sink
-    cdef uint32_t n = burst, got = burst, i, rounds = count
-    cdef int64_t start
-    cdef uint32_t round = 0
-    cdef int why = 0
-    memset(packets, 0, sizeof(packets))
-    memset(frames, 1, 64 * 2048)
-    for i in range(n):
-        packets[i].hdr.flags = flags
-        packets[i].hdr.csum_start = 34
-        packets[i].hdr.csum_offset = 6
-        packets[i].first = i
-        packets[i].nsegs = 1
-        packets[i].len = length
-        segs[i].iov_base = frames + i * 2048
-        segs[i].iov_len = length
-        sg[i].gpa = buffers + i * <uint64_t>size
-        sg[i].len = size
-        req[i].cookie = i
-        req[i].readable = 0
-        req[i].writable = 1
-    with nogil:
-        for round in range(rounds):
-            driver_enqueue_burst(driver.q, sg, req, n, &why)
-            start = now_ns()
-            queue_lock(sink.lock)
-            got = sink.deliver(sink, packets, n, segs)
-            sink.flush(sink)
-            queue_unlock(sink.lock)
-            times[round] = now_ns() - start
-            if got != n or driver_dequeue_burst(driver.q, out, n) != n:
-                break
-    result = [<double>times[i] / n for i in range(rounds)]
-    free(frames)
-    free(times)
-    if got != n:
-        raise RuntimeError(f"{got} of {n} frames were taken in round {round}")
-    return result
-
-
-def transmit_cost(NetTransmit tx not None, DriverQueue driver not None, int count, *, uint64_t buffers, uint32_t size,
-                  uint32_t length, int burst=VIRTIO_BURST):
-    """The same for the transmit task: ``count`` bursts of frames, each a header and ``length`` bytes in one piece."""
-    cdef virtio_sg sg[64]
-    cdef virtio_request req[64]
-    cdef virtio_completion out[64]
-    cdef int64_t *times = <int64_t *>calloc(count, sizeof(int64_t))
-    cdef uint32_t n = burst, got = burst, i, rounds = count
-    cdef int64_t start
-    cdef uint32_t round = 0
-    cdef int why = 0
-    for i in range(n):
-        sg[i].gpa = buffers + i * <uint64_t>size
-        sg[i].len = tx.tx.header + length
-        req[i].cookie = i
-        req[i].readable = 1
-        req[i].writable = 0
-    with nogil:
-        for round in range(rounds):
-            driver_enqueue_burst(driver.q, sg, req, n, &why)
-            start = now_ns()
-            got = tx.task.poll(tx.task)
-            times[round] = now_ns() - start
-            if got != n or driver_dequeue_burst(driver.q, out, n) != n:
-                break
-    result = [<double>times[i] / n for i in range(rounds)]
-    free(times)
-    if got != n:
-        raise RuntimeError(f"{got} of {n} frames were sent in round {round}")
-    return result

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from virtio._device_queue import DeviceQueue
 from virtio._vtnet_receive import VtnetReceive
 from virtio._vtnet_transmit import VtnetTransmit
 from virtio._worker import Task
 
-def transmit_cycle(
-    transmit: VtnetTransmit, device: DeviceQueue, length: int, count: int, *, burst: int = 32
-) -> float: ...
-def receive_cycle(receive: VtnetReceive, device: DeviceQueue, length: int, count: int, *, burst: int = 32) -> float: ...
 def through(
     transmit: VtnetTransmit | None,
     receive: VtnetReceive | None,

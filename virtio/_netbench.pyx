@@ -5,7 +5,6 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from virtio._bell cimport virtio_bell, virtio_bell_ring
-from virtio._device_queue cimport DeviceQueue
 from virtio._memory cimport iovec
 from virtio._port cimport VIRTIO_BURST, virtio_packet
 from virtio._ring cimport *
@@ -97,60 +96,6 @@ cdef inline uint32_t take(vtnet_rx *rx, uint32_t burst) noexcept nogil:
     if bell is not NULL:
         virtio_bell_ring(bell)
     return n
-
-
-def transmit_cycle(VtnetTransmit transmit not None, DeviceQueue device not None, uint32_t length, long count, *,
-                   uint32_t burst=32):
-    """Send frames, and be the device, which gives the chains back unread; return ns of this thread's CPU a packet."""
-    cdef Source source = Source(length, burst)
-    cdef virtio_chain chains[68]
-    cdef iovec segs[260]
-    cdef virtio_device_queue *q = device.q
-    cdef uint32_t n = 1
-    cdef uint64_t want = <uint64_t>count
-    cdef double start
-    with nogil:
-        queue_lock(&q.lock)
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
-        while source.sent < want and n:
-            n = give(&transmit.c, source)
-            n = device_pop_burst(q, chains, VIRTIO_BURST, segs, 256)
-            device_add_used_burst(q, chains, n)
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
-        queue_unlock(&q.lock)
-    if n == 0:
-        raise RuntimeError(f"nothing came after {source.sent} frames; {transmit.queue!r}: {transmit.queue.broken}")
-    return start / source.sent
-
-
-def receive_cycle(VtnetReceive receive not None, DeviceQueue device not None, uint32_t length, long count, *,
-                  uint32_t burst=32):
-    """Be the device, which writes only headers, and receive; return ns of this thread's CPU a packet."""
-    cdef virtio_chain chains[68]
-    cdef iovec segs[260]
-    cdef virtio_device_queue *q = device.q
-    cdef uint32_t i
-    cdef uint32_t n = 1
-    cdef uint64_t got = 0
-    cdef uint64_t want = <uint64_t>count
-    cdef double start
-    with nogil:
-        queue_lock(&q.lock)
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
-        while got < want and n:
-            n = device_pop_burst(q, chains, burst, segs, 256)
-            for i in range(n):
-                memset(segs[chains[i].first].iov_base, 0, 12)
-                (<uint8_t *>segs[chains[i].first].iov_base)[10] = 1
-                chains[i].written = length + receive.c.hdr_size
-            device_add_used_burst(q, chains, n)
-            n = take(&receive.c, burst)
-            got += n
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
-        queue_unlock(&q.lock)
-    if n == 0:
-        raise RuntimeError(f"nothing came after {got} frames; {receive.queue!r}: {receive.queue.broken}")
-    return start / got
 
 
 def through(VtnetTransmit transmit, VtnetReceive receive, tasks, uint32_t length, long count, *, uint32_t burst=32):

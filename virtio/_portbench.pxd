@@ -25,7 +25,6 @@ cdef struct bench_sink:
     uint32_t armed
     uint32_t busy                 # calls with the lock not held: a mistake of the port's
     uint64_t packets
-    uint64_t bytes
     bench_frame *frames
     virtio_bell *bell             # rung for what was delivered
     virtio_bell *freed            # rung when there is room again

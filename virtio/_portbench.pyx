@@ -44,7 +44,6 @@ cdef inline uint8_t *sink_slot(bench_sink *s, const virtio_net_hdr *hdr, uint32_
     """The next frame's place, or NULL."""
     cdef bench_frame *frame
     add_count(&s.packets, 1)
-    add_count(&s.bytes, length)
     s.fresh += 1
     frame = &s.frames[(s.first + s.count) % s.size]
     frame.hdr = hdr[0]
@@ -167,11 +166,6 @@ cdef class MemorySink:
         return counted(&self.c.packets)
 
     @property
-    def octets(self):
-        """Bytes of them."""
-        return counted(&self.c.bytes)
-
-    @property
     def flushes(self):
         return self.c.flushes
 
@@ -285,30 +279,3 @@ def disarm(Port port not None, uint32_t queue=0):
     if port.c.disarm is not NULL:
         with nogil:
             port.c.disarm(&port.c, queue)
-
-
-def send_ns(Port port not None, bytes frame, *, uint32_t burst=32, long count=100000, uint32_t queue=0):
-    """Send one frame again and again; return the nanoseconds of thread CPU time that each took. -1.0: not taken."""
-    cdef virtio_packet packets[64]
-    cdef iovec seg
-    cdef uint32_t i
-    cdef long sent = 0
-    cdef uint32_t taken
-    cdef double start
-    if not 1 <= burst <= 64:
-        raise ValueError(f"burst {burst} is not within 1 to 64")
-    memset(packets, 0, sizeof(packets))
-    seg.iov_base = <char *>frame
-    seg.iov_len = len(frame)
-    for i in range(burst):
-        packets[i].nsegs = 1
-        packets[i].len = <uint32_t>len(frame)
-    with nogil:
-        start = thread_ns()
-        while sent < count:
-            taken = port.c.send(&port.c, queue, packets, burst, &seg)
-            port_ring(&port.c, queue, port_flush(&port.c, queue))
-            if taken == 0:
-                break
-            sent += taken
-    return (thread_ns() - start) / sent if sent >= count else -1.0
