@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from dataclasses import dataclass
 
@@ -30,17 +31,33 @@ class Joined:
         return [task for task in self.worker.tasks if type(task).__name__ == "NetTransmit"]
 
 
-def join(port: Port | None = None, *, packed: bool = False, cpu: int | None = None) -> Joined:
+def join(port: Port | None = None, *, packed: bool = False, cpu: int | None = None, pairs: int = 1) -> Joined:
     """Make a device over ``port``, and vtnet over it; busy, so that neither end sleeps or is kicked."""
     memory = GuestMemory.allocate(MEMORY)
     worker = Worker(mode="busy", cpu=cpu)
-    device = NetDevice(port, worker=worker, offer=Feature.RING_PACKED if packed else 0)
+    device = NetDevice(port, worker=worker, queue_pairs=pairs, offer=Feature.RING_PACKED if packed else 0)
     nic = Vtnet(
         DirectTransport(device, memory), DmaPool(memory, 1 << 20, MEMORY - (1 << 20)),
-        want=Feature.RING_PACKED if packed else 0,
+        want=Feature.RING_PACKED if packed else 0, pairs=pairs,
     )  # fmt: skip
     nic.attach()
     return Joined(nic, device, worker)
+
+
+def side_by_side(joined: Joined, queues: int, length: int, count: int) -> float:
+    """Send frames on so many queues, each driver and device on a thread of its own; return nanoseconds a packet."""
+    tasks = joined.transmit_tasks
+
+    def run(queue: int) -> None:
+        through(joined.nic.pairs[queue].transmit, None, [tasks[queue]], length, count)
+
+    threads = [threading.Thread(target=run, args=(queue,)) for queue in range(queues)]
+    start = time.perf_counter_ns()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return (time.perf_counter_ns() - start) / (count * queues)
 
 
 def two_threads(joined: Joined, length: int, count: int) -> float:

@@ -81,6 +81,20 @@ def test_driver_to_device_on_two_threads(length: int, packed: bool, benchmark: A
         benchmark.extra_info.update(bar=None, met=None)
 
 
+@needs_two
+@FORMATS
+def test_queue_pairs_scale(packed: bool, versus: Callable[..., None]) -> None:
+    """Two queue pairs on a thread each share nothing: twice the packets in the time, or nearly."""
+    joined = nets.join(packed=packed, pairs=2)
+    count = COUNT[64] * 5
+    versus(
+        f"vtnet to device, two pairs on two threads, {name(packed)}, 64 B",
+        lambda: nets.side_by_side(joined, 2, 64, count),
+        lambda: nets.side_by_side(joined, 1, 64, count),
+        "one pair on one thread",
+    )
+
+
 @LENGTHS
 @FORMATS
 @pytest.mark.parametrize("beside", ["one memcpy", "two copies"])
