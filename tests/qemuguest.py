@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import lzma
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -88,7 +89,7 @@ class Qemu:
                 f"virtio-net-pci,netdev=n0,romfile=,vectors=0,mac=52:54:00:11:22:33{',mq=on' if queues > 1 else ''}",
                 *("-qmp", f"unix:{self.monitor},server=on,wait=off"),
             ],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            process_group=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -133,7 +134,7 @@ class Qemu:
 
     def close(self) -> None:
         if self.process.poll() is None:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # `timeout` would leave its child
         self.process.wait()
 
     def __enter__(self) -> Qemu:

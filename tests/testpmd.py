@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import signal
 import subprocess
 import threading
 import time
@@ -44,7 +45,7 @@ class Testpmd:
                 *("--", "-i", "--nb-cores=1", "--no-flush-rx", "--total-num-mbufs=16384"),
                 *(f"--rxq={queues}", f"--txq={queues}", *more),
             ],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            process_group=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
@@ -96,7 +97,7 @@ class Testpmd:
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
-                self.process.kill()
+                os.killpg(self.process.pid, signal.SIGKILL)  # `timeout` would leave its child
         self.process.wait()
         self.reader.join(10)
 

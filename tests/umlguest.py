@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Uml:
                 *("timeout", "-k", "3", "120", str(program), f"mem={memory}M", f"initrd={image}", "con=null"),
                 *("con0=null,fd:1", "ssl=null", "root=/dev/ram0", "quiet", f"virtio_uml.device={sock}:1"),
             ],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
+            process_group=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
             env={**os.environ, "TMPDIR": str(folder)},
         )  # fmt: skip
 
@@ -61,7 +62,7 @@ class Uml:
 
     def close(self) -> None:
         if self.process.poll() is None:
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # `timeout` would leave its child
         self.process.wait()
 
     def __enter__(self) -> Uml:

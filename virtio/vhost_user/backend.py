@@ -452,9 +452,14 @@ class Backend:
     def _set_backend_req_fd(self, message: Message) -> None:
         if len(message.fds) != 1:
             raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
+        try:
+            connection = socket.socket(fileno=message.fds[0])
+        except OSError as error:
+            raise VhostUserError(f"{message.name}: {error}") from None
+        message.take()
         if self.requests is not None:
             self.requests.close()
-        self.requests = Channel(socket.socket(fileno=message.take()))
+        self.requests = Channel(connection)
 
 
 def number(message: Message) -> int:

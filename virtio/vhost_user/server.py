@@ -42,7 +42,7 @@ class Server:
         self.device = device
         self.path = os.fspath(path)
         self.client = client
-        self.error: VirtioError | None = None
+        self.error: Exception | None = None
         self.connections = 0
         self.options = {"name": self.path or "vhost-user", **options}
         self._backend: Backend | None = None
@@ -119,13 +119,20 @@ class Server:
         try:
             backend.run()
         except VirtioError as error:
-            self.error = error.with_traceback(None)  # which would keep all that the connection had
+            self.error = bare(error)
             log.error("%s: %s", self.path, str(error))
-        except Exception:
+        except Exception as error:  # a bug of ours
             log.exception("%s: the connection is given up", self.path)
+            self.error = bare(error)
         finally:
             with self._lock:
                 self._backend = None
+
+
+def bare(error: Exception) -> Exception:
+    """An error without its traceback and causes, which would keep all that the connection had."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def listen(path: str) -> socket.socket:
