@@ -89,7 +89,8 @@ class Qemu:
                 f"virtio-net-pci,netdev=n0,romfile=,vectors=0,mac=52:54:00:11:22:33{',mq=on' if queues > 1 else ''}",
                 *("-qmp", f"unix:{self.monitor},server=on,wait=off"),
             ],
-            process_group=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            process_group=0,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         )  # fmt: skip
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()

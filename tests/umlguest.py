@@ -46,7 +46,8 @@ class Uml:
                 *("timeout", "-k", "3", "120", str(program), f"mem={memory}M", f"initrd={image}", "con=null"),
                 *("con0=null,fd:1", "ssl=null", "root=/dev/ram0", "quiet", f"virtio_uml.device={sock}:1"),
             ],
-            process_group=0, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
+            process_group=0,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
             env={**os.environ, "TMPDIR": str(folder)},
         )  # fmt: skip
 
