@@ -145,7 +145,8 @@ class NetDevice(Device):
         self._tasks: dict[int, NetReceive | NetTransmit] = {}
         self._threads: list[Worker] = []
         self._trouble = Bell(self._rang)
-        self._totals: dict[str, Any] = {}
+        # what tasks that ended have counted; and who of those in _tasks is among them already
+        self._ended_counts: tuple[dict[str, Any], frozenset[int]] = ({}, frozenset())
         self._restored = False  # the control state is a snapshot's
         self._kicks: dict[int, int] = {}  # of each queue, before its task was made
         self._ended = False  # by close()
@@ -295,7 +296,7 @@ class NetDevice(Device):
 
     def queue_reset(self, index: int) -> None:
         """Let go of a queue."""
-        task = self._tasks.pop(index, None)
+        task = self._tasks.get(index)
         if task is not None:
             self._end(index, task)
 
@@ -303,17 +304,21 @@ class NetDevice(Device):
         if isinstance(task, NetReceive):
             task.disconnect()
         task.pause()
-        if worker := self._worker_of(index // 2):
+        worker = self._worker_of(index // 2)
+        if worker is not None and task in worker.tasks:
             worker.remove(task)
         totals: dict[str, Any] = {}
-        add_up(totals, self._totals)
+        add_up(totals, self._ended_counts[0])
         add_up(totals, self._figures(index, task))
-        self._totals = totals  # another one: whoever is reading has the last
+        # in this order, and each as a whole: statistics() reads without a lock
+        self._ended_counts = totals, frozenset({index})
+        del self._tasks[index]
+        self._ended_counts = totals, frozenset()
 
     def deactivate(self) -> None:
         """Let go of all queues."""
         while self._tasks:
-            self._end(*self._tasks.popitem())
+            self._end(*next(iter(self._tasks.items())))
         for thread in self._threads:
             with suppress(RuntimeError):  # it is this very thread: it ends when it is back in its loop
                 thread.stop()
@@ -494,9 +499,16 @@ class NetDevice(Device):
         """
         figures: dict[str, Any] = {}
         # no lock: a port in Python may ask, under a queue's lock, which somebody with the device's lock may wait for
-        add_up(figures, self._totals)
-        for index, task in sorted(self._tasks.copy().items()):
-            add_up(figures, self._figures(index, task))
+        while True:
+            before = self._ended_counts
+            tasks = self._tasks.copy()
+            if self._ended_counts is before:
+                break
+        totals, ended = before
+        add_up(figures, totals)
+        for index, task in sorted(tasks.items()):
+            if index not in ended:
+                add_up(figures, self._figures(index, task))
         return figures | {"control": dict(self.control.counters), "port": self.port.statistics()}
 
     # ---- snapshot ----

@@ -89,9 +89,10 @@ class Vtnet(Traffic, Driver):
 
     What the device has sent is taken back at the next burst that needs room; by :meth:`tick`; and with a pump within
     64 ms. No interrupt tells of it, with or without EVENT_IDX; NOTIFY_ON_EMPTY, which is not asked for unless in
-    ``want``, makes the device send one each time that it has emptied the ring. Control calls (attach, detach, up, down, tick, ...) wait for each other; the queues have locks of their own,
-    one each, and transmit and receive of one pair share none. A queue that the device has broken raises
-    :class:`virtio.errors.DeviceBroken` where it is used, the others go on; :meth:`reset` heals it.
+    ``want``, makes the device send one each time that it has emptied the ring. Control calls (attach, detach, up,
+    down, tick, ...) wait for each other; the queues have locks of their own, one each, and transmit and receive of one
+    pair share none. A queue that the device has broken raises :class:`virtio.errors.DeviceBroken` where it is used,
+    the others go on; :meth:`reset` heals it.
 
     Source: VIRTIO 1.4, 5.1; FreeBSD's if_vtnet(4).
     """

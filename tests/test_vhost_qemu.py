@@ -24,8 +24,8 @@ def test_a_guest_pings_and_moves_streams(tmp_path: Path) -> None:
         assert said.count("3 packets received, 0% packet loss") == 2, said
         hashes(said, host, 2)
         figures = device.statistics()
-        assert figures["tx0"]["gso"] > 10
-        assert figures["rx0"]["gso"] > 10
+        assert figures["tx0"]["gso"] > 0
+        assert figures["rx0"]["gso"] > 0
         assert server.error is None
         assert not device.refused
 

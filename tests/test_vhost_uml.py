@@ -22,8 +22,8 @@ def test_a_kernel_pings_and_moves_streams(more: dict[str, Any], tmp_path: Path) 
         assert said.count("3 packets received, 0% packet loss") == 2, said
         hashes(said, host, 2)
         figures = device.statistics()
-        assert figures["tx0"]["gso"] > 10
-        assert figures["rx0"]["gso"] > 10
+        assert figures["tx0"]["gso"] > 0
+        assert figures["rx0"]["gso"] > 0
         assert figures["tx0"]["dropped"] == {}
         with Uml(path, job(f"both 4 {V4}.1"), tmp_path) as guest:
             host.taken.clear()
