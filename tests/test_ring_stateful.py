@@ -29,7 +29,7 @@ from rings.world import World
 
 from virtio import Postpone
 
-EXAMPLES = 250  # for each of the six pairs
+EXAMPLES = 150  # for each of the six pairs
 STEPS = 50
 FUZZ_SECONDS = float(os.environ.get("VIRTIO_FUZZ_SECONDS", "0"))
 

@@ -25,7 +25,7 @@ from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import Server
 from virtio.vhost_user.messages import ADDRESS, CONFIG, LOG, REGION, STATE, TABLE, U64, Request
 
-EXAMPLES = 50 * int(os.environ.get("VIRTIO_FUZZ_SECONDS", "10")) // 10
+EXAMPLES = 20 * int(os.environ.get("VIRTIO_FUZZ_SECONDS", "10")) // 10
 
 small = st.integers(0, 5)
 odd = st.one_of(small, st.sampled_from([255, 256, 0x7FFF, 0xFFFF, 1 << 31, (1 << 32) - 1]))

@@ -39,10 +39,11 @@ def test_each_offload_of_the_guest_may_be_switched(tmp_path: Path) -> None:
     lines = []
     for name in toggles:
         for state in ("off", "on"):
-            lines += [f"ethtool -K eth0 {name} {state} 2>&1", f"both {name}-{state} {V4}.1"]
+            lines += [f"ethtool -K eth0 {name} {state} 2>&1"]
+            lines += [f"both {name} {V4}.1"] if state == "off" else []
     with wired(tmp_path) as (path, device, host, server):
         with Uml(path, job(*lines), tmp_path) as guest:
-            hashes(guest.finish(), host, 2 * len(toggles))
+            hashes(guest.finish(), host, len(toggles))
         assert server.error is None
         assert not device.refused
 

@@ -436,8 +436,8 @@ def test_we_connect_to_a_frontend_that_listens(tmp_path: Path) -> None:
                 connection.sendall(u32s(R.GET_QUEUE_NUM, 1, 0))
                 connection.settimeout(10)
                 assert connection.recv(20, socket.MSG_WAITALL)[12:] == U64.pack(2)
-                connection.close()
-            os.unlink(path)
+            os.unlink(path)  # nobody listens when the connection ends: the next one is the next round's
+            connection.close()
             wait_for(lambda: not server.connected)
             assert server.connections == count
 
