@@ -386,7 +386,12 @@ class Vtnet(Traffic, Driver):
         """
         with self._lock:
             self.stopping()
-            super().reset_queue(index)
+            try:
+                super().reset_queue(index)
+            except BaseException:
+                for pump in self.pumps:
+                    pump.resume()
+                raise
             self.queues[index].queue.drain()
 
     def enable_queue(self, index: int) -> None:

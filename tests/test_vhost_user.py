@@ -167,6 +167,23 @@ def test_kicks_before_the_start_count(tmp_path: Path) -> None:
         wait_for(lambda: driver.nused == 1)
 
 
+def test_a_ring_without_kicks_is_looked_at_again_and_again(tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        use = frontend.negotiate()
+        frontend.share_memory()
+        layout = layout_of(0, False)
+        driver = frontend.driver(0, layout, use)
+        frontend.place(0, layout)
+        frontend.order(R.SET_VRING_KICK, U64.pack(0 | NO_FD))
+        frontend.enable(0, True)
+        for text in (b"one", b"two"):
+            frontend.memory.write(BUFFERS, text)
+            driver.enqueue([(BUFFERS, 3)], [(BUFFERS + 0x1000, 16)], cookie=None)
+            wait_for(lambda: driver.nused)
+            driver.dequeue_burst()
+            assert frontend.memory.read(BUFFERS + 0x1000, 3) == text.upper()
+
+
 def test_a_ring_starts_disabled_if_the_frontend_knows_of_that(tmp_path: Path) -> None:
     with served(Upper(), tmp_path / "s") as (_, frontend):
         use = frontend.negotiate()

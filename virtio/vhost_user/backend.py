@@ -38,6 +38,7 @@ log = logging.getLogger("virtio.vhost_user")
 LOG_ALL = 1 << 26
 PROTOCOL_FEATURES = 1 << 30
 U64_BITS = (1 << 64) - 1
+POLL = 0.001  # seconds between two looks at rings that come without a kick
 EVENTFD = "anon_inode:[eventfd]"
 
 PROTOCOL = (
@@ -48,7 +49,6 @@ PROTOCOL = (
     | ProtocolFeature.MTU
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
-    | ProtocolFeature.BACKEND_SEND_FD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
@@ -122,10 +122,13 @@ class Backend:
         self.device.bind(self.table.memory, self)
         try:
             while not self._stopped:
-                for key, _ in self._wait.select():
+                polled = [ring for ring in self.rings if ring.running and ring.polled]
+                for key, _ in self._wait.select(POLL if polled else None):
                     key.data()
                     if self._stopped:
                         break
+                for ring in polled:
+                    self.device.kick(ring.index)
         except Disconnected as error:
             log.info("%s: %s", self.name, error)
         finally:

@@ -86,7 +86,6 @@ class ProtocolFeature(IntFlag):
     MTU = 1 << 4
     BACKEND_REQ = 1 << 5
     CONFIG = 1 << 9
-    BACKEND_SEND_FD = 1 << 10
     INFLIGHT_SHMFD = 1 << 12
     RESET_DEVICE = 1 << 13
     CONFIGURE_MEM_SLOTS = 1 << 15
