@@ -96,3 +96,18 @@ def hashes(said: str, host: Host, rounds: int) -> None:
 
 
 PINGS = [f"ping -c 3 -i 0.2 {V4}.1", f"ping -6 -c 3 -i 0.2 {V6}1"]
+
+
+def first_contact(said: str, host: Host, device: NetDevice) -> None:
+    """A guest has pinged us by both protocols and moved a stream each way by each, with segmentation left undone."""
+    assert "driver: virtio_net" in said
+    assert said.count("3 packets received, 0% packet loss") == 2, said
+    hashes(said, host, 2)
+    figures = device.statistics()
+    assert figures["tx0"]["gso"] > 0
+    assert figures["rx0"]["gso"] > 0
+    assert figures["tx0"]["dropped"] == {}
+    assert not device.refused
+
+
+FIRST_CONTACT = job(*PINGS, f"both 4 {V4}.1", f"both 6 {V6}1")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import lzma
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import initramfs
 import pytest
+from guestprocess import GuestProcess
 from peers import need_peer
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "virtio-tests" / "cloud"
@@ -65,7 +65,7 @@ def kernel() -> tuple[Path, Path]:
     return found, modules
 
 
-class Qemu:
+class Qemu(GuestProcess):
     """A guest that runs ``job`` with a network device at a socket, ``queues`` pairs; a context manager.
 
     No MSI-X (vectors=0): with it, QEMU 7.2 crashes when an emulated guest finds a vhost-user device.
@@ -132,14 +132,3 @@ class Qemu:
         self.process.wait(30)
         self.reader.join(10)
         return self.said()
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # `timeout` would leave its child
-        self.process.wait()
-
-    def __enter__(self) -> Qemu:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import signal
 import subprocess
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
+from guestprocess import GuestProcess
 from peers import need_peer
 
 _prefixes = itertools.count()
 RATIO = re.compile(r"(RX|TX)-(packets|dropped): +(\d+)")
 
 
-class Testpmd:
+class Testpmd(GuestProcess):
     """A testpmd with a virtio-user port at each of ``paths``, comma-separated; a context manager.
 
     ``vdev`` are the ports' options, ``more`` testpmd's own.
@@ -94,15 +95,7 @@ class Testpmd:
     def close(self) -> None:
         if self.process.poll() is None:
             self.say("quit")
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)  # `timeout` would leave its child
-        self.process.wait()
+        super().close()
         self.reader.join(10)
-
-    def __enter__(self) -> Testpmd:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 from pathlib import Path
 
 import initramfs
 import pytest
+from guestprocess import GuestProcess
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "virtio-tests" / "uml"
 
@@ -34,7 +34,7 @@ def kernel() -> tuple[Path, Path]:
     return found, modules
 
 
-class Uml:
+class Uml(GuestProcess):
     """A guest that runs ``job`` with a network device at a socket; :meth:`finish` returns what it said."""
 
     def __init__(self, sock: str, job: str, folder: Path, memory: int = 192) -> None:
@@ -60,14 +60,3 @@ class Uml:
             raise AssertionError("the guest did not end") from None
         assert "GUEST-DONE" in said, said
         return said
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)  # `timeout` would leave its child
-        self.process.wait()
-
-    def __enter__(self) -> Uml:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
