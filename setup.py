@@ -62,6 +62,11 @@ def write_if_changed(path: Path, text: str) -> str:
     return str(path)
 
 
+def compiler() -> str:
+    """Return the program that is going to be run for cc."""
+    return (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+
+
 def extensions() -> list[Any]:
     flags = write_if_changed(Path("build/flags"), f"{VARIANT} {Cython.__version__} {COMPILE} {DIRECTIVES}\n")
     sources = {f"virtio.{path.stem}": path for path in sorted(Path("virtio").glob("*.pyx"))}
@@ -78,6 +83,8 @@ def extensions() -> list[Any]:
         )
         for name, path in sources.items()
     ]
+    if shutil.which(compiler()) is None:
+        return modules  # build_ext says so: to write C that nothing compiles takes a minute
     # the generated C depends on the directives and on Cython too: another variant or version, another folder
     built = cythonize(
         modules,
@@ -107,10 +114,10 @@ class BuildExtensions(build_ext):
     """build_ext that says what to install when something is missing."""
 
     def build_extensions(self) -> None:
-        compiler = self.compiler.compiler[0]
-        if shutil.which(compiler) is None:
+        program = self.compiler.compiler[0]
+        if shutil.which(program) is None:
             raise SystemExit(
-                f"virtio: no C compiler ({compiler} is not on PATH)\n"
+                f"virtio: no C compiler ({program} is not on PATH)\n"
                 "  run: apt-get install gcc libc6-dev    (Debian; elsewhere: install a C compiler, or set CC)"
             )
         if not any((Path(folder) / "Python.h").exists() for folder in self.compiler.include_dirs):

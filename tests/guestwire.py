@@ -82,7 +82,8 @@ def job(*lines: str, mtu: int = 1500) -> str:
         f"ip -6 addr add {V6}2/64 dev eth0", "ethtool -i eth0 | head -1",
         f"dd if=/dev/urandom of=/tmp/x bs=64k count={SIZE >> 16} 2>/dev/null",
         "echo MINE $(sha256sum < /tmp/x)",
-        'both() { echo GOT $1 $(nc $2 5001 < /dev/null | sha256sum); nc $2 5002 < /tmp/x; echo SENT $1; }',
+        # cat writes 64 KB at a time, nc 1 KB: too little at once for segmentation
+        'both() { echo GOT $1 $(nc $2 5001 < /dev/null | sha256sum); nc $2 5002 -e cat /tmp/x; echo SENT $1; }',
     ]  # fmt: skip
     return "\n".join((*begin, *lines)) + "\n"
 
