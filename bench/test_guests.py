@@ -1,4 +1,4 @@
-"""TCP between a Linux guest and the host, through our vhost-user backend and a TAP, beside what else guests may have."""
+"""TCP between a Linux guest and the host, through our vhost-user backend and a TAP, beside what else guests have."""
 
 from __future__ import annotations
 

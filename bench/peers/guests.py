@@ -15,10 +15,10 @@ from bench.peers import MissingPeer, need, withhold
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from qemuguest import Qemu  # noqa: E402
-from umlguest import Uml  # noqa: E402
+from qemuguest import Qemu
+from umlguest import Uml
 
-from virtio.net import Namespace  # noqa: E402
+from virtio.net import Namespace
 
 HOST, GUEST = "10.77.0.1", "10.77.0.2"
 SECONDS = 4

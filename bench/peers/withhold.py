@@ -1,7 +1,8 @@
 """A vhost-user backend that offers less: its messages pass through here, but for some feature bits.
 
-DPDK's net_vhost offers a control queue that nobody serves: user-mode Linux, which takes what is offered, waits for ever.
-And user-mode Linux starts a packed ring at base 0, without the wrap bit: with net_vhost no frame passes then.
+DPDK's net_vhost offers a control queue that nobody serves: user-mode Linux, which takes what is offered, waits for
+ever. And user-mode Linux starts a packed ring at base 0, without the wrap bit: with net_vhost no
+frame passes then.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import socket
 import struct
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 GET_FEATURES = 1
@@ -40,14 +42,12 @@ def pass_on(source: socket.socket, sink: socket.socket, withheld: int) -> None:
         pass
     finally:
         for end in (source, sink):
-            try:
+            with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 def between(listen: Path, backend: Path, withheld: int = UNSERVED) -> socket.socket:
-    """Serve one frontend at ``listen`` by the backend at ``backend``, on threads; close the socket returned to end it."""
+    """Serve one frontend at ``listen`` by the backend at ``backend``, on threads; close what is returned to end it."""
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(listen))
     server.listen(1)
