@@ -30,6 +30,7 @@ from virtio.vhost_user.messages import (
     STATE,
     TABLE,
     U64,
+    BackendRequest,
     Request,
 )
 
@@ -262,6 +263,32 @@ def test_configuration_is_read_and_written(tmp_path: Path) -> None:
             frontend.start(0, layout_of(0, False))
             device.config_changed()
             assert ours.recv(12) == u32s(2, 1, 0)  # CONFIG_CHANGE_MSG
+
+
+@pytest.mark.parametrize("may", [ProtocolFeature.BACKEND_SEND_FD, ProtocolFeature(0)], ids=["may", "may not"])
+def test_a_device_asks_the_frontend_and_sends_a_descriptor(may: ProtocolFeature, tmp_path: Path) -> None:
+    device = Upper()
+    told: list[Any] = []
+    device.bind = lambda memory, interrupt: (told.append(interrupt), Upper.bind(device, memory, interrupt))  # type: ignore
+    with served(device, tmp_path / "s") as (_, frontend):
+        frontend.negotiate(protocol=ProtocolFeature.REPLY_ACK | ProtocolFeature.BACKEND_REQ | may)
+        (backend,) = told
+        ask = BackendRequest.VRING_HOST_NOTIFIER_MSG
+        assert not backend.tell(ask, U64.pack(1))  # there is no channel yet
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.settimeout(10)
+        with ours, open(os.devnull) as given:
+            frontend.order(R.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+            theirs.close()
+            if may:
+                assert backend.tell(ask, U64.pack(1), [given.fileno()])
+                data, (got,), *_ = socket.recv_fds(ours, 64, 2)
+                assert data == u32s(3, 1, 8) + U64.pack(1)
+                assert os.path.sameopenfile(got, given.fileno())
+                os.close(got)
+            else:
+                with pytest.raises(VhostUserError, match="BACKEND_SEND_FD is not negotiated"):
+                    backend.tell(ask, U64.pack(1), [given.fileno()])
 
 
 def test_status_is_kept_and_a_refusal_shows(tmp_path: Path) -> None:

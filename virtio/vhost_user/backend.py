@@ -6,7 +6,7 @@ import logging
 import os
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from virtio import features
@@ -49,6 +49,7 @@ PROTOCOL = (
     | ProtocolFeature.MTU
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
+    | ProtocolFeature.BACKEND_SEND_FD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
@@ -109,11 +110,26 @@ class Backend:
 
     def config(self) -> None:
         """Tell the frontend that the configuration changed, if it has a channel for that."""
-        if self.requests is not None and self.protocol & ProtocolFeature.CONFIG:
-            try:
-                self.requests.send(BackendRequest.CONFIG_CHANGE_MSG, b"")
-            except Disconnected as error:
-                log.info("%s: configuration change: %s", self.name, error)
+        if self.protocol & ProtocolFeature.CONFIG:
+            self.tell(BackendRequest.CONFIG_CHANGE_MSG)
+
+    def tell(self, request: BackendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> bool:
+        """Send the frontend a request on the channel that it gave for that; return whether it went out.
+
+        For a device whose class has such requests (the ``interrupt`` that it is bound to is this object). The protocol
+        features that a request belongs to are the caller's business; descriptors, which stay the caller's, want
+        BACKEND_SEND_FD: without it VhostUserError is raised. No answer is asked for. From any thread.
+        """
+        if fds and not self.protocol & ProtocolFeature.BACKEND_SEND_FD:
+            raise VhostUserError(f"{request.name} with {len(fds)} file descriptors: BACKEND_SEND_FD is not negotiated")
+        if self.requests is None:
+            return False
+        try:
+            self.requests.send(request, payload, fds)
+        except Disconnected as error:
+            log.info("%s: %s: %s", self.name, request.name, error)
+            return False
+        return True
 
     # ---- life ----
 

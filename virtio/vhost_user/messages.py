@@ -73,7 +73,14 @@ class Request(IntEnum):
 class BackendRequest(IntEnum):
     """What a backend asks, on the channel that SET_BACKEND_REQ_FD gave it."""
 
+    IOTLB_MSG = 1
     CONFIG_CHANGE_MSG = 2
+    VRING_HOST_NOTIFIER_MSG = 3
+    VRING_CALL = 4
+    VRING_ERR = 5
+    SHARED_OBJECT_ADD = 6
+    SHARED_OBJECT_REMOVE = 7
+    SHARED_OBJECT_LOOKUP = 8
 
 
 class ProtocolFeature(IntFlag):
@@ -86,6 +93,7 @@ class ProtocolFeature(IntFlag):
     MTU = 1 << 4
     BACKEND_REQ = 1 << 5
     CONFIG = 1 << 9
+    BACKEND_SEND_FD = 1 << 10
     INFLIGHT_SHMFD = 1 << 12
     RESET_DEVICE = 1 << 13
     CONFIGURE_MEM_SLOTS = 1 << 15
