@@ -94,3 +94,16 @@ def test_a_bell_is_made_once() -> None:
     bell = Bell()
     with pytest.raises(TypeError, match="already"):
         bell.__init__()  # type: ignore[misc]
+
+
+def test_an_eventfd_of_others_that_blocks_holds_nobody() -> None:
+    """Whoever shares it may set it so at any time, and fill it."""
+    fd = os.eventfd(0)
+    bell = Bell(os.dup(fd), own=True)
+    assert not bell.answer()
+    os.eventfd_write(fd, 2**64 - 2)
+    bell.ring()
+    assert os.eventfd_read(fd) == 2**64 - 2
+    bell.ring()
+    assert bell.answer()
+    os.close(fd)

@@ -15,7 +15,7 @@ cdef extern from "virtio/bell.h" nogil:
         void *owner
     void virtio_bell_ring(virtio_bell *bell)
     bint virtio_bell_answer(virtio_bell *bell)
-    void virtio_bell_count(virtio_bell *bell, uint64_t count)
+    uint64_t virtio_bell_drain(virtio_bell *bell)
 
 
 cdef class Bell:

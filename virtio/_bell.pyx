@@ -67,14 +67,8 @@ cdef class Bell:
     def answer(self):
         """Return whether it was rung since the last answer (of its own eventfd, or of one that was given)."""
         cdef bint rung = virtio_bell_answer(&self.c)
-        if self.c.fd >= 0:
-            try:
-                count = os.eventfd_read(self.c.fd)
-                rung |= count > 0
-                if self.c.foreign:
-                    virtio_bell_count(&self.c, count)
-            except BlockingIOError:
-                pass
+        if self.c.fd >= 0 and virtio_bell_drain(&self.c):
+            rung = True
         return rung
 
     def fileno(self):

@@ -6,7 +6,7 @@ import threading
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from virtio._bell cimport Bell, virtio_bell_answer, virtio_bell_count
+from virtio._bell cimport Bell, virtio_bell_answer, virtio_bell_drain
 from virtio._queue cimport add_count, counted, virtio_load32, virtio_relax, virtio_store32
 from virtio._ring cimport queue_lock, queue_unlock
 
@@ -22,10 +22,6 @@ cdef extern from "time.h" nogil:
 
 cdef extern from "poll.h" nogil:
     int ppoll(pollfd *fds, unsigned long n, const timespec *timeout, const void *mask)
-
-
-cdef extern from "unistd.h" nogil:
-    ssize_t read(int fd, void *buf, size_t n)
 
 
 cdef extern from "sched.h" nogil:
@@ -290,7 +286,6 @@ cdef class Worker:
         """Sleep until a task has work, or Python wants something."""
         cdef bint work
         cdef uint32_t i
-        cdef uint64_t count
         cdef int64_t us
         cdef timespec timeout
         wait.nfds = wait.nbells = wait.full = 0
@@ -311,7 +306,6 @@ cdef class Worker:
             # answered before the tasks look at their queues: what is rung from here on counts anew
             virtio_bell_answer(wait.bells[i])
             if wait.fds[wait.bell_fd[i]].revents:  # read it empty, or the next sleep ends at once
-                if read(wait.bells[i].fd, &count, sizeof(count)) == sizeof(count) and wait.bells[i].foreign:
-                    virtio_bell_count(wait.bells[i], count)
+                virtio_bell_drain(wait.bells[i])
         for i in range(n):
             tasks[i].disarm(tasks[i])

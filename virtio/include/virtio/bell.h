@@ -9,7 +9,9 @@
 #ifndef VIRTIO_BELL_H
 #define VIRTIO_BELL_H
 
+#include <poll.h>
 #include <stdint.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 typedef struct virtio_bell {
@@ -23,6 +25,13 @@ typedef struct virtio_bell {
     void (*call)(struct virtio_bell *bell); /* in place of all this, unless NULL; may take the GIL */
     void *owner;                            /* for call */
 } virtio_bell;
+
+/* Whoever shares a foreign bell's fd may set it blocking behind our back, and fill it: look before each write. */
+static inline int virtio_bell_takes(const virtio_bell *bell)
+{
+    struct pollfd ready = {bell->fd, POLLOUT, 0};
+    return !bell->foreign || (poll(&ready, 1, 0) == 1 && ready.revents & POLLOUT);
+}
 
 /* Any thread may ring; never under a queue's lock, for `call` may take its time. */
 static inline void virtio_bell_ring(virtio_bell *bell)
@@ -40,16 +49,27 @@ static inline void virtio_bell_ring(virtio_bell *bell)
         return;
     if (bell->fd >= 0 && (always || __atomic_load_n(&bell->asleep, __ATOMIC_SEQ_CST))) {
         __atomic_fetch_add(&bell->writes, 1, __ATOMIC_RELAXED);
-        /* EAGAIN: the count is at its maximum, so the reader is woken anyway */
-        if (write(bell->fd, &one, sizeof(one)) < 0)
+        /* not taken: the count is at its maximum, so the reader is woken anyway */
+        if (!virtio_bell_takes(bell) || write(bell->fd, &one, sizeof(one)) < 0)
             return;
     }
 }
 
-/* The reader of a foreign bell: count what was read. */
-static inline void virtio_bell_count(virtio_bell *bell, uint64_t count)
+/* Whoever slept on fd: take what is in it, without waiting; return how much that was. Counts a foreign bell's rings. */
+static inline uint64_t virtio_bell_drain(virtio_bell *bell)
 {
-    __atomic_fetch_add(&bell->rings, count, __ATOMIC_RELAXED);
+    uint64_t count = 0;
+#ifdef RWF_NOWAIT /* O_NONBLOCK may be gone, as above */
+    struct iovec to = {&count, sizeof(count)};
+    if (preadv2(bell->fd, &to, 1, -1, RWF_NOWAIT) != sizeof(count))
+        return 0;
+#else
+    if (read(bell->fd, &count, sizeof(count)) != sizeof(count))
+        return 0;
+#endif
+    if (bell->foreign)
+        __atomic_fetch_add(&bell->rings, count, __ATOMIC_RELAXED);
+    return count;
 }
 
 /* The answerer: say whether it was rung since the last answer, and that this is answered. */
