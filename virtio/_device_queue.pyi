@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from virtio._chain import Chain as Chain
+from virtio._inflight import Inflight
 from virtio._memory import GuestMemory
 from virtio._ring import Queue
 from virtio.layout import QueueLayout
@@ -32,6 +33,7 @@ class DeviceQueue(Queue):
     def needs_notification(self) -> bool: ...
     def enable_notification(self) -> bool: ...  # True: chains already wait, process them now
     def disable_notification(self) -> None: ...
+    def track(self, inflight: Inflight) -> None: ...  # its chains are popped again, first
     @classmethod
     def restore(
         cls, memory: GuestMemory, state: Mapping[str, Any]
