@@ -10,7 +10,7 @@ cdef class DeviceQueue(Queue):
     cdef dict taken              # serial -> Chain: popped and not given back, in pop order
     cdef uint64_t serial
     cdef object max_chain        # as given, or None
-    cdef Inflight inflight       # q.inflight is in it; None: nothing is noted
+    cdef readonly Inflight inflight  # q.inflight is in it; None: nothing is noted
     cdef int open(self, GuestMemory memory, object layout, object features, int index, object max_chain) except -1
     cdef Chain view(self, const virtio_chain *c, const iovec *segs, tuple regions)
     cdef Chain wrap(self, const virtio_chain *c, const iovec *segs, tuple regions)

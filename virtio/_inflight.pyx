@@ -20,7 +20,7 @@ from virtio.errors import BadIndex, ChainLoop
 cdef enum:
     ALIGN = 64  # bytes of a queue's region: a multiple of it, as every backend has it
     IDS = 0x10000
-    COUNTER_MAX = 63  # bits: what nobody counts to
+    COUNTER_BITS = 63  # what needs more, nobody counts to
 
 
 # ---- split ----
@@ -241,13 +241,13 @@ cdef void inflight_add_used_burst(virtio_device_queue *q, const virtio_chain *ch
 
 cdef int check_range(str what, uint64_t value, uint64_t limit) except -1:
     if value >= limit:
-        raise BadIndex(f"inflight region: {what} {value} out of range (limit {limit - 1})", value, limit - 1)
+        raise BadIndex(f"inflight region: {what} is {value} (limit {limit - 1})", value, limit - 1)
     return 0
 
 
-cdef int check_equal(str what, uint64_t value, uint64_t limit) except -1:
-    if value != limit:
-        raise BadIndex(f"inflight region: {what} is {value} (limit {limit})", value, limit)
+cdef int check_equal(str what, uint64_t value, uint64_t wanted) except -1:
+    if value != wanted:
+        raise BadIndex(f"inflight region: {what} is {value}, not {wanted}", value, wanted)
     return 0
 
 
@@ -362,16 +362,16 @@ cdef class Inflight:
         at = virtio_load16(&r.last_batch_head)
         self.c.last_batch_head = <uint16_t>at
         for _ in range(batch):
-            check_range("last batch's head", at, self.entries)
+            check_range("descriptor of the last batch", at, self.entries)
             cleared.add(at)
             at = <uint16_t>(virtio_load64(<uint64_t *>&r.desc[at].inflight) >> 48)
         for at in range(<uint32_t>self.entries):
             word = virtio_load64(<uint64_t *>&r.desc[at].inflight) & 0xff
             check_range(f"inflight of descriptor {at}", word, 2)
             if word and at not in cleared:
-                check_range("head in flight", at, q.size)
+                check_range("descriptor in flight", at, q.size)
                 counter = virtio_load64(&r.desc[at].counter)
-                check_range(f"counter of descriptor {at}", counter >> COUNTER_MAX, 1)
+                check_range(f"counter of descriptor {at}", counter, <uint64_t>1 << COUNTER_BITS)
                 found.append((counter, at))
         made = <uint16_t>(virtio_load16_acquire(&q.avail.idx) - q.next_used)
         if len(found) > made:
@@ -463,7 +463,9 @@ cdef class Inflight:
             count += 1
             at = f.next[at]
         for entry, num in nums.items():
-            check_range(f"num of entry {entry}, less 1,", <uint64_t>num - 1, q.size)
+            check_range(f"num of entry {entry}", num, <uint64_t>q.size + 1)
+            if num == 0:
+                raise BadIndex(f"inflight region: num of entry {entry} is 0 (1 to {q.size})", 0, q.size)
             at = entry
             for _ in range(num - 1):
                 self.take_entry(taken, f"chain of entry {entry}", at)
@@ -471,20 +473,19 @@ cdef class Inflight:
             self.take_entry(taken, f"chain of entry {entry}", at)
             check_equal(f"last of entry {entry}", f.last[entry], at)
             counter = virtio_load64(&f.packed.desc[entry].counter)
-            check_range(f"counter of entry {entry}", counter >> COUNTER_MAX, 1)
+            check_range(f"counter of entry {entry}", counter, <uint64_t>1 << COUNTER_BITS)
             found.append((counter, entry))
             slots += num
-        check_range("descriptors in flight", slots, <uint64_t>q.size + 1)
-        check_equal("entries that are free or in flight", count + slots, self.entries)
+        check_range("number of slots in flight", slots, <uint64_t>q.size + 1)
+        check_equal("number of entries that are free or in flight", count + slots, self.entries)
         self.list_again(found, slots)
         self.copy_packed(nums)
         return slots
 
     cdef int take_entry(self, bytearray taken, str what, uint32_t at) except -1:
-        check_range(what, at, self.entries)
+        check_range(f"entry in the {what}", at, self.entries)
         if taken[at]:
-            raise ChainLoop(f"inflight region: {what} comes to entry {at}, which is taken (limit {self.entries} entries)",
-                            at, self.entries)
+            raise ChainLoop(f"inflight region: {what} comes to entry {at}, which is taken", at, self.entries)
         taken[at] = 1
         return 0
 

@@ -65,6 +65,8 @@ class Ring:
             region = inflight and inflight.queue(self.index, packed)
             if region:
                 queue.track(region)
+                if region.waiting:
+                    log.info("ring %d: %d chains that were in flight are done again", self.index, region.waiting)
             return queue
         except (MemoryFault, RingError, ValueError) as error:
             raise VhostUserError(f"ring {self.index}: {error}") from None
