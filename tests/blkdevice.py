@@ -1,6 +1,7 @@
 """A block device (VIRTIO 1.4, 5.2) over a file: as a process, ``blkdevice.py SOCKET FILE DELAY``, over vhost-user.
 
-It does what waits in any order, each request after DELAY seconds, and says a line for each write that it has done.
+It does what waits in any order, each request after DELAY seconds. It says a line when it listens, one with the number
+of chains that are to be done again when its queue starts, and one for each write that it has done.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ class Blk(Device):
         # capacity, size_max, seg_max, geometry, blk_size
         self.config = bytearray(struct.pack("<QIIII", self.capacity, 0, 62, 0, SECTOR))
         super().__init__(**options)
+
+    def queue_enable(self, index: int) -> None:
+        inflight = self.device_queue(index).inflight
+        print("again", inflight.waiting if inflight else 0, flush=True)
 
     def notified(self, index: int) -> None:
         queue = self.device_queue(index)
@@ -76,4 +81,5 @@ class Blk(Device):
 
 if __name__ == "__main__":
     with Server(Blk(sys.argv[2], float(sys.argv[3])), sys.argv[1]):
+        print("here", flush=True)
         sys.stdin.read()
