@@ -6,10 +6,8 @@ between two vhost-user endpoints, and two net_vhost ports. Each measurement star
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -31,25 +29,7 @@ BARS = {
 CABLE = {64: 1 / 1.2, 1500: 1 / 1.4}
 
 
-@contextmanager
-def our_backend(paths: list[str]) -> Iterator[None]:
-    _, core = testpmd.cores()
-    ends = [f"vhost-user:{path}" for path in paths]
-    ends += ["loopback"] * (2 - len(ends))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "virtio", "net", "--poll", "--cpus", str(core), *ends], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stderr is not None
-        said = process.stderr.readline()
-        assert said == "ready\n", said
-        yield
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
-
-
-def measure(backend: Callable[[list[str]], AbstractContextManager[None]], count: int, mode: str, length: int) -> float:
+def measure(backend: Callable[[list[str]], AbstractContextManager[int]], count: int, mode: str, length: int) -> float:
     """Return nanoseconds a packet."""
     folder, paths = testpmd.sockets(count)
     with folder, backend(paths):
@@ -61,7 +41,7 @@ def test_loopback(mode: str, length: int, versus: Callable[..., None]) -> None:
     testpmd.need()
     versus(
         f"vhost-user, guest DPDK, {mode}, {length} B",
-        lambda: measure(our_backend, 1, mode, length),
+        lambda: measure(testpmd.our_backend, 1, mode, length),
         lambda: measure(testpmd.dpdk_backend, 1, mode, length),
         "DPDK net_vhost, io",
         bar=BARS[mode, length],
@@ -73,7 +53,7 @@ def test_cable(length: int, versus: Callable[..., None]) -> None:
     testpmd.need()
     versus(
         f"vhost-user, two guests on a cable, {length} B",
-        lambda: measure(our_backend, 2, "split", length),
+        lambda: measure(testpmd.our_backend, 2, "split", length),
         lambda: measure(testpmd.dpdk_backend, 2, "split", length),
         "DPDK, two net_vhost, io",
         bar=CABLE[length],

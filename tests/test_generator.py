@@ -99,6 +99,15 @@ def test_count_ends_it() -> None:
     assert arm(generator, "receive") == (False, [], -1, 0)
 
 
+def test_stop_ends_it() -> None:
+    generator, sink = Generator(), MemorySink(size=64)
+    assert receive(generator, sink, 7) == 7
+    generator.stop()
+    assert receive(generator, sink, 7) == 0
+    assert arm(generator, "receive") == (False, [], -1, 0)
+    assert not generator.done
+
+
 def test_what_was_not_taken_comes_again() -> None:
     generator, small, sink = Generator(count=20), MemorySink(size=3), Sink()
     frames: list[Frame] = []

@@ -80,6 +80,40 @@ def test_two_queue_pairs(mode: str, tmp_path: Path) -> None:
     all_come_back(tmp_path, MODES[mode], 1500, 50_000, queues=2)
 
 
+def test_soak(tmp_path: Path) -> None:
+    """Half a minute of frames of all sizes, round and round, by a split and by a packed ring: none is lost or changed.
+
+    VIRTIO_SOAK_SECONDS: as long as that.
+    """
+    modes = ("split", "packed")
+    sources = [Generator([60, 64, 200, 1500, 9000]) for _ in modes]
+    workers = [Worker() for _ in modes]
+    paths = [str(tmp_path / mode) for mode in modes]
+    with ExitStack() as stack:
+        devices = [
+            stack.enter_context(NetDevice(source, worker=worker, queue_size=1024))
+            for source, worker in zip(sources, workers, strict=True)
+        ]
+        servers = [stack.enter_context(Server(*each)) for each in zip(devices, paths, strict=True)]
+        options = [MODES[mode] for mode in modes]
+        more = (*LARGE, "--port-topology=loop")
+        with Testpmd(",".join(paths), options, more=more) as testpmd:
+            testpmd.forward()
+            for worker in workers:
+                worker.start()
+                stack.callback(worker.stop)
+            time.sleep(float(os.environ.get("VIRTIO_SOAK_SECONDS", "30")))
+            for source in sources:
+                source.stop()
+            for source in sources:
+                wait_for(lambda now=source.statistics: now()["send_packets"] == now()["receive_packets"])  # type: ignore[misc]
+            testpmd.stop()
+        for source, device, server in zip(sources, devices, servers, strict=True):
+            assert (device.reason, list(device.refused), server.error) == (None, [], None)
+            assert source.faults() == {}
+            assert source.statistics()["send_packets"] > 100_000
+
+
 @pytest.mark.parametrize("mode", ["split", "packed"])
 def test_ports_stop_and_start_and_frontends_come_and_go(mode: str, tmp_path: Path) -> None:
     path = str(tmp_path / "s")

@@ -21,21 +21,23 @@ RATIO = re.compile(r"(RX|TX)-(packets|dropped): +(\d+)")
 class Testpmd(GuestProcess):
     """A testpmd with a virtio-user port at each of ``paths``, comma-separated; a context manager.
 
-    ``vdev`` are the ports' options, ``more`` testpmd's own.
+    ``vdev`` are the options of all ports, or of each; ``more`` are testpmd's own.
     """
 
     __test__ = False
 
     def __init__(
-        self, paths: str, vdev: str = "", *, queues: int = 1, size: int = 256, more: Sequence[str] = ()
+        self, paths: str, vdev: str | Sequence[str] = "", *, queues: int = 1, size: int = 256, more: Sequence[str] = ()
     ) -> None:
         program = need_peer("dpdk-testpmd", "dpdk-dev")
         cores = sorted(os.sched_getaffinity(0))
         first, last = cores[0], cores[-1]
         self.log: list[str] = []
+        each = paths.split(",")
+        options = [vdev] * len(each) if isinstance(vdev, str) else vdev
         ports = [
-            f"--vdev=net_virtio_user{i},path={path},queues={queues},queue_size={size}{',' if vdev else ''}{vdev}"
-            for i, path in enumerate(paths.split(","))
+            f"--vdev=net_virtio_user{i},path={path},queues={queues},queue_size={size}{',' if option else ''}{option}"
+            for i, (path, option) in enumerate(zip(each, options, strict=True))
         ]
         self.process = subprocess.Popen(
             [

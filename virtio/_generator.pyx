@@ -17,6 +17,7 @@ from virtio._port cimport (
     VIRTIO_BURST, VIRTIO_FRAME_MAX, virtio_packet, virtio_port, virtio_sink, virtio_wait, virtio_wait_us
 )
 from virtio._port_counts cimport add_count, add_counts, counted, port_counts
+from virtio._queue cimport virtio_load32, virtio_store32
 from virtio._sink cimport Sink, sink_state
 
 
@@ -58,6 +59,7 @@ cdef struct generator:
     uint32_t partial       # the checksum is left to be completed
     uint64_t count         # frames of each queue; 0: without end
     double rate            # frames a nanosecond of each queue, 0: as fast as they are taken
+    uint32_t stopped
     generator_queue *queues
 
 
@@ -147,6 +149,8 @@ cdef inline int64_t next_due(const generator *g, const generator_queue *q) noexc
 cdef uint32_t due_frames(const generator *g, generator_queue *q, uint32_t limit) noexcept nogil:
     """How many frames may be made now, up to limit."""
     cdef int64_t now, due
+    if virtio_load32(&g.stopped):
+        return 0
     if g.count and g.count - q.frames < limit:
         limit = <uint32_t>(g.count - q.frames)
     if g.rate == 0 or limit == 0:
@@ -186,7 +190,7 @@ cdef bint generator_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *
     cdef generator *g = <generator *>(<sink_state *>port.owner).generator
     cdef generator_queue *q = &g.queues[queue]
     cdef int64_t ahead
-    if g.count and q.frames >= g.count:
+    if g.count and q.frames >= g.count or virtio_load32(&g.stopped):
         return False
     if due_frames(g, q, 1):
         return True
@@ -268,9 +272,13 @@ cdef class Generator(Sink):
     def __dealloc__(self):
         free(self._g.queues)
 
+    def stop(self):
+        """Give no more frames, for good; those given may still be on their way. From any thread."""
+        virtio_store32(&self._g.stopped, 1)
+
     @property
     def done(self):
-        """Whether every queue has given its ``count`` frames."""
+        """Whether every queue has given its ``count`` frames. Not what :meth:`stop` is about."""
         cdef uint32_t i
         if not self._g.count:
             return False

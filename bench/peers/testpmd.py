@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,13 +50,16 @@ def cores() -> tuple[int, int]:
 
 
 class Testpmd:
-    """A testpmd that polls on ``core``; its main thread, which only waits, is on the other one."""
+    """A testpmd that polls on ``core``; its main thread, which only waits, is on the other one.
 
-    def __init__(self, core: int, other: int, vdevs: list[str], *more: str) -> None:
+    ``under`` is a program that runs it, with its options.
+    """
+
+    def __init__(self, core: int, other: int, vdevs: list[str], *more: str, under: Sequence[str] = ()) -> None:
         self.log = ""
         self.process = subprocess.Popen(
             [
-                *("stdbuf", "-o0", need(), "--lcores", f"0@{other},1@{core}", "--main-lcore", "0", "--no-pci"),
+                *("stdbuf", "-o0", *under, need(), "--lcores", f"0@{other},1@{core}", "--main-lcore", "0", "--no-pci"),
                 *("--no-telemetry", "--single-file-segments", "-m", "300"),
                 *(f"--file-prefix=bench{os.getpid()}-{next(_numbers)}", *(f"--vdev={vdev}" for vdev in vdevs)),
                 *("--", "-i", "--nb-cores=1", "--total-num-mbufs=16384", *more),
@@ -64,7 +68,7 @@ class Testpmd:
         )  # fmt: skip
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
-        self.wait("testpmd> ")
+        self.wait("testpmd> ", seconds=120 if under else 30)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -106,35 +110,66 @@ class Testpmd:
 
 
 @contextmanager
-def dpdk_backend(paths: list[str]) -> Iterator[None]:
-    """DPDK's net_vhost at these sockets, forwarding what comes: back if there is one, else to the other."""
+def dpdk_backend(paths: list[str], under: Sequence[str] = ()) -> Iterator[int]:
+    """DPDK's net_vhost at these sockets, forwarding what comes: back if there is one, else to the other.
+
+    Gives the number of the process.
+    """
     guest, backend = cores()
-    peer = Testpmd(
-        backend, guest, [f"net_vhost{i},iface={path},queues=1" for i, path in enumerate(paths)], "--forward-mode=io"
-    )
+    vdevs = [f"net_vhost{i},iface={path},queues=1" for i, path in enumerate(paths)]
+    peer = Testpmd(backend, guest, vdevs, "--forward-mode=io", under=under)
     try:
         peer.ask("start", "packets/burst")
-        yield
+        yield peer.process.pid
     finally:
         peer.close()
 
 
-def rate(paths: list[str], options: str, length: int) -> float:
-    """Send frames round through the backend at these sockets; return Mpps that come back."""
-    guest, backend = cores()
+@contextmanager
+def our_backend(paths: list[str], under: Sequence[str] = ()) -> Iterator[int]:
+    """`virtio net --poll` in its place."""
+    _, core = cores()
+    ends = [f"vhost-user:{path}" for path in paths]
+    ends += ["loopback"] * (2 - len(ends))
+    process = subprocess.Popen(
+        [*under, sys.executable, "-m", "virtio", "net", "--poll", "--cpus", str(core), *ends],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        while under and said.startswith("=="):  # what valgrind has to say
+            said = process.stderr.readline()
+        assert said == "ready\n", said
+        yield process.pid
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+@contextmanager
+def guest(paths: list[str], options: str, length: int) -> Iterator[Testpmd]:
+    """A guest that sends frames round through the backend at these sockets."""
+    core, backend = cores()
     vdevs = [f"net_virtio_user{i},path={path},queues=1,queue_size=1024{options}" for i, path in enumerate(paths)]
-    source = Testpmd(guest, backend, vdevs)
+    source = Testpmd(core, backend, vdevs)
     try:
         source.ask(f"set txpkts {length}", "testpmd>")
         source.ask("start tx_first 32", "packets/burst")
+        yield source
+        source.ask("stop", "Done.")
+    finally:
+        source.close()
+
+
+def rate(paths: list[str], options: str, length: int) -> float:
+    """Return Mpps that come back."""
+    with guest(paths, options, length) as source:
         time.sleep(0.5)
         before, start = source.packets(), time.monotonic()
         time.sleep(RUN)
         after, end = source.packets(), time.monotonic()
-        source.ask("stop", "Done.")
         return (after - before) / (end - start) / 1e6
-    finally:
-        source.close()
 
 
 def sockets(count: int) -> tuple[tempfile.TemporaryDirectory[str], list[str]]:
