@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 
 import pytest
 from test_queues import BOTH, DATA, ends
@@ -21,14 +22,14 @@ def region_of(packed: bool) -> Region:
     return Region.allocate(0, 2 * Inflight.size(ENTRIES, packed))
 
 
-def again(old: DeviceQueue, region: Region, features: int = 0) -> DeviceQueue:
+def again(old: DeviceQueue, region: Region, features: int = 0, entries: int = ENTRIES) -> DeviceQueue:
     """The queue of the next process, on the same ring."""
     memory, packed = old.memory, old.packed
     queue = DeviceQueue(memory, old.layout, features=features)
     if not packed:
         used = memory.read_u16(old.layout.device + 2)
         queue = DeviceQueue.restore(memory, queue.state() | {"next_avail": used, "next_used": used})
-    queue.track(Inflight(region, 0, ENTRIES))
+    queue.track(Inflight(region, 0, entries))
     return queue
 
 
@@ -193,13 +194,10 @@ def test_ids_that_a_driver_gives_twice_cost_nobody_else_anything(packed: bool) -
     """Two chains of one head or id at a time: the driver's own affair, also in the region."""
     driver, device, region = world(packed)
     send(driver, range(1, 5))
-    if packed:
-        for slot in range(4):
-            device.memory.write_u16(device.layout.desc + 16 * slot + 12, 0xFFFF)
-    else:
-        for slot in range(4):
-            device.memory.write_u16(device.layout.driver + 4 + 2 * slot, 3)
-    first, second, *rest = device.pop_burst()
+    at = device.layout.desc + 12 if packed else device.layout.driver + 4
+    for slot in range(4):
+        device.memory.write_u16(at + (16 if packed else 2) * slot, 3)
+    first, second, *_ = device.pop_burst()
     device.add_used_burst([second, first])
     device = again(device, region)
     assert len(device.pop_burst()) == 2
@@ -207,11 +205,48 @@ def test_ids_that_a_driver_gives_twice_cost_nobody_else_anything(packed: bool) -
     device.add_used_burst(device.outstanding)
 
 
+def test_no_entry_is_missing_for_ids_given_twice() -> None:
+    """Chains of different lengths, all of one id, used in any order: the region has just as many entries as the ring."""
+    choose = random.Random(1)
+    _, device = ends(True, SIZE)
+    region = Region.allocate(0, Inflight.size(SIZE, True))
+    device.track(Inflight(region, 0, SIZE))
+    slot, wrap, free = 0, 1, SIZE
+    slots: dict[int, int] = {}
+    for _ in range(2000):
+        length = choose.randint(1, 3)
+        while free >= length:
+            free -= length
+            for i in range(length):
+                flags = (0x80 if wrap else 0x8000) | (i + 1 < length)
+                at = device.layout.desc + 16 * slot
+                device.memory.write(at, struct.pack("<QIHH", DATA, 16, 5, flags))
+                slot += 1
+                if slot == SIZE:
+                    slot, wrap = 0, 1 - wrap
+            length = choose.randint(1, 3)
+        for chain in device.pop_burst(choose.randint(1, 4)):
+            slots[id(chain)] = len(chain.readable)
+        held = device.outstanding
+        used = choose.sample(held, choose.randint(0, len(held)))
+        device.add_used_burst(used)
+        free += sum(slots[id(chain)] for chain in used)
+        listed = struct.unpack_from("<H", region, 12)[0]
+        count = 0
+        while listed != SIZE:
+            count += 1
+            assert count <= SIZE
+            listed = struct.unpack_from("<H", region, 32 + 32 * listed + 2)[0]
+        assert count == SIZE - sum(len(chain.readable) for chain in device.outstanding)
+    assert device.broken is None
+    assert len(again(device, region, entries=SIZE).pop_burst()) >= len(device.outstanding)
+
+
 @BOTH
 def test_a_region_of_another_time(packed: bool) -> None:
     """Not initialised, it may have anything in it: the ring's own position counts."""
     driver, device = ends(packed, SIZE)
-    for lap in range(5):
+    for _ in range(5):
         send(driver, range(1, 6))
         device.add_used_burst(device.pop_burst())
         driver.dequeue_burst()

@@ -85,7 +85,7 @@ def test_killed_after_any_store(packed: bool, features: int, what: str) -> None:
                 moments, held = world.step("pop", choose.randint(1, 8))
             elif what == "use":
                 moments, held = world.step("use", *some(1, held))
-            elif (more := world.order("pop", 1)) > held:
+            elif world.order("pop", 1) > held:
                 moments, held = world.step("unpop")
             else:
                 moments = []

@@ -256,9 +256,8 @@ def test_not_while_rings_run(tmp_path: Path) -> None:
     with served(Upper(), tmp_path / "s") as (server, frontend):
         negotiate(frontend, False)
         frontend.start(0, layout_of(0, False))
-        with Region(frontend, False) as region:
-            with pytest.raises((AssertionError, *ENDED)):
-                region.give(frontend)
+        with Region(frontend, False) as region, pytest.raises((AssertionError, *ENDED)):
+            region.give(frontend)
         wait_for(lambda: server.error is not None)
         assert "rings run" in str(server.error)
 
@@ -291,7 +290,10 @@ BAD_SPLIT: dict[str, tuple[Callable[[Region], None], str]] = {
     "version": (head(1, 2), "version is 2, not 1"),
     "desc_num": (head(2, 65), "desc_num is 65, not 64"),
     "a batch of 65": (head(4, 2 - 65 & 0xFFFF), r"used_idx 65473 is 65 chains behind used.idx 2 \(limit 64\)"),
-    "a batch nowhere": (lambda r: (head(4, 1)(r), head(3, 64)(r))[0], r"descriptor of the last batch is 64 \(limit 63\)"),
+    "a batch nowhere": (
+        lambda r: (head(4, 1)(r), head(3, 64)(r))[0],
+        r"descriptor of the last batch is 64 \(limit 63\)",
+    ),
     "inflight 2": (entry(0, 0, 2), r"inflight of descriptor 2 is 2 \(limit 1\)"),
     "a far counter": (entry(1, 2, 1 << 63), "counter of descriptor 6 is 9223372036854775808"),
     "more than there are": (lambda r: r.put(63, [1, 0, 9]), "3 chains in flight, of which 2 were made available"),

@@ -20,7 +20,7 @@ IDLE = b"\xee" * SLOT
 
 
 class Guest:
-    """The driver: numbers what it asks, and looks at each buffer twice, when it is answered and before it is used again.
+    """The driver: numbers what it asks, and looks at each buffer twice: when it is answered, and before its next use.
 
     What a backend wrote into a chain that was answered already would show then.
     """

@@ -182,7 +182,9 @@ cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, ui
 cdef int walk_packed(virtio_device_queue *q, const virtio_packed_desc *ring, uint32_t slot, uint32_t inuse,
                      virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs, uint64_t addr,
                      uint64_t word) noexcept nogil:
-    """Walk the list at slot of a packed ring (or of a copy of a part of it), whose first descriptor is fetched already; inuse slots are out already.
+    """Walk the list at slot of a packed ring, or of descriptors copied from one.
+
+    The first descriptor is fetched already; inuse slots are out already.
 
     Sets chain.head, the buffer id, which counts in the last descriptor (2.8.5), and chain.slots.
     """

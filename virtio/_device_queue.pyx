@@ -86,7 +86,8 @@ cdef class DeviceQueue(Queue):
         """Go back to a fresh queue, healed and empty, at ``layout`` or where it was (VIRTIO 1.4, 2.6.1 RING_RESET).
 
         Chains popped and not given back are void: add_used refuses them. What :meth:`track` was given is left as it is,
-        and not written any more. A new layout may have another size, not another format. Raises MemoryFault and ValueError as the constructor does, and then changes nothing.
+        and not written any more. A new layout may have another size, not another format. Raises MemoryFault and
+        ValueError as the constructor does, and then changes nothing.
         """
         cdef dict taken
         cdef Chain chain

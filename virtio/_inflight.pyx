@@ -1,10 +1,10 @@
-"""Chains in flight, noted in memory that outlives the process: a vhost-user backend may be killed, and the next goes on.
+"""Chains in flight, noted in memory that outlives the process: a vhost-user backend is killed, and the next goes on.
 
 Source: "Inflight I/O tracking" of QEMU's docs/interop/vhost-user.rst, whose names and steps these are. The layout is in
 include/virtio/inflight.h.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -100,6 +100,7 @@ cdef void note_packed(virtio_device_queue *q, uint32_t slot, const virtio_chain 
         virtio_store64_release(<uint64_t *>&state.inflight,
                                1 | <uint64_t>f.next[head] << 16 | <uint64_t>last << 32 | <uint64_t>slots << 48)
         f.last[head] = <uint16_t>last
+        f.num[head] = <uint16_t>slots
         f.older[head] = f.by_id[chains[i].head]
         f.by_id[chains[i].head] = head + 1
         f.free_head = <uint16_t>entry
@@ -107,12 +108,19 @@ cdef void note_packed(virtio_device_queue *q, uint32_t slot, const virtio_chain 
 
 
 cdef uint32_t free_packed(virtio_inflight *f, const virtio_chain *chain) noexcept nogil:
-    """Put a chain's entries back into the free list; return how many chains that were: 0 if it was not popped here."""
-    cdef uint16_t head = f.by_id[chain.head]
-    if head == 0:
+    """Put a chain's entries back into the free list; return how many chains that were: 0 if it was not popped here.
+
+    A driver may have given an id to several chains at a time. Then one of as many descriptors is meant: no entry may be
+    free less often than its slot is.
+    """
+    cdef uint16_t *link = f.by_id + chain.head
+    cdef uint16_t head
+    while link[0] and f.num[link[0] - 1] != chain.slots:
+        link = f.older + link[0] - 1
+    if link[0] == 0:
         return 0
-    head -= 1
-    f.by_id[chain.head] = f.older[head]
+    head = link[0] - 1
+    link[0] = f.older[head]
     f.next[f.last[head]] = f.free_head
     virtio_store16_release(&f.packed.desc[f.last[head]].next, f.free_head)
     f.free_head = head
@@ -279,6 +287,7 @@ cdef class Inflight:
     def __dealloc__(self):
         free(self.c.next)
         free(self.c.last)
+        free(self.c.num)
         free(self.c.older)
         free(self.c.by_id)
         free(self.c.heads)
@@ -408,9 +417,10 @@ cdef class Inflight:
         f.packed = r
         f.next = <uint16_t *>calloc(self.entries, sizeof(uint16_t))
         f.last = <uint16_t *>calloc(self.entries, sizeof(uint16_t))
+        f.num = <uint16_t *>calloc(self.entries, sizeof(uint16_t))
         f.older = <uint16_t *>calloc(self.entries, sizeof(uint16_t))
         f.by_id = <uint16_t *>calloc(IDS, sizeof(uint16_t))
-        if f.next is NULL or f.last is NULL or f.older is NULL or f.by_id is NULL:
+        if f.next is NULL or f.last is NULL or f.num is NULL or f.older is NULL or f.by_id is NULL:
             raise MemoryError()
         if heads & 0xffff == 0:
             return self.begin_packed(q)
@@ -500,6 +510,7 @@ cdef class Inflight:
             head = f.heads[i]
             f.heads[i] = <uint16_t>n
             num = nums[head]
+            f.num[head] = <uint16_t>num
             at = head
             for j in range(num):
                 state = f.packed.desc + at

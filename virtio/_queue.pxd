@@ -257,6 +257,7 @@ cdef extern from "virtio/inflight.h" nogil:
         uint16_t free_head
         uint16_t *next
         uint16_t *last
+        uint16_t *num
         uint16_t *older
         uint16_t *by_id
         uint32_t again

@@ -70,7 +70,7 @@ class InflightFile:
         return cls(region, queues, size)
 
     def queue(self, index: int, packed: bool) -> Inflight | None:
-        """Return the region of queue ``index``; None if there is none. Raises ValueError if it is for another format."""
+        """Return the region of a queue; None if there is none. Raises ValueError if it is for another format."""
         if index >= self.queues:
             return None
         return Inflight(self.region, index * Inflight.size(self.size, packed), self.size)

@@ -74,6 +74,7 @@ typedef struct virtio_inflight {
     uint16_t free_head;       /* packed: as the region has it, which is not read again */
     uint16_t *next;  /* packed: [entries] of each entry, likewise; */
     uint16_t *last;  /* [entries] of a chain's first entry; */
+    uint16_t *num;   /* [entries] likewise; */
     uint16_t *older; /* [entries] of a chain's first entry, that of the chain popped before with the same id, plus 1; */
     uint16_t *by_id; /* [65536] first entry of the chain popped last with an id, plus 1 */
     /* chains that a backend before us had popped: to be popped again, before any of the ring */
