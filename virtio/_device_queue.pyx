@@ -290,7 +290,7 @@ cdef class DeviceQueue(Queue):
 
     @property
     def available(self):
-        """Chains that wait to be popped (packed: 1 if one does, else 0). Looks at the ring."""
+        """Chains that wait to be popped (of a packed ring: 1 if one does, else 0). Looks at the ring."""
         cdef uint32_t n
         self.hold()
         n = device_navail(self.q)

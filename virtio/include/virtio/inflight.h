@@ -60,8 +60,10 @@ typedef struct virtio_queue_region_packed {
     virtio_desc_state_packed desc[];
 } virtio_queue_region_packed;
 
+#ifndef __cplusplus
 _Static_assert(sizeof(virtio_desc_state_split) == 16 && sizeof(virtio_queue_region_split) == 16, "layout");
 _Static_assert(sizeof(virtio_desc_state_packed) == 32 && sizeof(virtio_queue_region_packed) == 32, "layout");
+#endif
 
 /* A device queue's side of it. Whoever runs a burst holds the queue's lock. */
 typedef struct virtio_inflight {
