@@ -33,7 +33,7 @@ def bar_text(row: dict[str, Any]) -> str:
     if row["bar"] is None:
         return ""
     bar = f"{row['bar']:.2f}" if row["ratio"] is not None else f"{row['bar']} {row['unit']}"
-    least = row["unit"] in RATES
+    least = row["ratio"] is None and row["unit"] in RATES
     return f"{'>=' if least else '<='} {bar} {'met' if row['met'] else 'MISSED'}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bench import machine, peers
+from bench.__main__ import RATES
 
 ROUNDS = int(os.environ.get("VIRTIO_BENCH_ROUNDS", "7"))
 
@@ -63,12 +64,13 @@ def one_core() -> Iterator[int]:
 def versus(benchmark: Any, facts: dict[str, Any]) -> Callable[..., None]:
     """Run ours and the peer in turn (A B A B ...), each giving nanoseconds a unit; note the row of the table.
 
+    ``unit`` may be that of a rate too; the ratio is one of times in any case: less is better.
     ``bar`` is the largest ratio ours / peer that the project asks of itself, None where it asks nothing.
     """
 
     def measure(
         row: str, ours: Callable[[], float], peer: Callable[[], float], peer_name: str, *, bar: float | None = None,
-        native: Callable[[], float] | None = None,
+        native: Callable[[], float] | None = None, unit: str = "ns",
     ) -> None:  # fmt: skip
         figures: dict[str, list[float]] = {"ours": [], "peer": [], "native": []}
         ours()  # warm up
@@ -81,8 +83,10 @@ def versus(benchmark: Any, facts: dict[str, Any]) -> Callable[..., None]:
 
         benchmark.pedantic(lambda: figures["ours"].append(ours()), setup=beside, rounds=ROUNDS)
         ours_ns, peer_ns = statistics.median(figures["ours"]), statistics.median(figures["peer"])
+        if unit in RATES:
+            ours_ns, peer_ns = 1 / ours_ns, 1 / peer_ns
         benchmark.extra_info.update(
-            row=row, unit="ns", peer_name=peer_name, bar=bar, machine=facts,
+            row=row, unit=unit, peer_name=peer_name, bar=bar, machine=facts,
             ours=figures["ours"], peer=figures["peer"], native=figures["native"], ratio=ours_ns / peer_ns,
             met=None if bar is None else ours_ns / peer_ns <= bar,
         )  # fmt: skip
