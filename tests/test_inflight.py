@@ -166,7 +166,7 @@ def test_what_cannot_be_tracked(packed: bool) -> None:
     device.track(inflight)
     with pytest.raises(ValueError, match="has an inflight region already"):
         device.track(Inflight(region, 0, ENTRIES))
-    with pytest.raises(ValueError, match="another queue's"):
+    with pytest.raises(ValueError, match="was given to a queue already"):
         DeviceQueue(device.memory, device.layout).track(inflight)
     with pytest.raises(TypeError, match="initialised already"):
         inflight.__init__(region, 0, ENTRIES)  # type: ignore[misc]
@@ -206,7 +206,7 @@ def test_ids_that_a_driver_gives_twice_cost_nobody_else_anything(packed: bool) -
 
 
 def test_no_entry_is_missing_for_ids_given_twice() -> None:
-    """Chains of different lengths, all of one id, used in any order: the region has just as many entries as the ring."""
+    """Chains of different lengths, all of one id, used in any order: the region has just the entries that it needs."""
     choose = random.Random(1)
     _, device = ends(True, SIZE)
     region = Region.allocate(0, Inflight.size(SIZE, True))

@@ -343,8 +343,8 @@ cdef class DeviceQueue(Queue):
         before those of the ring, in the order in which they were popped first. Then also the queue stands where the
         region says (packed), or behind used.idx by what is in flight (split).
 
-        Raises RingError for a region that cannot be, ValueError if it is too small, if it has another queue, or if
-        chains are outstanding; the error that broke the queue, if it is broken. :meth:`reset` ends it.
+        Raises RingError for a region that cannot be, ValueError if it is too small, if a queue has had it, or if chains
+        are outstanding; the error that broke the queue, if it is broken. :meth:`reset` ends it.
 
         Source: QEMU's docs/interop/vhost-user.rst, "Inflight I/O tracking".
         """

@@ -266,7 +266,7 @@ cdef class Inflight:
     for entries that no queue has, and for an offset that is not a multiple of 8 or leaves too little room.
 
     The region is shared with a frontend that is not believed: it is read when the queue is given it, and refused if it
-    contradicts itself. One queue has it, under its lock.
+    contradicts itself. One queue has it, once, under its lock.
 
     Source: QEMU's docs/interop/vhost-user.rst, "Inflight I/O tracking".
     """
@@ -314,7 +314,7 @@ cdef class Inflight:
         Raises RingError for what cannot be in a region; ValueError if it is not for this queue. q is then as it was.
         """
         if self.attached:
-            raise ValueError("inflight region is another queue's")
+            raise ValueError("inflight region was given to a queue already")
         if q.next_avail != q.next_used or q.inuse:
             raise ValueError("chains are outstanding")
         if self.entries < q.size:
@@ -322,11 +322,11 @@ cdef class Inflight:
         if self.offset + self.size(self.entries, q.packed) > self.region.size:
             raise ValueError(f"inflight region of {self.entries} descriptors at offset {self.offset} does not fit into "
                              f"{self.region.size} bytes")
+        self.attached = True
         if q.packed:
             self.attach_packed(q)
         else:
             self.attach_split(q)
-        self.attached = True
         q.inflight = &self.c
         return 0
 
