@@ -18,7 +18,7 @@ export PATH=/bin
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
 for module in $(cat /modules/order); do insmod /modules/$module || echo "cannot load $module"; done
 ip link set lo up
-i=0; while [ ! -e /sys/class/net/eth0 ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
+i=0; while [ ! -e /sys/class/net/eth0 ] && [ ! -e /sys/block/vda ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
 . /job
 echo GUEST-DONE
 poweroff -f

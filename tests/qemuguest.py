@@ -65,13 +65,35 @@ def kernel() -> tuple[Path, Path]:
     return found, modules
 
 
+def network(sock: str, queues: int) -> list[str]:
+    """The words for a network device."""
+    return [
+        *("-chardev", f"socket,id=c0,path={sock},reconnect=1"),
+        *("-netdev", f"vhost-user,id=n0,chardev=c0,queues={queues}", "-device"),
+        f"virtio-net-pci,netdev=n0,romfile=,vectors=0,mac=52:54:00:11:22:33{',mq=on' if queues > 1 else ''}",
+    ]
+
+
+def block(number: int, sock: str, properties: str) -> list[str]:
+    """The words for a block device."""
+    return [
+        *("-chardev", f"socket,id=b{number},path={sock},reconnect=1"),
+        *("-device", f"vhost-user-blk-pci,chardev=b{number},num-queues=1,vectors=0{properties}"),
+    ]
+
+
 class Qemu(GuestProcess):
     """A guest that runs ``job`` with a network device at a socket, ``queues`` pairs; a context manager.
+
+    ``disks`` are sockets of block devices in its place, each with further properties of the device, or "".
 
     No MSI-X (vectors=0): with it, QEMU 7.2 crashes when an emulated guest finds a vhost-user device.
     """
 
-    def __init__(self, sock: str, job: str, folder: Path, *, queues: int = 1, modules: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, sock: str, job: str, folder: Path, *, queues: int = 1, modules: tuple[str, ...] = (),
+        disks: tuple[tuple[str, str], ...] = (),
+    ) -> None:  # fmt: skip
         program = need_peer("qemu-system-x86_64", "qemu-system-x86")
         image, folder_of_modules = kernel()
         initrd = folder / "initramfs-qemu"
@@ -84,9 +106,8 @@ class Qemu(GuestProcess):
                 *("-cpu", "max", "-m", "256", "-smp", str(queues), "-nodefaults", "-no-user-config", "-nographic"),
                 *("-no-reboot", "-serial", "stdio", "-monitor", "none", "-kernel", str(image), "-initrd", str(initrd)),
                 *("-append", CONSOLE, "-object", "memory-backend-memfd,id=m0,size=256M,share=on"),
-                *("-chardev", f"socket,id=c0,path={sock},reconnect=1"),
-                *("-netdev", f"vhost-user,id=n0,chardev=c0,queues={queues}", "-device"),
-                f"virtio-net-pci,netdev=n0,romfile=,vectors=0,mac=52:54:00:11:22:33{',mq=on' if queues > 1 else ''}",
+                *(network(sock, queues) if not disks else []),
+                *(word for i, disk in enumerate(disks) for word in block(i, *disk)),
                 *("-qmp", f"unix:{self.monitor},server=on,wait=off"),
             ],
             process_group=0,

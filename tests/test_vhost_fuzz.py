@@ -23,7 +23,7 @@ from virtio import DriverQueue, Feature
 from virtio.errors import VhostUserError
 from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import Server
-from virtio.vhost_user.messages import ADDRESS, CONFIG, LOG, REGION, STATE, TABLE, U64, Request
+from virtio.vhost_user.messages import ADDRESS, CONFIG, INFLIGHT, LOG, REGION, STATE, TABLE, U64, Request
 
 EXAMPLES = 20 * int(os.environ.get("VIRTIO_FUZZ_SECONDS", "10")) // 10
 
@@ -40,12 +40,13 @@ payloads = st.one_of(
               st.lists(st.builds(REGION.pack, wide, wide, wide, wide), max_size=3)),
     st.builds(lambda region: bytes(8) + region, st.builds(REGION.pack, wide, wide, wide, wide)),
     st.builds(LOG.pack, wide, wide),
+    st.builds(INFLIGHT.pack, wide, small, small, st.sampled_from([0, 1, 64, 0x8000, 0xFFFF])),
     st.builds(lambda o, s, f, data: CONFIG.pack(o, s, f) + data, odd, odd, small, st.binary(max_size=40)),
     st.just(TABLE.pack(1, 0) + REGION.pack(GPA, SIZE, UADDR, 0)),
     st.builds(lambda i: ADDRESS.pack(i, 0, UADDR, UADDR + 0x2000, UADDR + 0x1000, 0), small),
 )  # fmt: skip
 requests = st.one_of(st.sampled_from(list(Request)), st.integers(0, 60))
-kinds = st.lists(st.sampled_from(["memory", "eventfd", "null", "folder"]), max_size=3)
+kinds = st.lists(st.sampled_from(["memory", "sealable", "eventfd", "null", "folder"]), max_size=3)
 messages = st.tuples(requests, payloads, kinds, st.sampled_from([0, 8]))
 scribbles = st.tuples(st.integers(0, 0x3000), st.binary(min_size=1, max_size=64))
 
@@ -74,6 +75,10 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def open_one(kind: str, frontend: Frontend) -> int:
     if kind == "memory":
         return os.dup(frontend.fd)
+    if kind == "sealable":
+        fd = os.memfd_create("sealable", os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, SIZE)
+        return fd
     if kind == "eventfd":
         return os.eventfd(1)
     return os.open("/dev/null" if kind == "null" else "/", os.O_RDONLY)

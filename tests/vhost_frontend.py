@@ -17,13 +17,16 @@ PROTOCOL_FEATURES = 1 << 30
 
 
 class Frontend:
-    """Connected to a socket, with guest memory in a memfd. ``ask`` waits for the reply, ``say`` does not."""
+    """Connected to a socket, with guest memory in a memfd. ``ask`` waits for the reply, ``say`` does not.
 
-    def __init__(self, path: str) -> None:
+    ``before``: the same guest's last connection, which is over.
+    """
+
+    def __init__(self, path: str, before: Frontend | None = None) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(10)
         self.socket.connect(path)
-        self.fd = os.memfd_create("guest", os.MFD_CLOEXEC)
+        self.fd = os.dup(before.fd) if before else os.memfd_create("guest", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, SIZE)
         self.memory = GuestMemory([Region.from_fd(GPA, self.fd, SIZE, uaddr=UADDR)])
         self.kicks: dict[int, int] = {}

@@ -24,8 +24,9 @@ cdef struct walk:
 cdef bint walk_is_single(virtio_device_queue *q, uint64_t addr, uint32_t length, uint64_t other) noexcept nogil
 cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs,
                     uint64_t addr, uint64_t word) noexcept nogil
-cdef int walk_packed(virtio_device_queue *q, uint32_t slot, uint32_t inuse, virtio_chain *chain, iovec *segs,
-                     uint32_t first, uint32_t nsegs, uint64_t addr, uint64_t word) noexcept nogil
+cdef int walk_packed(virtio_device_queue *q, const virtio_packed_desc *ring, uint32_t slot, uint32_t inuse,
+                     virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs, uint64_t addr,
+                     uint64_t word) noexcept nogil
 
 
 cdef inline bint range_holds(uint64_t gpa, uint64_t size, uint64_t addr, uint32_t length) noexcept nogil:

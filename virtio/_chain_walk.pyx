@@ -179,9 +179,12 @@ cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, ui
         word = virtio_load64(<uint64_t *>(q.desc + i) + 1)
 
 
-cdef int walk_packed(virtio_device_queue *q, uint32_t slot, uint32_t inuse, virtio_chain *chain, iovec *segs,
-                     uint32_t first, uint32_t nsegs, uint64_t addr, uint64_t word) noexcept nogil:
-    """Walk the list at slot of a packed ring, whose first descriptor is fetched already; inuse slots are out already.
+cdef int walk_packed(virtio_device_queue *q, const virtio_packed_desc *ring, uint32_t slot, uint32_t inuse,
+                     virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs, uint64_t addr,
+                     uint64_t word) noexcept nogil:
+    """Walk the list at slot of a packed ring, or of descriptors copied from one.
+
+    The first descriptor is fetched already; inuse slots are out already.
 
     Sets chain.head, the buffer id, which counts in the last descriptor (2.8.5), and chain.slots.
     """
@@ -209,5 +212,5 @@ cdef int walk_packed(virtio_device_queue *q, uint32_t slot, uint32_t inuse, virt
             latch(&q.fault, VIRTIO_FAULT_RING_OVERRUN, chain.head, slots + inuse, q.size)
             return WALK_BROKEN
         slot = slot + 1 if slot + 1 < q.size else 0
-        addr = virtio_load64(&q.ring[slot].addr)
-        word = virtio_load64(<uint64_t *>&q.ring[slot].len)
+        addr = virtio_load64(&ring[slot].addr)
+        word = virtio_load64(<const uint64_t *>&ring[slot].len)

@@ -1,6 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from virtio._chain cimport Chain
+from virtio._inflight cimport Inflight
 from virtio._ring cimport *
 
 
@@ -9,8 +10,11 @@ cdef class DeviceQueue(Queue):
     cdef dict taken              # serial -> Chain: popped and not given back, in pop order
     cdef uint64_t serial
     cdef object max_chain        # as given, or None
+    cdef readonly Inflight inflight  # q.inflight is in it; None: nothing is noted
     cdef int open(self, GuestMemory memory, object layout, object features, int index, object max_chain) except -1
+    cdef Chain view(self, const virtio_chain *c, const iovec *segs, tuple regions)
     cdef Chain wrap(self, const virtio_chain *c, const iovec *segs, tuple regions)
     cdef int claim(self, Chain chain, uint64_t expected) except -1
     cdef int log_written(self, Chain chain) except -1
+    cdef list waiting(self)
     cdef int rebuild(self, object saved) except -1

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from virtio._chain import Chain as Chain
+from virtio._inflight import Inflight
 from virtio._memory import GuestMemory
 from virtio._ring import Queue
 from virtio.layout import QueueLayout
@@ -24,6 +25,8 @@ class DeviceQueue(Queue):
     def available(self) -> int: ...  # split: chains waiting; packed: 1 if one waits, else 0
     @property
     def outstanding(self) -> list[Chain]: ...
+    @property
+    def inflight(self) -> Inflight | None: ...  # what track() was given
     def pop(self) -> Chain | None: ...
     def pop_burst(self, limit: int = 256) -> list[Chain]: ...
     def unpop(self, chain: Chain) -> None: ...  # the one popped last
@@ -32,6 +35,7 @@ class DeviceQueue(Queue):
     def needs_notification(self) -> bool: ...
     def enable_notification(self) -> bool: ...  # True: chains already wait, process them now
     def disable_notification(self) -> None: ...
+    def track(self, inflight: Inflight) -> None: ...  # its chains are popped again, first
     @classmethod
     def restore(
         cls, memory: GuestMemory, state: Mapping[str, Any]

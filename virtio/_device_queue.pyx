@@ -5,6 +5,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio._chain cimport Chain
+from virtio._inflight cimport Inflight, inflight_pop_again
 from virtio._memory cimport VIRTIO_REGIONS_MAX, memory_gather
 from virtio._ring cimport *
 
@@ -84,15 +85,17 @@ cdef class DeviceQueue(Queue):
     def reset(self, layout=None):
         """Go back to a fresh queue, healed and empty, at ``layout`` or where it was (VIRTIO 1.4, 2.6.1 RING_RESET).
 
-        Chains popped and not given back are void: add_used refuses them. A new layout may have another size, not
-        another
-        format. Raises MemoryFault and ValueError as the constructor does, and then changes nothing.
+        Chains popped and not given back are void: add_used refuses them. What :meth:`track` was given is left as it is,
+        and not written any more. A new layout may have another size, not another format. Raises MemoryFault and
+        ValueError as the constructor does, and then changes nothing.
         """
         cdef dict taken
         cdef Chain chain
         layout = self.layout if layout is None else layout
         self.check_layout(layout)
         self.hold()
+        self.q.inflight = NULL
+        self.inflight = None
         taken, self.taken = self.taken, {}
         self.q.size = layout.size
         self.q.max_chain = layout.size if self.max_chain is None else self.max_chain
@@ -150,8 +153,8 @@ cdef class DeviceQueue(Queue):
             raise self.error()
         return result
 
-    cdef Chain wrap(self, const virtio_chain *c, const iovec *segs, tuple regions):
-        """Make the Python object of a popped chain and note it as outstanding."""
+    cdef Chain view(self, const virtio_chain *c, const iovec *segs, tuple regions):
+        """Make the Python object of a popped chain."""
         cdef Chain chain = Chain.__new__(Chain)
         cdef uint32_t n = c.nreadable + c.nwritable
         cdef iovec *copy
@@ -164,6 +167,11 @@ cdef class DeviceQueue(Queue):
         chain.c = c[0]
         chain.c.first = 0
         chain.regions = regions
+        return chain
+
+    cdef Chain wrap(self, const virtio_chain *c, const iovec *segs, tuple regions):
+        """The same, and note it as outstanding."""
+        cdef Chain chain = self.view(c, segs, regions)
         chain.owner = self
         chain.serial = self.serial
         self.taken[self.serial] = chain
@@ -282,7 +290,7 @@ cdef class DeviceQueue(Queue):
 
     @property
     def available(self):
-        """Chains that wait to be popped (packed: 1 if one does, else 0). Looks at the ring."""
+        """Chains that wait to be popped (of a packed ring: 1 if one does, else 0). Looks at the ring."""
         cdef uint32_t n
         self.hold()
         n = device_navail(self.q)
@@ -326,13 +334,66 @@ cdef class DeviceQueue(Queue):
             lines.append(f"  broken: {self.error()}")
         return "\n".join(lines)
 
+    # ---- chains that outlive the process ----
+
+    def track(self, Inflight inflight not None):
+        """Note what is popped and given back in ``inflight``, for who works this ring after us; go on where it stands.
+
+        An empty region begins where the queue stands. Of any other, the chains that were in flight are popped again
+        before those of the ring, in the order in which they were popped first. Then also the queue stands where the
+        region says (packed), or behind used.idx by what is in flight (split).
+
+        Raises RingError for a region that cannot be, ValueError if it is too small, if a queue has had it, or if chains
+        are outstanding; the error that broke the queue, if it is broken. :meth:`reset` ends it.
+
+        Source: QEMU's docs/interop/vhost-user.rst, "Inflight I/O tracking".
+        """
+        if virtio_load32_acquire(&self.fault.code) != VIRTIO_FAULT_NONE:
+            raise self.error()
+        if self.inflight is not None:
+            raise ValueError("queue has an inflight region already")
+        self.hold()
+        try:
+            inflight.attach(self.q)
+            self.inflight = inflight
+        finally:
+            self.release()
+
+    cdef list waiting(self):
+        """Return the chains that are in flight and were not popped again yet, which they are not by this."""
+        cdef virtio_device_queue *q = self.q
+        cdef virtio_chain chains[BURST]
+        cdef uint32_t room = q.max_chain + VIRTIO_REGIONS_MAX + BURST
+        cdef iovec *segs
+        cdef uint32_t i, n = 1, total = 0
+        cdef list result = []
+        if q.inflight is NULL:
+            return result
+        segs = <iovec *>malloc(room * sizeof(iovec))
+        if segs is NULL:
+            raise MemoryError()
+        self.hold()
+        try:
+            while n:
+                n = inflight_pop_again(q, chains, BURST, segs, room)
+                total += n
+                for i in range(n):
+                    result.append(self.view(&chains[i], segs, self.memory._regions))
+        finally:
+            q.inflight.again -= total
+            virtio_store64(&q.chains, q.chains - total)
+            self.release()
+            free(segs)
+        return result
+
     # ---- snapshot ----
 
     def state(self):
         """Return the queue's private state as plain data (JSON-able), for :meth:`restore`.
 
-        The ring itself is in guest memory and must be saved with it. Chains that are outstanding are part of it. Take
-        both ends' states and the memory while nothing runs.
+        The ring itself is in guest memory and must be saved with it. Chains that are outstanding are part of it; so are
+        those that :meth:`track` found and were not popped again yet. The region that it was given is not. Take both
+        ends' states and the memory while nothing runs.
         """
         cdef virtio_device_queue *q = self.q
         cdef Chain chain
@@ -346,7 +407,7 @@ cdef class DeviceQueue(Queue):
             {"head": chain.c.head, "slots": chain.c.slots, "written": chain.c.written,
              "readable": chain.pieces(0, chain.c.nreadable),
              "writable": chain.pieces(chain.c.nreadable, chain.c.nwritable)}
-            for chain in self.taken.values()
+            for chain in [*self.taken.values(), *self.waiting()]
         ]
         return state
 

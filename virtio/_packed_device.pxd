@@ -62,7 +62,7 @@ cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chai
             if walk_is_single(q, addr, <uint32_t>word, word & other):
                 gpa, room, shift = q.hit.gpa, q.hit.size, <uint64_t>q.hit.host - q.hit.gpa
             else:
-                if walk_packed(q, slot, inuse, chain, segs, s, nsegs, addr, word) != WALK_OK:
+                if walk_packed(q, q.ring, slot, inuse, chain, segs, s, nsegs, addr, word) != WALK_OK:
                     break
                 gpa, room, shift = q.hit.gpa, q.hit.size, <uint64_t>q.hit.host - q.hit.gpa
                 s += <uint32_t>chain.nreadable + chain.nwritable
@@ -91,6 +91,21 @@ cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chai
     q.inuse = <uint16_t>inuse
     add_count(&q.chains, n)
     return n
+
+
+cdef inline void packed_unpop_burst(virtio_device_queue *q, const virtio_chain *chains, uint32_t n) noexcept nogil:
+    """Put back the last n chains popped."""
+    cdef uint32_t slots = 0
+    cdef uint32_t i
+    virtio_store64(&q.chains, q.chains - n)
+    for i in range(n):
+        slots += chains[i].slots
+    q.inuse = <uint16_t>(q.inuse - slots)
+    if slots > q.next_avail:
+        q.next_avail = <uint16_t>(q.next_avail + q.size - slots)
+        q.avail_wrap = not q.avail_wrap
+    else:
+        q.next_avail = <uint16_t>(q.next_avail - slots)
 
 
 cdef inline uint64_t packed_used_word(uint64_t chain, uint64_t marks) noexcept nogil:

@@ -1,4 +1,4 @@
-# The C structs of include/virtio/queue.h, for Cython. What each field means stands there.
+# The C structs of include/virtio/queue.h and inflight.h, for Cython. What each field means stands there.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._memory cimport virtio_memory, virtio_region, iovec
@@ -14,6 +14,7 @@ cdef extern from "virtio/atomic.h" nogil:
     void virtio_store16(uint16_t *p, uint16_t v)
     void virtio_store32(uint32_t *p, uint32_t v)
     void virtio_store64(uint64_t *p, uint64_t v)
+    void virtio_store8_release(uint8_t *p, uint8_t v)
     void virtio_store16_release(uint16_t *p, uint16_t v)
     void virtio_store32_release(uint32_t *p, uint32_t v)
     void virtio_store64_release(uint64_t *p, uint64_t v)
@@ -205,6 +206,67 @@ cdef extern from "virtio/queue.h" nogil:
         uint32_t readable
         uint32_t writable
 
+
+cdef extern from "virtio/inflight.h" nogil:
+    enum:
+        VIRTIO_INFLIGHT_VERSION
+
+    ctypedef struct virtio_desc_state_split:
+        uint8_t inflight
+        uint16_t next
+        uint64_t counter
+
+    ctypedef struct virtio_queue_region_split:
+        uint64_t features
+        uint16_t version
+        uint16_t desc_num
+        uint16_t last_batch_head
+        uint16_t used_idx
+        virtio_desc_state_split desc[0]
+
+    ctypedef struct virtio_desc_state_packed:
+        uint8_t inflight
+        uint16_t next
+        uint16_t last
+        uint16_t num
+        uint64_t counter
+        uint16_t id
+        uint16_t flags
+        uint32_t len
+        uint64_t addr
+
+    ctypedef struct virtio_queue_region_packed:
+        uint64_t features
+        uint16_t version
+        uint16_t desc_num
+        uint16_t free_head
+        uint16_t old_free_head
+        uint16_t used_idx
+        uint16_t old_used_idx
+        uint8_t used_wrap_counter
+        uint8_t old_used_wrap_counter
+        virtio_desc_state_packed desc[0]
+
+    ctypedef struct virtio_inflight:
+        virtio_queue_region_split *split
+        virtio_queue_region_packed *packed
+        uint64_t counter
+        uint64_t fresh
+        uint16_t entries
+        uint16_t last_batch_head
+        uint16_t free_head
+        uint16_t *next
+        uint16_t *last
+        uint16_t *num
+        uint16_t *older
+        uint16_t *by_id
+        uint32_t again
+        uint32_t listed
+        uint16_t *heads
+        virtio_packed_desc *copies
+
+
+cdef extern from "virtio/queue.h" nogil:
     ctypedef struct virtio_device_queue:
         virtio_desc *desc
         virtio_packed_desc *ring
@@ -220,6 +282,7 @@ cdef extern from "virtio/queue.h" nogil:
         uint16_t size
         uint8_t packed
         virtio_region hit
+        virtio_inflight *inflight
         uint16_t next_avail
         uint16_t avail_seen
         uint16_t next_used

@@ -4,6 +4,7 @@
 # q.fault. Callers hold q.lock (queue_lock), or own the queue outright: one owner per queue at a time.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
+from virtio._inflight cimport inflight_add_used_burst, inflight_pop_burst, inflight_unpop_burst
 from virtio._memory cimport GuestMemory, MemoryUser, memory_gpa_of, memory_log
 from virtio._notify cimport *
 from virtio._packed_device cimport *
@@ -99,6 +100,8 @@ cdef inline void driver_disable_intr(virtio_driver_queue *q) noexcept nogil:
 cdef inline uint32_t device_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs,
                                       uint32_t nsegs) noexcept nogil:
     """Take up to limit available chains; return how many. Their pieces of host memory go to segs[0..nsegs)."""
+    if virtio_unlikely(q.inflight is not NULL):
+        return inflight_pop_burst(q, chains, limit, segs, nsegs)
     if q.packed:
         return packed_pop_burst(q, chains, limit, segs, nsegs)
     return split_pop_burst(q, chains, limit, segs, nsegs)
@@ -106,20 +109,12 @@ cdef inline uint32_t device_pop_burst(virtio_device_queue *q, virtio_chain *chai
 
 cdef inline void device_unpop_burst(virtio_device_queue *q, const virtio_chain *chains, uint32_t n) noexcept nogil:
     """Put back the last n chains popped, none of them used: they are popped again, and checked again, next time."""
-    cdef uint32_t slots = 0
-    cdef uint32_t i
-    virtio_store64(&q.chains, q.chains - n)
-    if q.packed:
-        for i in range(n):
-            slots += chains[i].slots
-        q.inuse = <uint16_t>(q.inuse - slots)
-        if slots > q.next_avail:
-            q.next_avail = <uint16_t>(q.next_avail + q.size - slots)
-            q.avail_wrap = not q.avail_wrap
-        else:
-            q.next_avail = <uint16_t>(q.next_avail - slots)
+    if virtio_unlikely(q.inflight is not NULL):
+        inflight_unpop_burst(q, chains, n)
+    elif q.packed:
+        packed_unpop_burst(q, chains, n)
     else:
-        q.next_avail = <uint16_t>(q.next_avail - n)
+        split_unpop_burst(q, n)
 
 
 cdef inline void device_log_written(virtio_device_queue *q, const virtio_chain *chain,
@@ -142,15 +137,24 @@ cdef inline void device_log_written(virtio_device_queue *q, const virtio_chain *
 
 cdef inline void device_add_used_burst(virtio_device_queue *q, const virtio_chain *chains, uint32_t n) noexcept nogil:
     """Give n popped chains back to the driver, each with chain.written bytes; in pop order if IN_ORDER."""
-    if q.packed:
+    if virtio_unlikely(q.inflight is not NULL):
+        inflight_add_used_burst(q, chains, n)
+    elif q.packed:
         packed_add_used_burst(q, chains, n)
     else:
         split_add_used_burst(q, chains, n)
 
 
+cdef inline uint32_t device_nagain(const virtio_device_queue *q) noexcept nogil:
+    """Return how many chains of a backend before us wait to be popped again."""
+    if q.inflight is NULL or q.fault.code != VIRTIO_FAULT_NONE:
+        return 0
+    return q.inflight.listed - q.inflight.again
+
+
 cdef inline uint32_t device_navail(virtio_device_queue *q) noexcept nogil:
-    """Return how many chains wait to be popped (packed: whether one does)."""
-    return packed_navail(q) if q.packed else split_navail(q)
+    """Return how many chains wait to be popped (packed: of the ring, whether one does)."""
+    return device_nagain(q) + (packed_navail(q) if q.packed else split_navail(q))
 
 
 cdef inline bint device_needs_notification(virtio_device_queue *q) noexcept nogil:
@@ -160,7 +164,8 @@ cdef inline bint device_needs_notification(virtio_device_queue *q) noexcept nogi
 
 cdef inline bint device_enable_notification(virtio_device_queue *q) noexcept nogil:
     """Ask to be kicked for the next chain. True: some wait already, and no kick may come for them."""
-    return packed_enable_notification(q) if q.packed else split_enable_notification(q)
+    cdef bint some = packed_enable_notification(q) if q.packed else split_enable_notification(q)
+    return some or device_nagain(q) != 0
 
 
 cdef inline void device_disable_notification(virtio_device_queue *q) noexcept nogil:

@@ -55,7 +55,8 @@ cdef inline uint32_t run_start(virtio_run *run, virtio_device_queue *q, uint32_t
     run.marks = run.used_marks = run.first = 0
     run.avail = NULL
     run.used = NULL
-    if q.fault.code != VIRTIO_FAULT_NONE or q.memory.log is not NULL:  # nothing here is noted in a log
+    # nothing here is noted in a log, nor for a backend after us
+    if q.fault.code != VIRTIO_FAULT_NONE or q.memory.log is not NULL or q.inflight is not NULL:
         return 0
     run.q = q
     run.at, run.used_at = q.next_avail, q.next_used

@@ -97,6 +97,12 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
     return ready
 
 
+cdef inline void split_unpop_burst(virtio_device_queue *q, uint32_t n) noexcept nogil:
+    """Put back the last n chains popped."""
+    virtio_store64(&q.chains, q.chains - n)
+    q.next_avail = <uint16_t>(q.next_avail - n)
+
+
 cdef inline void split_log_used(virtio_device_queue *q, uint16_t first, uint32_t n) noexcept nogil:
     """Mark the used entries first.. and used.idx in the dirty log."""
     cdef uint32_t i

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from virtio._inflight import Inflight
 from virtio.vhost_user.backend import PROTOCOL, Backend
 from virtio.vhost_user.messages import ProtocolFeature
 from virtio.vhost_user.server import Server
 
-__all__ = ["Backend", "Server", "ProtocolFeature", "PROTOCOL"]
+__all__ = ["Backend", "Server", "Inflight", "ProtocolFeature", "PROTOCOL"]

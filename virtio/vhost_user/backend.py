@@ -16,6 +16,7 @@ from virtio.constants import DeviceType, Feature, Status
 from virtio.device import Device
 from virtio.errors import Disconnected, NegotiationError, VhostUserError, VirtioError
 from virtio.vhost_user.channel import Channel
+from virtio.vhost_user.inflight import InflightFile
 from virtio.vhost_user.memory import SLOTS_MAX, MemoryTable
 from virtio.vhost_user.messages import (
     ADDRESS,
@@ -50,6 +51,7 @@ PROTOCOL = (
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
     | ProtocolFeature.BACKEND_SEND_FD
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
@@ -94,6 +96,7 @@ class Backend:
         self.table = MemoryTable()
         self.rings = [Ring(index) for index in range(len(device.queues))]
         self.log: Region | None = None
+        self.inflight: InflightFile | None = None
         self.requests: Channel | None = None  # to the frontend
         self.silent = Bell()
         self._end = Bell()
@@ -185,12 +188,17 @@ class Backend:
             raise VhostUserError(f"{message.name}: {error}") from error
         finally:
             message.close()
-        if answer is not None:
+        if isinstance(answer, Message):
+            try:
+                self.channel.reply(message.request, answer.payload, answer.fds)
+            finally:
+                answer.close()
+        elif answer is not None:
             self.channel.reply(message.request, answer)
         else:
             self._acknowledge(message, 0)
 
-    def _obey(self, message: Message) -> bytes | None:
+    def _obey(self, message: Message) -> bytes | Message | None:
         obey = OBEY.get(message.request)
         if obey is None:
             raise VhostUserError(f"{message.name} ({len(message.payload)} bytes) is not served here")
@@ -241,6 +249,7 @@ class Backend:
         for ring in self.rings:
             self._stop_ring(ring)
             ring.enabled = not self.features & PROTOCOL_FEATURES
+        self.inflight = None  # a frontend gives it again before it starts rings again
         self.device.reset()
 
     def _set_status(self, message: Message) -> None:
@@ -302,6 +311,14 @@ class Backend:
                 raise VhostUserError(f"dirty log: {error}") from None
         else:
             self.table.memory.stop_log()
+
+    def _get_inflight_fd(self, message: Message) -> Message:
+        return InflightFile.answer(message, len(self.rings), self._packed)
+
+    def _set_inflight_fd(self, message: Message) -> None:
+        if any(ring.running for ring in self.rings):
+            raise VhostUserError(f"{message.name}: rings run")
+        self.inflight = InflightFile.take(message, len(self.rings), self._packed)
 
     # ---- rings ----
 
@@ -399,7 +416,7 @@ class Backend:
         if not ring.complete:
             raise VhostUserError(f"ring {ring.index} is kicked before its size and addresses are set")
         self._go_live()
-        queue = ring.queue(self.table.memory, self._driver_features(), self._packed)
+        queue = ring.queue(self.table.memory, self._driver_features(), self._packed, self.inflight)
         if not self.device.handles(ring.index):
             self.device.set_kick(ring.index, ring.kick or Bell())
         muted = None if not self.features & PROTOCOL_FEATURES else not ring.enabled
@@ -496,7 +513,7 @@ def unpack(message: Message, layout: object) -> tuple[int, ...]:
     return layout.unpack_from(message.payload)  # type: ignore[attr-defined,no-any-return]
 
 
-OBEY: dict[int, Callable[[Backend, Message], bytes | None]] = {
+OBEY: dict[int, Callable[[Backend, Message], bytes | Message | None]] = {
     Request.GET_FEATURES: Backend._get_features,
     Request.SET_FEATURES: Backend._set_features,
     Request.SET_OWNER: Backend._nothing,
@@ -520,6 +537,8 @@ OBEY: dict[int, Callable[[Backend, Message], bytes | None]] = {
     Request.SET_BACKEND_REQ_FD: Backend._set_backend_req_fd,
     Request.GET_CONFIG: Backend._get_config,
     Request.SET_CONFIG: Backend._set_config,
+    Request.GET_INFLIGHT_FD: Backend._get_inflight_fd,
+    Request.SET_INFLIGHT_FD: Backend._set_inflight_fd,
     Request.RESET_DEVICE: Backend._reset_device,
     Request.GET_MAX_MEM_SLOTS: Backend._get_max_mem_slots,
     Request.ADD_MEM_REG: Backend._add_mem_reg,

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from virtio._bell import Bell
 from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
-from virtio.errors import MemoryFault, VhostUserError
+from virtio.errors import MemoryFault, RingError, VhostUserError
 from virtio.layout import QueueLayout
+from virtio.vhost_user.inflight import InflightFile
 
 log = logging.getLogger("virtio.vhost_user")
 
@@ -54,14 +55,20 @@ class Ring:
         except (MemoryFault, ValueError) as error:
             raise VhostUserError(f"ring {self.index} (size {self.size}): {error}") from None
 
-    def queue(self, memory: GuestMemory, features: int, packed: bool) -> DeviceQueue:
-        """Return the device end, standing where ``base`` says. Raises VhostUserError."""
+    def queue(self, memory: GuestMemory, features: int, packed: bool, inflight: InflightFile | None) -> DeviceQueue:
+        """Return the device end, standing where ``base`` says, or its region in ``inflight``. Raises VhostUserError."""
         layout = self.layout(memory, packed)
         try:
             state = DeviceQueue(memory, layout, features=features, index=self.index).state()
             state |= packed_position(self.base, memory, layout) if packed else split_position(self.base, memory, layout)
-            return DeviceQueue.restore(memory, state)
-        except (MemoryFault, ValueError) as error:
+            queue = DeviceQueue.restore(memory, state)
+            region = inflight and inflight.queue(self.index, packed)
+            if region:
+                queue.track(region)
+                if region.waiting:
+                    log.info("ring %d: %d chains that were in flight are done again", self.index, region.waiting)
+            return queue
+        except (MemoryFault, RingError, ValueError) as error:
             raise VhostUserError(f"ring {self.index}: {error}") from None
 
 

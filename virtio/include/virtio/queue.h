@@ -13,6 +13,7 @@
 #include <sys/uio.h>
 
 #include "virtio/atomic.h"
+#include "virtio/inflight.h"
 #include "virtio/memory.h"
 #include "virtio/ring.h"
 
@@ -196,6 +197,7 @@ typedef struct virtio_device_queue {
     uint16_t size;
     uint8_t packed;
     virtio_region hit;               /* the region that the last lookup found */
+    virtio_inflight *inflight;       /* where what is popped is noted for a backend after us, or NULL */
 
     /* what pop and add_used write */
     uint16_t next_avail __attribute__((aligned(64))); /* split: avail.idx up to which we popped; packed: slot */

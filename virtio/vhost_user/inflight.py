@@ -1,0 +1,95 @@
+"""The file in which a backend notes what it has popped and not used: the frontend keeps it, the next backend goes on.
+
+Source: QEMU's docs/interop/vhost-user.rst, "Inflight I/O tracking", GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+
+from virtio._inflight import Inflight
+from virtio._region import Region
+from virtio.errors import VhostUserError
+from virtio.layout import QUEUE_SIZE_MAX
+from virtio.vhost_user.messages import INFLIGHT, REPLY, Message
+
+SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+@dataclass(frozen=True)
+class InflightFile:
+    """The regions of the first ``queues`` queues, one behind the other, for ``size`` descriptors each.
+
+    The file is the frontend's too. It must be sealed against being cut shorter, which would end this process by SIGBUS.
+    What is in a region is checked when its queue starts.
+    """
+
+    region: Region
+    queues: int
+    size: int
+
+    @classmethod
+    def answer(cls, message: Message, queues_max: int, packed: bool) -> Message:
+        """Return the answer to GET_INFLIGHT_FD: a new file, empty. Raises VhostUserError."""
+        _, _, queues, size = cls._numbers(message, queues_max)
+        total = queues * Inflight.size(size, packed)
+        fd = os.memfd_create("vhost-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(fd, total)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        except BaseException:
+            os.close(fd)
+            raise
+        # as long as the question: QEMU's has 4 bytes of padding at the end
+        payload = INFLIGHT.pack(total, 0, queues, size).ljust(len(message.payload), b"\0")
+        return Message(message.request, REPLY, payload, [fd])
+
+    @classmethod
+    def take(cls, message: Message, queues_max: int, packed: bool) -> InflightFile:
+        """Map the file that comes with SET_INFLIGHT_FD. Raises VhostUserError."""
+        total, offset, queues, size = cls._numbers(message, queues_max)
+        if len(message.fds) != 1:
+            raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
+        needed = queues * Inflight.size(size, packed)
+        if total < needed:
+            raise VhostUserError(f"{message.name}: {total} bytes for {queues} queues of {size} (at least {needed})")
+        if offset % 8:
+            raise VhostUserError(f"{message.name}: offset {offset} is no multiple of 8")
+        try:
+            fcntl.fcntl(message.fds[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        except OSError:
+            sealed = cls._seals(message.fds[0])
+            if not sealed & fcntl.F_SEAL_SHRINK:
+                raise VhostUserError(f"{message.name}: the file has seals {sealed:#x}, not F_SEAL_SHRINK") from None
+        try:
+            region = Region.from_fd(0, message.fds[0], needed, offset)
+        except (ValueError, OverflowError, OSError) as error:
+            raise VhostUserError(f"{message.name}: {needed} bytes at offset {offset}: {error}") from None
+        return cls(region, queues, size)
+
+    def queue(self, index: int, packed: bool) -> Inflight | None:
+        """Return the region of a queue; None if there is none. Raises ValueError if it is for another format."""
+        if index >= self.queues:
+            return None
+        return Inflight(self.region, index * Inflight.size(self.size, packed), self.size)
+
+    @staticmethod
+    def _numbers(message: Message, queues_max: int) -> tuple[int, int, int, int]:
+        if not INFLIGHT.size <= len(message.payload) <= INFLIGHT.size + 4:
+            sizes = f"{INFLIGHT.size} to {INFLIGHT.size + 4}"
+            raise VhostUserError(f"{message.name} has {len(message.payload)} bytes ({sizes})")
+        total, offset, queues, size = INFLIGHT.unpack_from(message.payload)
+        if not 1 <= queues <= queues_max:
+            raise VhostUserError(f"{message.name}: {queues} queues (1 to {queues_max})")
+        if not 1 <= size <= QUEUE_SIZE_MAX:
+            raise VhostUserError(f"{message.name}: queue size {size} (1 to {QUEUE_SIZE_MAX})")
+        return total, offset, queues, size
+
+    @staticmethod
+    def _seals(fd: int) -> int:
+        try:
+            return int(fcntl.fcntl(fd, fcntl.F_GET_SEALS))
+        except OSError:  # a file that has none
+            return 0
