@@ -11,7 +11,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from virtio.net import Namespace
 
@@ -24,7 +24,7 @@ PATIENCE = 60  # seconds: a machine may be busy
 
 class Host:
     """Servers, by IPv4 and 6: port 5001 gives ``size`` bytes, 5002 takes some, 5003 wants back what it sends until
-    ``enough`` is set, 5004 says what was put into ``orders``, one for each connection; and UDP's 5005 as 5003.
+    ``enough`` is set, 5004 does what was put into ``orders``, one for each connection; and UDP's 5005 as 5003.
     """
 
     def __init__(self, space: Namespace, stack: ExitStack, size: int = SIZE) -> None:
@@ -36,7 +36,8 @@ class Host:
         self.enough = threading.Event()
         self.back = 0  # bytes that came back
         self.exchanged: list[tuple[str, str]] = []  # of streams and of datagrams: what was sent, what came back
-        self.orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.orders: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self.space = space
         for port, serve in ((5001, self.give), (5002, self.take), (5003, self.exchange), (5004, self.order)):
             listener = space.socket(socket.AF_INET6, socket.SOCK_STREAM)
             listener.bind(("::", port))  # IPv4 too
@@ -54,9 +55,13 @@ class Host:
                 connection, _ = listener.accept()
             except OSError:
                 return
-            with connection:
-                connection.settimeout(PATIENCE)
-                serve(connection)
+            threading.Thread(target=self.serve, args=(connection, serve), daemon=True).start()
+
+    def serve(self, connection: socket.socket, serve: Callable[[socket.socket], None]) -> None:
+        # the guest may be gone, without a word: what is missing then is seen in what did not come
+        with connection, suppress(OSError):
+            connection.settimeout(PATIENCE)
+            serve(connection)
 
     def give(self, connection: socket.socket) -> None:
         for at in range(0, len(self.data), 1 << 16):
@@ -94,7 +99,8 @@ class Host:
         self.exchanged.append((sent.hexdigest(), came.hexdigest()))
 
     def order(self, connection: socket.socket) -> None:
-        connection.sendall(self.orders.get().encode())
+        if (action := self.orders.get()) is not None:
+            action()
 
     def datagrams(self, server: socket.socket) -> None:
         """Of each guest that says something: all datagrams, in turn; an empty one ends it."""
@@ -116,3 +122,12 @@ class Host:
             server.settimeout(None)
             self.exchanged.append((sent.hexdigest(), came.hexdigest()))
             server.sendto(b"", guest)
+
+    def frames(self, to: str, count: int, vlan: int | None = None) -> None:
+        """Send frames that are not for the guest's kernel, within a VLAN."""
+        head = bytes.fromhex(to.replace(":", "") + "020000000077")
+        tag = b"" if vlan is None else b"\x81\x00" + vlan.to_bytes(2)
+        with self.space.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+            sender.bind(("tap0", 0))
+            for _ in range(count):
+                sender.send(head + tag + b"\x88\xb5" + bytes(50))

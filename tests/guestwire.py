@@ -15,6 +15,9 @@ from virtio.net import NetDevice
 from virtio.vhost_user import Server
 
 V4, V6 = "10.77.0", "fd77::"
+SMALL = 512 << 10  # bytes of a stream of which there are many
+OTHER = "02:00:00:00:00:ff"  # nobody's MAC address
+FOREIGN = 200  # frames for somebody else: many more than come otherwise meanwhile
 V4_HOST, V6_HOST = f"{V4}.1", f"{V6}1"
 
 
@@ -40,6 +43,9 @@ both() {{ echo GOT $1 $(nc $2 5001 < /dev/null | sha256sum); nc $2 5002 -e cat /
 exchange() {{ nc $1 5003 -e cat; }}
 order() {{ nc {V4_HOST} 5004 < /dev/null; }}
 datagrams() {{ bash -c "exec 3<> /dev/udp/$1/5005; echo >&3; cat <&3 >&3"; }}
+carrier() {{ while [ $(cat /sys/class/net/eth0/carrier) != $1 ]; do sleep 0.1; done; }}
+came() {{ cat /sys/class/net/eth0/statistics/rx_packets; }}
+count() {{ before=$(came); order; echo CAME $1 $(($(came) - before)); }}
 toggle_each() {{
     ethtool -k eth0 | grep -v fixed > /tmp/all
     sed -n 's/^[[:space:]]*\\([a-z0-9-]*\\): \\(on\\|off\\).*/\\1 \\2/p' /tmp/all > /tmp/offloads
@@ -79,6 +85,13 @@ def exchanges(host: Host, count: int) -> None:
     """So many streams, or trains of datagrams, came back as they were sent."""
     assert len(host.exchanged) == count
     assert all(sent == came for sent, came in host.exchanged)
+
+
+def came(said: str) -> dict[str, bool]:
+    """Return, for each name that a guest counted under, whether all that are FOREIGN came, or at least half did not."""
+    counts = {name: int(count) for name, count in re.findall(r"^CAME (\S+) (\d+)", said, re.M)}
+    assert all(count >= FOREIGN or count < FOREIGN // 2 for count in counts.values()), counts
+    return {name: count >= FOREIGN for name, count in counts.items()}
 
 
 PINGS = [f"ping -c 3 -i 0.2 {V4_HOST}", f"ping -6 -c 3 -i 0.2 {V6_HOST}"]

@@ -8,8 +8,6 @@ import os
 import socket
 import struct
 import subprocess
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +95,11 @@ class Qemu(GuestProcess):
         initrd = folder / f"{Path(sock).name}.initramfs"
         initrd.write_bytes(initramfs.make(job, folder_of_modules, ["virtio_pci", "virtio_net", *modules]))
         self.monitor = f"{sock}.qmp"
-        self.text: list[str] = []
         self.memory = os.memfd_create("guest", 0)
         os.ftruncate(self.memory, MEMORY)
-        self.process = subprocess.Popen(
+        super().__init__(
             [
-                *("timeout", "-k", "3", "150", program, "-accel", "tcg", "-machine", "pc,memory-backend=m0"),
+                *(program, "-accel", "tcg", "-machine", "pc,memory-backend=m0"),
                 *("-cpu", "max", "-m", f"{MEMORY >> 10}K", "-smp", str(queues)),
                 *("-nodefaults", "-no-user-config", "-nographic"),
                 *("-serial", "stdio", "-monitor", "none", "-kernel", str(image), "-initrd", str(initrd)),
@@ -113,31 +110,11 @@ class Qemu(GuestProcess):
                 f"virtio-net-pci,netdev=n0,romfile=,vectors=0,mac={MAC}{',mq=on' if queues > 1 else ''}{device}",
                 *("-qmp", f"unix:{self.monitor},server=on,wait=off"), *more,
             ],
-            process_group=0, pass_fds=[self.memory],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            150, pass_fds=[self.memory],
         )  # fmt: skip
-        self.reader = threading.Thread(target=self._read, daemon=True)
-        self.reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.text.append(line.replace("\r", ""))
-
-    def said(self) -> str:
-        return "".join(self.text)
-
-    def wait_for(self, what: str, seconds: float = 60) -> None:
-        """Wait until the guest has said something."""
-        end = time.monotonic() + seconds
-        while what not in self.said():
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.02)
 
     def close(self) -> None:
         super().close()
-        self.reader.join(10)
         if self.memory >= 0:
             os.close(self.memory)
             self.memory = -1
@@ -157,10 +134,3 @@ class Qemu(GuestProcess):
                         break
             lines.close()
             return answer["return"]
-
-    def finish(self, seconds: float = 120) -> str:
-        """Wait for its end; return what it said. AssertionError unless it came to the job's end."""
-        self.wait_for("GUEST-DONE", seconds)
-        self.process.wait(30)
-        self.reader.join(10)
-        return self.said()

@@ -101,7 +101,7 @@ def test_a_guest_moves_while_its_streams_run(options: str, announced: str, tmp_p
         source.command("migrate", uri=moves)
         wait_for(lambda: progress(source)[1] >= 2, "the memory was not sent once")
         source.command("migrate-set-parameters", **{"max-bandwidth": HOLD})
-        host.orders.put("")
+        host.orders.put(None)
         wait_for(lambda: host.arrived == 1, "nothing came in migration")
         wait_for(lambda: host.back >= before + STREAMED, "nothing streams in migration")
         wait_for(here.device.memory.dirty_pages, "nothing was logged")
@@ -118,7 +118,7 @@ def test_a_guest_moves_while_its_streams_run(options: str, announced: str, tmp_p
         route = ["ip", "route", "replace", f"{V4}.2/32", "dev", "there", "src", V4_HOST]
         assert space.popen(route, stderr=subprocess.PIPE).wait() == 0
         after = host.back
-        host.orders.put("")
+        host.orders.put(None)
         wait_for(lambda: host.back >= after + STREAMED, "nothing streams afterwards")
         packed.append(there.device.negotiated & Feature.RING_PACKED)
         host.enough.set()
