@@ -37,7 +37,14 @@ def wired(
         yield path, device, host, stack.enter_context(Server(device, path))
 
 
-FUNCTIONS = f"""
+FUNCTIONS = rf"""
+# what was sent has come: a guest that powers off takes with it what waits in its sockets (FIN_WAIT1)
+sent() {{
+    for i in $(seq 300); do
+        cat /proc/net/tcp /proc/net/tcp6 | grep -q ":138[AB] 04 " || break
+        sleep 0.1
+    done
+}}
 # cat writes 64 KB at a time, nc 1 KB: too little at once for segmentation
 both() {{ echo GOT $1 $(nc $2 5001 < /dev/null | sha256sum); nc $2 5002 -e cat /tmp/x; echo SENT $1; }}
 exchange() {{ nc $1 5003 -e cat; }}
@@ -48,7 +55,7 @@ came() {{ cat /sys/class/net/eth0/statistics/rx_packets; }}
 count() {{ before=$(came); order; echo CAME $1 $(($(came) - before)); }}
 toggle_each() {{
     ethtool -k eth0 | grep -v fixed > /tmp/all
-    sed -n 's/^[[:space:]]*\\([a-z0-9-]*\\): \\(on\\|off\\).*/\\1 \\2/p' /tmp/all > /tmp/offloads
+    sed -n 's/^[[:space:]]*\([a-z0-9-]*\): \(on\|off\).*/\1 \2/p' /tmp/all > /tmp/offloads
     while read name before; do
         case $before in on) states="off on";; *) states="on off";; esac
         for state in $states; do
@@ -70,11 +77,12 @@ def job(*lines: str, mtu: int = 1500, size: int = SIZE) -> str:
         f"dd if=/dev/urandom of=/tmp/x bs=64k count={size >> 16} 2>/dev/null",
         "echo MINE $(sha256sum < /tmp/x)",
     ]  # fmt: skip
-    return "\n".join((FUNCTIONS, *begin, *lines)) + "\n"
+    return "\n".join((FUNCTIONS, *begin, *lines, "sent")) + "\n"
 
 
 def hashes(said: str, host: Host, rounds: int) -> None:
     """Every stream of the guest's, either way, is what it was."""
+    host.wait_for(lambda: len(host.taken) >= rounds)
     got = re.findall(r"^GOT \S+ ([0-9a-f]{64})", said, re.M)
     (mine,) = re.findall(r"^MINE ([0-9a-f]{64})", said, re.M)
     assert got == [host.given] * rounds, said
@@ -83,6 +91,7 @@ def hashes(said: str, host: Host, rounds: int) -> None:
 
 def exchanges(host: Host, count: int) -> None:
     """So many streams, or trains of datagrams, came back as they were sent."""
+    host.wait_for(lambda: len(host.exchanged) >= count)
     assert len(host.exchanged) == count
     assert all(sent == came for sent, came in host.exchanged)
 

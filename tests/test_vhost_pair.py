@@ -6,6 +6,7 @@ import re
 from contextlib import ExitStack
 from pathlib import Path
 
+from guestwire import FUNCTIONS
 from qemuguest import Qemu
 from umlguest import Uml
 
@@ -18,9 +19,10 @@ VLAN = "10.78.0"
 def lines(number: int, *rest: str) -> str:
     """A guest's job, within a VLAN; what it has to give is in /tmp/x."""
     return "\n".join([
-        "echo", "ip link set eth0 up", "ip link add link eth0 name v5 type vlan id 5",
+        FUNCTIONS, "echo", "ip link set eth0 up", "ip link add link eth0 name v5 type vlan id 5",
         f"ip addr add {VLAN}.{number}/24 dev v5", "ip link set v5 up",
-        "dd if=/dev/urandom of=/tmp/x bs=64k count=32 2>/dev/null", "echo MINE $(sha256sum < /tmp/x)", *rest, "",
+        "dd if=/dev/urandom of=/tmp/x bs=64k count=32 2>/dev/null", "echo MINE $(sha256sum < /tmp/x)",
+        *rest, "sent", "",
     ])  # fmt: skip
 
 
