@@ -11,7 +11,8 @@ from pathlib import Path
 from peers import need_peer
 
 APPLETS = (
-    "sh mount ip ifconfig insmod cat echo sleep poweroff ping sha256sum nc timeout ls grep sed seq head cut dd test"
+    "sh mount ip ifconfig insmod cat echo sleep poweroff reboot ping sha256sum nc timeout ls grep sed seq head cut dd "
+    "test"
 )
 INIT = """#!/bin/sh
 export PATH=/bin
@@ -73,7 +74,8 @@ def make(job: str, modules: Path, names: Iterable[str]) -> bytes:
     busybox = need_peer("busybox", "busybox-static")
     files = {"init": (0o100755, INIT.encode()), "job": (0o100644, job.encode())}
     files["bin/busybox"] = (0o100755, Path(busybox).read_bytes())
-    files |= with_libraries([program("ethtool", "ethtool"), need_peer("iperf3", "iperf3")])
+    # bash sends datagrams: this busybox's nc does not
+    files |= with_libraries([program("ethtool", "ethtool"), need_peer("iperf3", "iperf3"), need_peer("bash", "bash")])
     files |= {f"bin/{name}": (0o120777, b"busybox") for name in APPLETS.split()}
     files |= {f"{name}/.keep": (0o100644, b"") for name in ("dev", "proc", "sys", "tmp")}
     return cpio(files | with_modules(modules, names))

@@ -10,7 +10,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from qemuguest import Qemu
+from qemuguest import Qemu, block
 
 SIZE = 4 << 20
 DELAY = 0.002  # seconds that a request takes
@@ -60,8 +60,12 @@ def test_a_guest_does_not_notice_that_its_disks_are_killed(tmp_path: Path) -> No
         backends = {name: Backend(tmp_path / f"{name}.s", disk) for name, disk in disks.items()}
         for name in disks:
             stack.callback(lambda name=name: backends[name].kill())
-        sockets = tuple((str(tmp_path / f"{name}.s"), ",packed=on" if name == "packed" else "") for name in disks)
-        with Qemu("", JOB, tmp_path, modules=("virtio_blk",), disks=sockets) as guest:
+        devices = [
+            word
+            for number, name in enumerate(disks)
+            for word in block(number, str(tmp_path / f"{name}.s"), ",packed=on" if name == "packed" else "")
+        ]
+        with Qemu(str(tmp_path / "guest"), JOB, tmp_path, modules=("virtio_blk",), devices=devices) as guest:
             for name, disk in disks.items():
                 again = 0
                 for count in (3, 5):

@@ -5,33 +5,53 @@ QEMU serves the guest's control queue and tells us by messages: queue pairs by S
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
-from contextlib import ExitStack
 from pathlib import Path
 
-from guestwire import FIRST_CONTACT, V4, Host, first_contact, hashes, job, wired
+from guestwire import (
+    FIRST_CONTACT,
+    FOREIGN,
+    OTHER,
+    SMALL,
+    V4_HOST,
+    V6_HOST,
+    came,
+    first_contact,
+    hashes,
+    job,
+    toggled,
+    wired,
+)
 from qemuguest import Qemu
-from spaces import namespaces
 
 
-def test_a_guest_pings_and_moves_streams(tmp_path: Path) -> None:
+def test_a_guest_pings_and_moves_streams_and_boots_again(tmp_path: Path) -> None:
+    """The same QEMU, the same connection: the driver resets the device and places its rings anew."""
+    boots = [FIRST_CONTACT, "echo READY", "order && reboot -f"]
     with wired(tmp_path) as (path, device, host, server):
-        with Qemu(path, FIRST_CONTACT, tmp_path) as guest:
-            said = guest.finish()
-        first_contact(said, host, device)
+        with Qemu(path, "\n".join(boots) + "\n", tmp_path, reboots=True) as guest:
+            for boot in (1, 2):
+                guest.wait_for("READY", times=boot)
+                first_contact(guest.said().split("READY")[boot - 1], host, device)
+                host.taken.clear()
+                host.exchanged.clear()
+                if boot == 1:
+                    host.orders.put(None)
+            assert server.connections == 1
         assert server.error is None
 
 
-def test_two_queue_pairs_and_a_link_that_goes_and_comes(tmp_path: Path) -> None:
+def test_two_queue_pairs_a_link_that_goes_and_comes_and_frames_for_others(tmp_path: Path) -> None:
+    """QEMU keeps what the driver says of addresses and VLANs to itself: whatever is on the link comes to the guest."""
     lines = [
         "ethtool -L eth0 combined 2", "ethtool -l eth0 | grep Combined | tail -1",
-        *(f"both {i} {V4}.1" for i in range(8)),
-        "echo READY", "while [ $(cat /sys/class/net/eth0/carrier) = 1 ]; do sleep 0.1; done", "echo DOWN",
-        "while [ $(cat /sys/class/net/eth0/carrier) = 0 ]; do sleep 0.1; done", "echo UP", f"both up {V4}.1",
+        *(f"both {i} {V4_HOST}" for i in range(8)),
+        "count normal", "ip link set eth0 promisc on", "count promiscuous",
+        "ip link set eth0 promisc off", "count again",
+        "echo READY", "carrier 0", "echo DOWN", "carrier 1", f"both up {V4_HOST}",
     ]  # fmt: skip
     with wired(tmp_path, queue_pairs=2) as (path, device, host, server):
+        for _ in range(3):
+            host.orders.put(lambda: host.frames(OTHER, FOREIGN))
         with Qemu(path, job(*lines), tmp_path, queues=2) as guest:
             guest.wait_for("READY")
             guest.command("set_link", name="n0", up=False)
@@ -40,6 +60,7 @@ def test_two_queue_pairs_and_a_link_that_goes_and_comes(tmp_path: Path) -> None:
             said = guest.finish()
         assert "Combined:\t2" in said
         hashes(said, host, 9)
+        assert came(said) == {"normal": True, "promiscuous": True, "again": True}
         figures = device.statistics()
         for one, other in (("tx0", "tx1"), ("rx0", "rx1")):  # streams are dealt out by a hash
             assert figures[one]["frames"] > 0
@@ -47,32 +68,18 @@ def test_two_queue_pairs_and_a_link_that_goes_and_comes(tmp_path: Path) -> None:
         assert server.error is None
 
 
-def test_a_backend_that_is_killed_and_started_again_loses_no_stream(tmp_path: Path) -> None:
-    """kill -9 while a stream runs; TCP makes up for what was on its way."""
-    with namespaces(1) as (space,), ExitStack() as stack:
-        # an interface that stays when its backend goes
-        assert space.popen(["ip", "tuntap", "add", "dev", "tap0", "mode", "tap"]).wait() == 0
-        space.add_address("tap0", f"{V4}.1/24")
-        space.set_link("tap0", up=True)
-        host = Host(space, stack, 48 << 20)
-        path = str(tmp_path / "s")
-
-        def backend() -> subprocess.Popen[bytes]:
-            words = [sys.executable, "-m", "virtio", "net", f"vhost-user:{path},queue-size=1024", "tap:tap0"]
-            return space.popen(words, stderr=subprocess.DEVNULL)
-
-        first = backend()
-        stack.callback(first.kill)
-        with Qemu(path, job(f"echo READY; both 4 {V4}.1"), tmp_path) as guest:
-            guest.wait_for("READY")
-            while host.out < 8 << 20:
-                assert guest.process.poll() is None, guest.said()
-                time.sleep(0.001)
-            first.kill()
-            first.wait()
-            assert host.out < len(host.data)
-            second = backend()
-            stack.callback(second.kill)
+def test_each_offload_of_the_guest_may_be_switched_and_frames_are_large(tmp_path: Path) -> None:
+    lines = [
+        "toggle_each", "ip link set eth0 mtu 9001 || echo REFUSED", "ip link set eth0 mtu 9000",
+        f"ping -c 3 -i 0.2 -s 8900 {V4_HOST}", f"both 4 {V4_HOST}", f"both 6 {V6_HOST}",
+    ]  # fmt: skip
+    with wired(tmp_path, size=SMALL, mtu=9000) as (path, device, host, server):
+        with Qemu(path, job(*lines, size=SMALL), tmp_path, device=",host_mtu=9000") as guest:
             said = guest.finish()
-        hashes(said, host, 1)
-        assert second.poll() is None
+        names = toggled(said)
+        assert {"tx-tcp-segmentation", "rx-gro-hw", "tx-checksum-ip-generic"} <= names
+        assert "3 packets received, 0% packet loss" in said
+        hashes(said, host, 2 * len(names) + 2)
+        assert "REFUSED" in said  # by the driver, which was told the MTU
+        assert server.error is None
+        assert not device.refused

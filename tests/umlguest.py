@@ -35,28 +35,16 @@ def kernel() -> tuple[Path, Path]:
 
 
 class Uml(GuestProcess):
-    """A guest that runs ``job`` with a network device at a socket; :meth:`finish` returns what it said."""
+    """A guest that runs ``job`` with a network device at a socket."""
 
-    def __init__(self, sock: str, job: str, folder: Path, memory: int = 192) -> None:
-        program, modules = kernel()
-        image = folder / "initramfs"
-        image.write_bytes(initramfs.make(job, modules, ["ipv6", "virtio_net"]))
-        self.process = subprocess.Popen(
+    def __init__(self, sock: str, job: str, folder: Path, memory: int = 192, modules: tuple[str, ...] = ()) -> None:
+        program, folder_of_modules = kernel()
+        image = folder / f"{Path(sock).name}.initramfs"
+        image.write_bytes(initramfs.make(job, folder_of_modules, ["ipv6", "virtio_net", *modules]))
+        super().__init__(
             [
-                *("timeout", "-k", "3", "120", str(program), f"mem={memory}M", f"initrd={image}", "con=null"),
-                *("con0=null,fd:1", "ssl=null", "root=/dev/ram0", "quiet", f"virtio_uml.device={sock}:1"),
+                *(str(program), f"mem={memory}M", f"initrd={image}", "con=null", "con0=null,fd:1", "ssl=null"),
+                *("root=/dev/ram0", "quiet", f"virtio_uml.device={sock}:1"),
             ],
-            process_group=0,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
-            env={**os.environ, "TMPDIR": str(folder)},
+            120, cwd=folder, env={**os.environ, "TMPDIR": str(folder)},
         )  # fmt: skip
-
-    def finish(self, seconds: float = 90) -> str:
-        """Wait for its end; return what it said. AssertionError unless it came to the job's end."""
-        try:
-            said, _ = self.process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            self.close()
-            raise AssertionError("the guest did not end") from None
-        assert "GUEST-DONE" in said, said
-        return said

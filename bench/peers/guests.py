@@ -15,7 +15,7 @@ from bench.peers import MissingPeer, need, withhold
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
-from qemuguest import Qemu
+from qemuguest import MAC, Qemu
 from umlguest import Uml
 
 from virtio.net import Namespace
@@ -125,7 +125,9 @@ def qemu_own(device: str, direction: str) -> float:
     with host() as (space, _, folder), space.tap("tap0") as tap:
         address(space, "tap0")
         with Qemu(
-            str(folder / "s"), job(direction), folder, netdev=f"tap,id=n0,fd={tap.fileno()},vhost=off", device=device,
-            modules=("e1000",), pass_fds=(tap.fileno(),),
+            str(folder / "s"), job(direction), folder, modules=("e1000",), pass_fds=(tap.fileno(),), devices=(
+                "-netdev", f"tap,id=n0,fd={tap.fileno()},vhost=off",
+                "-device", f"{device},netdev=n0,romfile=,mac={MAC}",
+            ),
         ) as guest:  # fmt: skip
             return result(guest.finish())
