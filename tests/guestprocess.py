@@ -52,11 +52,13 @@ class GuestProcess:
         return self.said()
 
     def close(self) -> None:
-        if (pid := self.process.pid) and self.process.poll() is None:
+        if self.process.poll() is None:
+            pid = self.process.pid
             # `timeout` would leave its child; and user-mode Linux leads a group of its own
-            for group in (*Path(f"/proc/{pid}/task/{pid}/children").read_text().split(), pid):
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for group in (*map(int, children), pid):
                 with suppress(ProcessLookupError):
-                    os.killpg(int(group), signal.SIGKILL)
+                    os.killpg(group, signal.SIGKILL)
         self.process.wait()
         self.reader.join(10)
 

@@ -16,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vhost_frontend import GPA, SIZE, UADDR, Frontend, layout_of, u32s
+from vhost_frontend import GPA, PROTOCOL_FEATURES, SIZE, UADDR, Frontend, layout_of, u32s
 
 from virtio import Device, DriverQueue, Feature
 from virtio.errors import Disconnected, VhostUserError
 from virtio.net import CallPort, Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
+from virtio.vhost_user.backend import LOG_ALL
 from virtio.vhost_user.messages import (
     ADDRESS,
     CONFIG,
+    LOG_RING,
     NO_FD,
     REGION,
     STATE,
@@ -301,21 +303,30 @@ def test_status_is_kept_and_a_refusal_shows(tmp_path: Path) -> None:
 
 
 @FORMATS
-def test_a_dirty_log_has_what_the_device_wrote(packed: bool, tmp_path: Path) -> None:
+def test_a_dirty_log_has_what_the_device_wrote_while_it_was_on(packed: bool, tmp_path: Path) -> None:
+    """In QEMU's order: it is switched on while rings run, and off again when a migration is cancelled."""
+    use = Feature.VERSION_1 | (Feature.RING_PACKED if packed else 0) | PROTOCOL_FEATURES
+    ring, move = layout_of(0, packed), UADDR - GPA
+    address = ADDRESS.pack(0, LOG_RING, ring.desc + move, ring.device + move, ring.driver + move, ring.device)
     with served(Upper(), tmp_path / "s") as (_, frontend):
-        driver = running(frontend, packed, features=1 << 26, protocol=ProtocolFeature.LOG_SHMFD)
+        driver = running(frontend, packed, protocol=ProtocolFeature.LOG_SHMFD)
         log = os.memfd_create("log")
         os.ftruncate(log, 1 << 20)
         exchange(frontend, driver, b"unseen")
         frontend.say(R.SET_LOG_BASE, U64.pack(1 << 20) + U64.pack(0), [log])
         frontend.answer()
+        frontend.order(R.SET_FEATURES, U64.pack(use | LOG_ALL))
+        frontend.order(R.SET_VRING_ADDR, address)
         exchange(frontend, driver, b"seen")
         first = GPA >> 12
         data = os.pread(log, 1 << 20, 0)
         dirty = {page for page in range(first, first + (SIZE >> 12)) if data[page >> 3] >> (page & 7) & 1}
-        ring = layout_of(0, packed)
         written = (ring.desc if packed else ring.device) >> 12
         assert dirty == {written, (BUFFERS + 0x1000) >> 12}
+        frontend.order(R.SET_FEATURES, U64.pack(use))
+        os.pwrite(log, bytes(len(data)), 0)
+        assert exchange(frontend, driver, b"unseen") == b"UNSEEN"
+        assert not any(os.pread(log, 1 << 20, 0))
         os.close(log)
 
 
