@@ -38,10 +38,10 @@ def wired(
 
 
 FUNCTIONS = rf"""
-# what was sent has come: a guest that powers off takes with it what waits in its sockets (FIN_WAIT1)
+# what was sent has come: a guest that powers off takes with it what is in its sockets (FIN_WAIT1, LAST_ACK, CLOSING)
 sent() {{
     for i in $(seq 300); do
-        cat /proc/net/tcp /proc/net/tcp6 | grep -q ":138[AB] 04 " || break
+        cat /proc/net/tcp /proc/net/tcp6 | grep -q ":138[AB] 0[49B] " || break
         sleep 0.1
     done
 }}

@@ -1,4 +1,4 @@
-"""Two Linux guests of different kinds, joined by a cable of ours: no kernel of the host's in between."""
+"""Two Linux guests, joined by a cable of ours: no kernel of the host's in between."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guestwire import FUNCTIONS
 from qemuguest import Qemu
-from umlguest import Uml
+from spaces import MACS
 
 from virtio.net import Cable, NetDevice
 from virtio.vhost_user import Server
@@ -28,7 +28,7 @@ def lines(number: int, *rest: str) -> str:
 
 def test_streams_within_a_vlan(tmp_path: Path) -> None:
     """Each way, with segmentation left undone from kernel to kernel."""
-    # user-mode Linux gives at one port and takes at the other; the guest in QEMU asks until it is there
+    # one gives at one port and takes at the other; the other one asks until it is there
     gives = ["nc -l -p 5001 -e cat /tmp/x < /dev/null &", "echo GOT $(nc -l -p 5002 < /dev/null | sha256sum)", "wait"]
     asks = [
         "echo GOT $(until [ -s /tmp/y ]; do sleep 0.1; nc V.1 5001 < /dev/null > /tmp/y; done; sha256sum < /tmp/y)",
@@ -37,14 +37,14 @@ def test_streams_within_a_vlan(tmp_path: Path) -> None:
     with ExitStack() as stack:
         cable = Cable()
         paths, devices = [], []
-        for name, end in zip(("uml", "qemu"), cable, strict=True):
+        for name, end in zip(("one", "other"), cable, strict=True):
             devices.append(stack.enter_context(NetDevice(end, worker="own", queue_size=1024, mtu=1500)))
             paths.append(str(tmp_path / name))
             stack.enter_context(Server(devices[-1], paths[-1]))
-        one = stack.enter_context(Uml(paths[0], lines(1, *gives), tmp_path, modules=("8021q",)))
-        other = stack.enter_context(
-            Qemu(paths[1], lines(2, *asks).replace("V.", f"{VLAN}."), tmp_path, modules=("8021q",))
-        )
+        vlan = ("8021q",)
+        one = stack.enter_context(Qemu(paths[0], lines(1, *gives), tmp_path, modules=vlan, device=f",mac={MACS[0]}"))
+        job = lines(2, *asks).replace("V.", f"{VLAN}.")
+        other = stack.enter_context(Qemu(paths[1], job, tmp_path, modules=vlan, device=f",mac={MACS[1]}"))
         said = [other.finish(), one.finish()]
         mine, got = zip(*(re.findall(r"^(?:MINE|GOT) ([0-9a-f]{64})", text, re.M) for text in said), strict=True)
         assert got == mine[::-1], said
