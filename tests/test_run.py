@@ -10,7 +10,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rawring import AVAIL, NEXT, USED
 from runworld import GUEST, HEADER, NEAR, ReceiveWorld, TransmitWorld, frame_of
@@ -58,7 +58,8 @@ def agree(worlds: list[Any], steps: list[tuple[Any, ...]], fault: str | None) ->
         spoilt += step[:2] == ("give", fault) and seen[0]
     first, *others = worlds
     for other in others:
-        assert other.buffers() == first.buffers()
+        # of a queue that broke, buffers that were not given back may have been written already
+        assert first.device.broken or other.buffers() == first.buffers()
     if fault in ("zero", "wild"):
         assert bool(first.device.broken) == spoilt
 
@@ -130,6 +131,11 @@ def test_transmitting_with_runs_and_without(
     ),
     fault=st.none() | faults,
 )
+@example(
+    8, 0, False, F(0),
+    [("frames", "plain", 0, 1), ("frames", "plain", 0, 1), ("frames", "plain", 98, 2), ("frames", "uncut", 0, 19),
+     ("frames", "largest", 0, 4)], "zero",
+)  # fmt: skip
 def test_receiving_with_runs_and_without(
     packed: bool,
     order: int,
