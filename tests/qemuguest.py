@@ -17,7 +17,7 @@ import pytest
 from guestprocess import GuestProcess
 from peers import need_peer
 
-CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "virtio-tests" / "cloud"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "virtio-tests"
 LZ4 = b"\x02\x21\x4c\x18"
 CONSOLE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr random.trust_cpu=on"
 # what a device wrote shows only where the kernel has not just written zeros
@@ -43,30 +43,31 @@ def uncompressed(image: bytes) -> bytes:
     return kernel
 
 
-def kernel() -> tuple[Path, Path]:
-    """Return the kernel and its folder of modules: Debian's for virtual machines, unpacked into a cache."""
-    found = CACHE / "vmlinux"
+def kernel(flavour: str) -> tuple[Path, Path]:
+    """Return a kernel of Debian's and its folder of modules, unpacked into a cache: "cloud-amd64", "amd64"."""
+    cache = CACHE / flavour
+    found = cache / "vmlinux"
     if not found.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
+        cache.mkdir(parents=True, exist_ok=True)
         try:
             depends = subprocess.run(
-                ["apt-cache", "depends", "linux-image-cloud-amd64"], check=True, capture_output=True, text=True
+                ["apt-cache", "depends", f"linux-image-{flavour}"], check=True, capture_output=True, text=True
             ).stdout
             package = next(line.split()[1] for line in depends.splitlines() if "Depends: linux-image" in line)
-            run: dict[str, Any] = {"cwd": CACHE, "check": True, "capture_output": True, "timeout": 120}
+            run: dict[str, Any] = {"cwd": cache, "check": True, "capture_output": True, "timeout": 120}
             subprocess.run(["apt-get", "download", "-q", package], **run)
-            archive = max(CACHE.glob("linux-image-*.deb"))
-            subprocess.run(["dpkg-deb", "-x", archive, CACHE], **run)
-            (modules,) = (CACHE / "lib/modules").iterdir()
-            subprocess.run([initramfs.program("depmod", "kmod"), "-b", CACHE, modules.name], **run)
-            (image,) = (CACHE / "boot").glob("vmlinuz-*")
+            archive = max(cache.glob("linux-image-*.deb"))
+            subprocess.run(["dpkg-deb", "-x", archive, cache], **run)
+            (modules,) = (cache / "lib/modules").iterdir()
+            subprocess.run([initramfs.program("depmod", "kmod"), "-b", cache, modules.name], **run)
+            (image,) = (cache / "boot").glob("vmlinuz-*")
             found.write_bytes(uncompressed(image.read_bytes()))
         except (OSError, ValueError, StopIteration, lzma.LZMAError, subprocess.SubprocessError) as error:
-            reason = f"a kernel for QEMU is not there: apt-get download linux-image-cloud-amd64: {error}"
+            reason = f"a kernel for QEMU is not there: apt-get download linux-image-{flavour}: {error}"
             if os.environ.get("CI") == "true":
                 pytest.fail(reason)
             pytest.skip(reason)
-    (modules,) = (CACHE / "lib/modules").iterdir()
+    (modules,) = (cache / "lib/modules").iterdir()
     return found, modules
 
 
@@ -91,18 +92,19 @@ class Qemu(GuestProcess):
     """A guest that runs ``job`` with a network device at a socket, ``queues`` pairs; a context manager.
 
     ``device`` is more options of QEMU's device; ``devices`` are the words for other ones in its place, ``more`` those
-    of anything else. A guest that reboots ends QEMU, unless ``reboots``. Its memory is a file, :attr:`memory`: once
-    QEMU ends, it is the test's alone.
+    of anything else. ``flavour`` is the kernel's: the one for virtual machines has fewer drivers. A guest that reboots
+    ends QEMU, unless ``reboots``. Its memory is a file, :attr:`memory`: once QEMU ends, it is the test's alone.
 
     No MSI-X (vectors=0): with it, QEMU 7.2 crashes when an emulated guest finds a vhost-user device.
     """
 
     def __init__(
         self, sock: str, job: str, folder: Path, *, queues: int = 1, modules: tuple[str, ...] = (), device: str = "",
-        devices: Sequence[str] = (), reboots: bool = False, more: Sequence[str] = (), pass_fds: Sequence[int] = (),
+        devices: Sequence[str] = (), flavour: str = "cloud-amd64", reboots: bool = False, more: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
     ) -> None:  # fmt: skip
         program = need_peer("qemu-system-x86_64", "qemu-system-x86")
-        image, folder_of_modules = kernel()
+        image, folder_of_modules = kernel(flavour)
         initrd = folder / f"{Path(sock).name}.initramfs"
         initrd.write_bytes(initramfs.make(job, folder_of_modules, ["virtio_pci", "virtio_net", *modules]))
         self.monitor = f"{sock}.qmp"

@@ -21,6 +21,7 @@ from umlguest import Uml
 from virtio.net import Namespace
 
 HOST, GUEST = "10.77.0.1", "10.77.0.2"
+KERNEL = "amd64"  # has e1000
 SECONDS = 4
 RESULT = re.compile(r"([\d.]+) Mbits/sec +receiver")
 # a guest's command, by what the guest does
@@ -116,7 +117,7 @@ def qemu(backend: Start, direction: str) -> float:
     """Return Mbit/s of QEMU's guest before a vhost-user backend."""
     with host() as (space, stack, folder):
         backend(space, stack, folder)
-        with Qemu(str(folder / "s"), job(direction), folder) as guest:
+        with Qemu(str(folder / "s"), job(direction), folder, flavour=KERNEL) as guest:
             return result(guest.finish())
 
 
@@ -125,7 +126,8 @@ def qemu_own(device: str, direction: str) -> float:
     with host() as (space, _, folder), space.tap("tap0") as tap:
         address(space, "tap0")
         with Qemu(
-            str(folder / "s"), job(direction), folder, modules=("e1000",), pass_fds=(tap.fileno(),), devices=(
+            str(folder / "s"), job(direction), folder, flavour=KERNEL, modules=("e1000",), pass_fds=(tap.fileno(),),
+            devices=(
                 "-netdev", f"tap,id=n0,fd={tap.fileno()},vhost=off",
                 "-device", f"{device},netdev=n0,romfile=,mac={MAC}",
             ),
