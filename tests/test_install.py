@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 import zipfile
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def run(command: list[str], cwd: Path, **environment: str) -> str:
 def take_along_what_is_built(source: Path) -> None:
     """Spare the wheel two minutes of compiling: what the tests run on was compiled from the same files.
 
-    Times are kept, so what is older than its source is compiled all the same.
+    All times are kept but for a shift, so what is older than its source is compiled all the same. The shift is for
+    Cython, on whose own files C depends: it is often installed after it was used.
     """
     here, there = ROOT / "build", source / "build"
     if not (here / "flags").exists():
@@ -87,10 +89,14 @@ def take_along_what_is_built(source: Path) -> None:
     shutil.copy2(here / "flags", there)
     for generated in (here / "release").glob("cython-*"):
         shutil.copytree(generated, there / "release" / generated.name)
-    modules = there / "release" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "virtio"
-    modules.mkdir(parents=True)
+    built = there / "release" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "virtio"
+    built.mkdir(parents=True)
     for module in (ROOT / "virtio").glob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
-        shutil.copy2(module, modules)
+        shutil.copy2(module, built)
+    shift = time.time() - min(path.stat().st_mtime for path in there.rglob("*") if path.is_file())
+    for path in source.rglob("*"):
+        when = path.stat().st_mtime + shift
+        os.utime(path, (when, when))
 
 
 @pytest.fixture(scope="module")
