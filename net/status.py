@@ -45,6 +45,7 @@ class StatusSocket:
         self.path = path
         self._listener = listen(path)
         os.chmod(path, 0o600)
+        self._connection: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name="virtio-status", daemon=True)
 
     def __enter__(self) -> Self:
@@ -54,6 +55,9 @@ class StatusSocket:
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        if (connection := self._connection) is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
         self._listener.close()
         with suppress(OSError):
@@ -67,6 +71,7 @@ class StatusSocket:
                 return
             with connection, suppress(OSError):
                 connection.settimeout(PATIENCE)
+                self._connection = connection
                 while connection.recv(REQUEST_MAX):
                     answer = {
                         "pid": os.getpid(), "uptime": round(time.monotonic() - self._since, 3),

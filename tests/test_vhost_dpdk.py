@@ -52,6 +52,7 @@ def all_come_back(tmp_path: Path, vdev: str, size: int, count: int, queues: int 
             Testpmd(path, vdev, queues=queues, **more) as testpmd,
             ExitStack() as stack,
         ):
+            assert "vectorized path for requirements not met" not in testpmd.text()
             testpmd.forward()
             for worker in workers:  # not before: testpmd sets its port up more than once
                 stack.enter_context(worker)

@@ -119,6 +119,28 @@ def test_a_ring_that_is_stopped_goes_on_where_it_stood(packed: bool, tmp_path: P
             assert exchange(frontend, driver, b"y%d" % i) == b"Y%d" % i
 
 
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_a_packed_ring_goes_on_at_slot_0_of_any_lap(pieces: int, tmp_path: Path) -> None:
+    """A base of 0 is the start of the second lap, too; descriptors of three pieces are left over from those before."""
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        driver = running(frontend, True)
+        size = layout_of(0, True).size
+        writable = [(BUFFERS + 0x1000 * i, 256) for i in range(1, pieces)]
+        seen = set()
+        for i in range(4 * size):
+            frontend.memory.write(BUFFERS, b"x%d" % i)
+            driver.enqueue([(BUFFERS, 8)], writable, cookie="c")
+            driver.notify()
+            frontend.kick(0)
+            wait_for(lambda: driver.nused > 0)
+            driver.dequeue_burst()
+            if (i + 1) * pieces % size == 0:
+                base = frontend.stop(0)
+                seen.add(base & 0xFFFF)
+                frontend.start(0, layout_of(0, True), base)
+        assert seen == {0, 0x8000}
+
+
 @FORMATS
 def test_a_frontend_that_comes_back_goes_on(packed: bool, tmp_path: Path) -> None:
     """The backend sees a new connection; the ring in guest memory is that of before."""
@@ -415,6 +437,44 @@ def test_what_is_no_message(what: str, tmp_path: Path, monkeypatch: pytest.Monke
         assert (server.error is None) == (what in ("cut", "silent"))
 
 
+@pytest.mark.timeout(60)
+def test_a_server_ends_in_the_middle_of_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtio.vhost_user.channel.PATIENCE", 1000)
+    with served(Upper(), tmp_path / "s") as (server, frontend):
+        frontend.ask_u64(R.GET_FEATURES)
+        frontend.socket.send(b"x")
+        wait_for(lambda: server.connected)
+
+
+def test_a_message_that_drips_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The patience is that for a whole message."""
+    monkeypatch.setattr("virtio.vhost_user.channel.PATIENCE", 0.2)
+    with served(Upper(), tmp_path / "s") as (server, frontend), pytest.raises(ConnectionError):
+        for byte in u32s(R.SET_FEATURES, 1, 4000) + bytes(4000):
+            frontend.socket.send(bytes([byte]))
+            time.sleep(0.05)
+    assert server.error is None
+
+
+@pytest.mark.timeout(60)
+def test_a_channel_for_requests_that_is_full_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virtio.vhost_user.channel.PATIENCE", 1000)
+    device = Upper()
+    with served(device, tmp_path / "s") as (_, frontend):
+        frontend.negotiate(protocol=ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours:
+            frontend.order(R.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+            theirs.close()
+            frontend.share_memory()
+            frontend.start(0, layout_of(0, False))
+            for _ in range(100_000):
+                device.config_changed()
+            ours.settimeout(10)
+            while ours.recv(1 << 16):  # whole messages, then its end
+                pass
+
+
 def test_a_nack_comes_before_the_end(tmp_path: Path) -> None:
     with served(Upper(), tmp_path / "s") as (_, frontend):
         frontend.negotiate()
@@ -505,6 +565,12 @@ def test_features_may_be_masked(tmp_path: Path) -> None:
         assert not offered & (Feature.RING_PACKED | Feature.IN_ORDER | 1 << 26)
         assert frontend.ask_u64(R.GET_PROTOCOL_FEATURES) == only
     assert PROTOCOL & only
+
+
+def test_all_may_be_masked(tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s", mask=0) as (_, frontend):
+        assert frontend.ask_u64(R.GET_FEATURES) == 0
+        assert frontend.ask_u64(R.GET_PROTOCOL_FEATURES) == 0
 
 
 def test_disconnected_is_no_error_of_the_frontend() -> None:

@@ -14,6 +14,8 @@ from contextlib import suppress
 from guestprocess import GuestProcess
 from peers import need_peer
 
+# without it DPDK's driver leaves out the vectorised paths of packed rings
+SIMD = "--force-max-simd-bitwidth=512"
 _prefixes = itertools.count()
 RATIO = re.compile(r"(RX|TX)-(packets|dropped): +(\d+)")
 
@@ -43,7 +45,7 @@ class Testpmd(GuestProcess):
             [
                 *("stdbuf", "-o0", "timeout", "-k", "3", "90", program),
                 *("--lcores", f"0@{first},1@{last}", "--main-lcore", "0"),
-                *("--no-pci", "--no-telemetry", "--single-file-segments", "--no-huge", "-m", "256"),
+                *("--no-pci", "--no-telemetry", SIMD, "--single-file-segments", "--no-huge", "-m", "256"),
                 *(f"--file-prefix=virtio-{os.getpid()}-{next(_prefixes)}", *ports),
                 *("--", "-i", "--nb-cores=1", "--no-flush-rx", "--total-num-mbufs=16384"),
                 *(f"--rxq={queues}", f"--txq={queues}", *more),

@@ -81,13 +81,13 @@ class Backend:
         self.device = device
         self.name = name
         self.channel = Channel(connection)
-        self.protocol_offered = protocol & PROTOCOL
+        self.protocol_offered = protocol & PROTOCOL if mask & PROTOCOL_FEATURES else ProtocolFeature(0)
         if device.device_type != DeviceType.NET:
             self.protocol_offered &= ~(ProtocolFeature.RARP | ProtocolFeature.MTU)
         device.legacy = False
         self.offered = device.device_features & mask & U64_BITS
         if self.protocol_offered & ProtocolFeature.LOG_SHMFD:
-            self.offered |= LOG_ALL
+            self.offered |= LOG_ALL & mask
         if self.protocol_offered:
             self.offered |= PROTOCOL_FEATURES
         self.features = 0
@@ -121,16 +121,21 @@ class Backend:
 
         For a device whose class has such requests (the ``interrupt`` that it is bound to is this object). The protocol
         features that a request belongs to are the caller's business; descriptors, which stay the caller's, want
-        BACKEND_SEND_FD: without it VhostUserError is raised. No answer is asked for. From any thread.
+        BACKEND_SEND_FD: without it VhostUserError is raised. No answer is asked for, and nothing waits: a frontend that
+        lets the channel fill loses it. From any thread.
         """
         if fds and not self.protocol & ProtocolFeature.BACKEND_SEND_FD:
             raise VhostUserError(f"{request.name} with {len(fds)} file descriptors: BACKEND_SEND_FD is not negotiated")
-        if self.requests is None:
+        requests = self.requests
+        if requests is None:
             return False
         try:
-            self.requests.send(request, payload, fds)
-        except Disconnected as error:
-            log.info("%s: %s: %s", self.name, request.name, error)
+            requests.send(request, payload, fds)
+        except Disconnected as error:  # part of it may have gone: what came next would be out of step
+            log.info("%s: %s: %s; no more requests", self.name, request.name, error)
+            if self.requests is requests:
+                self.requests = None
+            requests.close()
             return False
         return True
 
@@ -154,8 +159,9 @@ class Backend:
             self._close()
 
     def stop(self) -> None:
-        """End :meth:`run`, from any thread."""
+        """End :meth:`run`, from any thread, whatever the frontend has begun."""
         self._end.ring()
+        self.channel.shut()
 
     def _stop(self) -> None:
         self._stopped = True
@@ -495,7 +501,7 @@ class Backend:
         message.take()
         if self.requests is not None:
             self.requests.close()
-        self.requests = Channel(connection)
+        self.requests = Channel(connection, patience=0)  # a data thread may be who sends
 
 
 def number(message: Message) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import array
 import socket
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 from virtio.errors import Disconnected, VhostUserError
 from virtio.vhost_user.messages import (
@@ -24,12 +26,14 @@ PATIENCE = 10.0  # seconds that a peer may take for the rest of a message that i
 class Channel:
     """A connected socket, which is the channel's from now on. One thread receives; any thread may send.
 
+    ``patience``: seconds that the other side may take for the rest of a message, or to take one; 0: no time at all.
     Raises VhostUserError for what is no message, Disconnected when the other side is gone or stops amid a message.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, *, patience: float | None = None) -> None:
         self.socket = connection
-        connection.settimeout(PATIENCE)
+        self.patience = PATIENCE if patience is None else patience
+        connection.settimeout(self.patience)
 
     def fileno(self) -> int:
         """Return the socket's descriptor: readable when a message comes."""
@@ -38,25 +42,28 @@ class Channel:
     def receive(self) -> Message:
         """Return the next message; wait for its beginning no longer than for its rest."""
         fds: list[int] = []
+        deadline = time.monotonic() + self.patience
         try:
-            header = self._read(HEADER.size, fds)
+            header = self._read(HEADER.size, fds, deadline)
             request, flags, size = HEADER.unpack(header)
             if flags & VERSION_MASK != VERSION:
                 raise VhostUserError(f"request {request} has version {flags & VERSION_MASK} (this is {VERSION})")
             if size > PAYLOAD_MAX:
                 raise VhostUserError(f"request {request} has {size} bytes of payload (limit {PAYLOAD_MAX})")
-            payload = self._read(size, fds) if size else b""
+            payload = self._read(size, fds, deadline) if size else b""
         except BaseException:
             close_all(fds)
             raise
+        self.socket.settimeout(self.patience)
         return Message(request, flags, payload, fds)
 
-    def _read(self, size: int, fds: list[int]) -> bytes:
+    def _read(self, size: int, fds: list[int], deadline: float) -> bytes:
         """Return exactly so many bytes; the descriptors that come with them go to fds."""
         data = b""
         space = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
         while len(data) < size:
             try:
+                self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
                 part, extra, flags, _ = self.socket.recvmsg(size - len(data), space, socket.MSG_CMSG_CLOEXEC)
             except TimeoutError:
                 raise Disconnected(f"{len(data)} of {size} bytes came within {PATIENCE:.0f} s") from None
@@ -89,6 +96,11 @@ class Channel:
             raise Disconnected(f"an answer was not taken within {PATIENCE:.0f} s") from None
         except OSError as error:
             raise Disconnected(f"connection lost: {error}") from None
+
+    def shut(self) -> None:
+        """End what another thread waits for here: it finds that the other side is gone."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the socket."""

@@ -16,8 +16,7 @@ log = logging.getLogger("virtio.vhost_user")
 
 WRAP = 0x8000
 DESC_SIZE = 16
-AVAIL_AND_USED = 0x8080  # flags of a packed descriptor
-AVAIL = 0x80
+USED_BYTE = 0x80  # in the last byte of a packed descriptor
 
 
 @dataclass
@@ -90,16 +89,15 @@ def packed_position(base: int, memory: GuestMemory, layout: QueueLayout) -> dict
     """Return where a packed ring stands of which everything before ``base`` is used.
 
     Bits 0-14 are the slot, bit 15 is the wrap counter; bits 16-31 would be the same for the used side, and many
-    frontends leave them 0. User-mode Linux says 0 for a fresh ring, whose wrap counter is 1: that shows in the ring,
-    which then has a descriptor that was made available on the first lap, or none at all.
+    frontends leave them 0. User-mode Linux says 0 for a fresh ring, whose wrap counter is 1: that shows in the ring.
+    After a lap there are descriptors with USED set, of that lap or of those that are available on the next.
     """
     slot, wrap = base & ~WRAP & 0xFFFF, bool(base & WRAP)
     if slot >= layout.size:
         raise ValueError(f"base {base:#x}: slot {slot} (queue size {layout.size})")
     if base == 0:
-        first = memory.read(layout.desc, DESC_SIZE)
-        flags = int.from_bytes(first[14:], "little")
-        wrap = not any(first) or flags & AVAIL_AND_USED == AVAIL
+        flags = memory.read(layout.desc, layout.size * DESC_SIZE)[DESC_SIZE - 1 :: DESC_SIZE]
+        wrap = not any(byte & USED_BYTE for byte in flags)
     return {"next_avail": slot, "next_used": slot, "avail_wrap": wrap, "used_wrap": wrap}
 
 

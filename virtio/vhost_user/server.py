@@ -97,6 +97,7 @@ class Server:
                 return self._listener.accept()[0]
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
+                connection.setblocking(False)  # a listener may leave its queue full
                 connection.connect(self.path)
             except BaseException:
                 connection.close()
@@ -109,7 +110,14 @@ class Server:
         return connection
 
     def _serve(self, connection: socket.socket) -> None:
-        backend = Backend(self.device, connection, **self.options)
+        try:
+            backend = Backend(self.device, connection, **self.options)
+        except OSError as error:  # no file descriptors are left
+            log.error("%s: a frontend is turned away: %s", self.path, error)
+            self.error = bare(error)
+            connection.close()
+            self._ended.wait(RETRY)
+            return
         with self._lock:
             if self._ended.is_set():
                 backend.stop()
