@@ -46,6 +46,7 @@ class StatusSocket:
         self._listener = listen(path)
         os.chmod(path, 0o600)
         self._connection: socket.socket | None = None
+        self._ended = False
         self._thread = threading.Thread(target=self._run, name="virtio-status", daemon=True)
 
     def __enter__(self) -> Self:
@@ -53,6 +54,7 @@ class StatusSocket:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended = True
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         if (connection := self._connection) is not None:
@@ -72,7 +74,7 @@ class StatusSocket:
             with connection, suppress(OSError):
                 connection.settimeout(PATIENCE)
                 self._connection = connection
-                while connection.recv(REQUEST_MAX):
+                while not self._ended and connection.recv(REQUEST_MAX):
                     answer = {
                         "pid": os.getpid(), "uptime": round(time.monotonic() - self._since, 3),
                         "endpoints": self._read(),

@@ -66,7 +66,7 @@ class Channel:
                 self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
                 part, extra, flags, _ = self.socket.recvmsg(size - len(data), space, socket.MSG_CMSG_CLOEXEC)
             except TimeoutError:
-                raise Disconnected(f"{len(data)} of {size} bytes came within {PATIENCE:.0f} s") from None
+                raise Disconnected(f"{len(data)} of {size} bytes came within {self.patience:.0f} s") from None
             except OSError as error:
                 raise Disconnected(f"connection lost: {error}") from None
             for level, kind, content in extra:

@@ -26,7 +26,8 @@ typedef struct virtio_bell {
     void *owner;                            /* for call */
 } virtio_bell;
 
-/* Whoever shares a foreign bell's fd may set it blocking behind our back, and fill it: look before each write. */
+/* Whoever shares a foreign bell's fd may set it blocking behind our back, and fill it: look before each write. One who
+ * does so just between the two holds us all the same. */
 static inline int virtio_bell_takes(const virtio_bell *bell)
 {
     struct pollfd ready = {bell->fd, POLLOUT, 0};
