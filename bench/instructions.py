@@ -1,7 +1,8 @@
 """Instructions a packet of our vhost-user backend and of DPDK's: ``python -m bench.instructions [--functions]``.
 
 Each runs under callgrind, with dpdk-testpmd as the guest. Valgrind slows the backend down so far that the guest's rings
-have a whole burst waiting, as long as the guest has its CPU: else polls that find nothing count too. All instructions of the process count.
+have a whole burst waiting, as long as the guest has its CPU: else polls that find nothing count too. All instructions
+of the process count.
 """
 
 from __future__ import annotations
