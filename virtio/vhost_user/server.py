@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import stat
 import threading
@@ -86,6 +87,7 @@ class Server:
         self.close()
 
     def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS])  # what a frontend cut short raises it
         while not self._ended.is_set():
             connection = self._connection()
             if connection is not None:
