@@ -62,8 +62,8 @@ class Backend:
     """One connection of a frontend to ``device``.
 
     ``mask`` has the features that are offered, if the device has them; ``protocol`` the protocol's own. :meth:`run`
-    serves until the frontend goes, or says what cannot be: then it raises VhostUserError; the device is reset in any
-    case. :meth:`stop` ends it from another thread.
+    serves until the frontend goes, or says what cannot be, or cuts a file short that we map: then it raises
+    VhostUserError; the device is reset in any case. :meth:`stop` ends it from another thread.
 
     Rings run from SET_VRING_KICK to GET_VRING_BASE. The device is activated when the first of them starts, with the
     features of that moment, and reset when other ones are set while none runs.
@@ -93,7 +93,8 @@ class Backend:
         self.features = 0
         self.protocol = ProtocolFeature(0)
         self.status = 0
-        self.table = MemoryTable()
+        self._lost = Bell()
+        self.table = MemoryTable(self._lost)
         self.rings = [Ring(index) for index in range(len(device.queues))]
         self.log: Region | None = None
         self.inflight: InflightFile | None = None
@@ -104,6 +105,7 @@ class Backend:
         self._wait = selectors.DefaultSelector()
         self._wait.register(self.channel, selectors.EVENT_READ, self._message)
         self._wait.register(self._end.fileno(), selectors.EVENT_READ, self._stop)
+        self._wait.register(self._lost.fileno(), selectors.EVENT_READ, self._look)
 
     # ---- what the device has of it ----
 
@@ -113,6 +115,8 @@ class Backend:
 
     def config(self) -> None:
         """Tell the frontend that the configuration changed, if it has a channel for that."""
+        if self.device.status & Status.DEVICE_NEEDS_RESET:
+            self._lost.ring()  # a device in Python may have got EFAULT from the kernel: look why
         if self.protocol & ProtocolFeature.CONFIG:
             self.tell(BackendRequest.CONFIG_CHANGE_MSG)
 
@@ -155,6 +159,9 @@ class Backend:
                     self.device.kick(ring.index)
         except Disconnected as error:
             log.info("%s: %s", self.name, error)
+        except Exception:
+            self._look()  # memory that turned to zeroes has many effects: name the cause
+            raise
         finally:
             self._close()
 
@@ -165,6 +172,19 @@ class Backend:
 
     def _stop(self) -> None:
         self._stopped = True
+
+    def _look(self) -> None:
+        """Raise VhostUserError if the frontend cut a file shorter that is in use."""
+        self._lost.answer()
+        what = None
+        if slot := self.table.lost():
+            what = f"the memory region of {slot.size:#x} bytes at {slot.gpa:#x}"
+        elif self.log is not None and self.log.lost:
+            what = f"the dirty log of {self.log.size:#x} bytes"
+        elif self.inflight is not None and self.inflight.region.lost:
+            what = f"the inflight region of {self.inflight.region.size:#x} bytes"
+        if what:
+            raise VhostUserError(f"frontend truncated {what}, or its file system is full")
 
     def _close(self) -> None:
         try:
@@ -303,7 +323,7 @@ class Backend:
         if len(message.fds) != 1:
             raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
         try:
-            self.log = Region.from_fd(0, message.fds[0], size, offset)
+            self.log = Region.from_fd(0, message.fds[0], size, offset, bell=self._lost)
         except (ValueError, OverflowError, OSError) as error:
             raise VhostUserError(f"{message.name}: log of {size:#x} bytes: {error}") from None
         self._set_log()
@@ -324,7 +344,7 @@ class Backend:
     def _set_inflight_fd(self, message: Message) -> None:
         if any(ring.running for ring in self.rings):
             raise VhostUserError(f"{message.name}: rings run")
-        self.inflight = InflightFile.take(message, len(self.rings), self._packed)
+        self.inflight = InflightFile.take(message, len(self.rings), self._packed, self._lost)
 
     # ---- rings ----
 
