@@ -354,6 +354,7 @@ cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint3
     cdef uint64_t size = 0
     if run_start(&run, rx.q, n, packed) == 0:
         return 0
+    run_ahead(&run, True, packed)
     while run_next(&run, VIRTIO_DESC_F_WRITE, packed):
         total = header + packet.len
         if virtio_unlikely(total > run.length or not is_plain(packet)):

@@ -145,6 +145,7 @@ cdef inline uint32_t burst_run(net_tx *tx, bint packed) noexcept nogil:
     cdef bint says = False
     if run_start(&run, tx.q, BURST, packed) == 0:
         return 0
+    run_ahead(&run, False, packed)
     while run_next(&run, 0, packed):
         if virtio_unlikely(run.length < size + VIRTIO_FRAME_MIN or run.length - size > VIRTIO_FRAME_MAX):
             break

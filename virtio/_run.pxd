@@ -79,6 +79,43 @@ cdef inline uint32_t run_start(virtio_run *run, virtio_device_queue *q, uint32_t
     return run.limit
 
 
+cdef inline void run_ahead(const virtio_run *run, bint write, bint packed) noexcept nogil:
+    """Fetch the buffers of all chains to come, if the driver is on another core.
+
+    A line from there takes as long as the work for many a chain. Those of a burst are asked for at once, so that they
+    come together: a distance of some chains ahead would have only so many on the way.
+    """
+    cdef uint32_t at = run.at
+    cdef uint32_t head
+    cdef uint64_t addr
+    cdef const uint8_t *host
+    if not run.q.flags & VIRTIO_Q_FAR:
+        return
+    for _ in range(run.limit):
+        if packed:
+            if (virtio_load64(run.desc + 2 * <uint64_t>at + 1) ^ run.marks) & run_both():
+                return
+            addr = virtio_load64(run.desc + 2 * <uint64_t>at)
+            at += 1
+            if at == run.wrap:  # the next lap has other marks; a burst later it is this one
+                return
+        else:
+            head = virtio_load16(run.avail + (at & run.wrap))
+            if head > run.wrap:
+                return
+            addr = virtio_load64(run.desc + 2 * <uint64_t>head)
+            at += 1
+        if addr - run.gpa >= run.room:
+            continue
+        host = <const uint8_t *>(run.shift + addr)
+        if write:
+            virtio_prefetch_write(host)
+            virtio_prefetch_write(host + 64)
+        else:
+            virtio_prefetch(host)
+            virtio_prefetch(host + 64)
+
+
 cdef inline bint run_next(virtio_run *run, uint32_t flags, bint packed) noexcept nogil:
     """Look at the next chain: whether there is one, plain and with these flags. run_used or run_keep takes it."""
     cdef uint64_t addr
