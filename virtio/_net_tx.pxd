@@ -59,7 +59,7 @@ cdef struct net_tx:
     virtio_packet packets[64]
     uint32_t chain_of[64]    # which chain each packet is
     uint8_t why[64]          # of each chain, why it is dropped
-    uint16_t ids[64]         # of plain chains
+    uint64_t entries[64]     # of plain chains, as they are used
     iovec *segs              # [nsegs]
     # figures
     uint64_t frames

@@ -161,15 +161,14 @@ cdef inline uint32_t burst_run(net_tx *tx, bint packed) noexcept nogil:
             says = True
         virtio_put64(&packet.first, run.taken | <uint64_t>1 << 32)
         put_piece(seg, run.host + size, packet.len)
-        run_keep(&run, tx.ids, packed)
+        run_keep(&run, tx.entries, 0, packed)
         packet += 1
         seg += 1
     n = run.taken
     if n == 0:
         return 0
     done = send(tx, n, says)
-    run_use_kept(&run, tx.ids, done, packed)
-    run_commit(&run, done, packed)
+    run_commit(&run, tx.entries, done, tx.q.flags & VIRTIO_Q_IN_ORDER != 0, packed)
     return done
 
 
