@@ -16,20 +16,18 @@ from inflight_region import PROTOCOL
 from taps import interface, udp
 from test_vhost_user import Upper, descriptors, exchange, running, served, wait_for
 from vhost_frontend import GPA, PROTOCOL_FEATURES, SIZE, UADDR, Frontend, layout_of
-from vhost_guest import HEADER, ROOM, TRANSMIT, Guest
+from vhost_guest import HEADER, ROOM, TRANSMIT, Guest, Neighbours
 
 from virtio import Feature
 from virtio._inflight import Inflight
-from virtio._worker import Worker
 from virtio.errors import RingError, VhostUserError
-from virtio.net import Cable, Loopback, NetDevice
+from virtio.net import NetDevice
 from virtio.net.netns import Namespace
 from virtio.vhost_user import ProtocolFeature, Server
 from virtio.vhost_user.backend import LOG_ALL
 from virtio.vhost_user.messages import INFLIGHT, LOG, REGION, TABLE, Request
 
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-BROADCAST = b"\xff" * 6
 
 
 def ends(server: Server, what: str) -> None:
@@ -57,61 +55,6 @@ def memory_file(kind: str, folder: Path) -> int:
 def cut(fd: int, size: int) -> None:
     """In another process."""
     subprocess.run([sys.executable, "-c", f"import os; os.ftruncate({fd}, {size})"], pass_fds=[fd], check=True)
-
-
-class Neighbours:
-    """A server to be attacked, at a cable; a guest at its other end, and one with the same worker."""
-
-    def __init__(self, stack: ExitStack, folder: Path) -> None:
-        self.folder = folder
-        worker = stack.enter_context(Worker())
-        a, b = Cable(full="drop")
-        ports = {"attacked": a, "far": b, "near": Loopback()}
-        servers = {
-            name: stack.enter_context(
-                Server(stack.enter_context(NetDevice(port, worker="own" if name == "far" else worker)), folder / name)
-            )
-            for name, port in ports.items()
-        }
-        self.server = servers["attacked"]
-        self.path = str(folder / "attacked")
-        self.far = stack.enter_context(Guest(str(folder / "far")))
-        self.near = stack.enter_context(Guest(str(folder / "near")))
-        self.count = 0
-
-    def frame(self) -> bytes:
-        self.count += 1
-        return BROADCAST + bytes(8) + self.count.to_bytes(4, "big") + bytes(46)
-
-    def exchange(self, one: Guest, other: Guest, count: int = 40) -> None:
-        """Frames go from one to the other, in order, and nothing else comes there."""
-        sent: list[bytes] = []
-        came: list[bytes] = []
-
-        def done() -> bool:
-            came.extend(other.receive())
-            while len(sent) < min(count, len(came) + 16):  # no more than it has buffers for
-                frame = self.frame()
-                if not one.send(frame):
-                    break
-                sent.append(frame)
-            return len(came) >= count
-
-        wait_for(done)
-        assert came == sent
-
-    def check(self, fresh: bool = True) -> None:
-        """The near one's frames come back; so do those that pass between the far one and the next to be served."""
-        self.exchange(self.near, self.near)
-        self.far.send(self.frame())  # whoever is or is not at the other end
-        if fresh:
-            with Guest(self.path) as guest:
-                self.far.receive()  # of those before
-                self.exchange(guest, self.far)
-                guest.receive()
-                self.exchange(self.far, guest)
-            wait_for(lambda: not self.server.connected)
-            assert self.server.error is None
 
 
 @pytest.fixture

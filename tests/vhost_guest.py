@@ -1,15 +1,23 @@
-"""A scripted network guest over vhost-user: one queue pair, frames in, frames out."""
+"""Scripted network guests over vhost-user: one queue pair, frames in, frames out; and those beside one that attacks."""
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+from pathlib import Path
+
+from test_vhost_user import wait_for
 from vhost_frontend import GPA, Frontend, layout_of
 
 from virtio import Feature
+from virtio._worker import Worker
+from virtio.net import Cable, Loopback, NetDevice
+from virtio.vhost_user import Server
 
 HEADER = 12
 ROOM = 2048  # bytes of each buffer
 COUNT = 32  # buffers of each ring
 RECEIVE, TRANSMIT = GPA + 0x100000, GPA + 0x200000
+HONEST = b"\xff" * 12 + b"\x88\xb5honest"
 
 
 class Guest(Frontend):
@@ -54,3 +62,59 @@ class Guest(Frontend):
         if frames:
             self.kick(0)
         return frames
+
+
+class Neighbours:
+    """A server to be attacked, at a cable; a guest at its other end, and one with the same worker."""
+
+    def __init__(self, stack: ExitStack, folder: Path) -> None:
+        self.folder = folder
+        worker = stack.enter_context(Worker())
+        a, b = Cable(full="drop", queues=2)
+        self.device = NetDevice(a, worker=worker, queue_pairs=2)
+        near = NetDevice(Loopback(), worker=worker)
+        devices = {"attacked": self.device, "far": NetDevice(b, worker="own"), "near": near}
+        servers = {
+            name: stack.enter_context(Server(stack.enter_context(device), folder / name))
+            for name, device in devices.items()
+        }
+        self.server = servers["attacked"]
+        self.path = str(folder / "attacked")
+        self.far = stack.enter_context(Guest(str(folder / "far")))
+        self.near = stack.enter_context(Guest(str(folder / "near")))
+        self.count = 0
+
+    def frame(self) -> bytes:
+        self.count += 1
+        return HONEST + self.count.to_bytes(4, "big") + bytes(40)
+
+    def exchange(self, one: Guest, other: Guest, count: int = 40) -> None:
+        """Frames go from one to the other, all of them, in order; those of an attacker's may come between."""
+        begin = HONEST + self.count.to_bytes(4, "big")
+        sent: list[bytes] = []
+        came: list[bytes] = []
+
+        def done() -> bool:
+            came.extend(frame for frame in other.receive() if frame.startswith(HONEST) and frame[: len(begin)] > begin)
+            while len(sent) < min(count, len(came) + 16):  # no more than it has buffers for
+                frame = self.frame()
+                if not one.send(frame):
+                    break
+                sent.append(frame)
+            return len(came) >= count
+
+        wait_for(done)
+        assert came == sent
+
+    def check(self, fresh: bool = True) -> None:
+        """The near one's frames come back; so do those that pass between the far one and the next to be served."""
+        self.exchange(self.near, self.near)
+        self.far.send(self.frame())  # whoever is or is not at the other end
+        if fresh:
+            with Guest(self.path) as guest:
+                self.far.receive()  # of those before
+                self.exchange(guest, self.far)
+                guest.receive()
+                self.exchange(self.far, guest)
+            wait_for(lambda: not self.server.connected)
+            assert self.server.error is None

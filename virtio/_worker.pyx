@@ -211,8 +211,8 @@ cdef class Worker:
     def _run(self):
         if self.cpu is not None:
             os.sched_setaffinity(threading.get_native_id(), {self.cpu})
-        # a fault ends the process where its signal is blocked: see virtio/truncation.h
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS])
+        # what others share with us may raise a signal, or be left by one: see virtio/truncation.h, virtio/foreign_bell.h
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
         try:
             while True:
                 virtio_store32(&self._attention, 0)

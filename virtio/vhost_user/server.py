@@ -87,7 +87,8 @@ class Server:
         self.close()
 
     def _run(self) -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS])  # what a frontend cut short raises it
+        # what a frontend shares may raise a signal, or be left by one: see virtio/truncation.h, virtio/foreign_bell.h
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
         while not self._ended.is_set():
             connection = self._connection()
             if connection is not None:
