@@ -112,9 +112,9 @@ def test_an_eventfd_of_others_that_blocks_holds_nobody() -> None:
     os.close(fd)
 
 
-# One who fills an eventfd, and sets it blocking between our look at it and our write, in another process: argv has its fd.
+# Fills an eventfd, and sets it blocking, at times between our look at it and our write.
 RACER = """
-import fcntl, os, sys
+import os, sys
 fd = int(sys.argv[1])
 while True:
     os.set_blocking(fd, True)
@@ -137,7 +137,7 @@ def test_who_wins_the_race_holds_nobody_for_long() -> None:
     os.close(fd)
 
 
-# As if the race was lost each time: poll says that there is room. Without preload, the first write would end by EAGAIN.
+# As if the race was lost each time: poll says that there is room.
 LIAR = (
     "#include <poll.h>\nint poll(struct pollfd *fds, nfds_t n, int ms) { fds->revents = POLLOUT; return n + 0 * ms; }\n"
 )

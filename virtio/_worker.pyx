@@ -211,7 +211,7 @@ cdef class Worker:
     def _run(self):
         if self.cpu is not None:
             os.sched_setaffinity(threading.get_native_id(), {self.cpu})
-        # what others share with us may raise a signal, or be left by one: see virtio/truncation.h, virtio/foreign_bell.h
+        # what others share with us may raise a signal, or need one to be left: see truncation.h, foreign_bell.h
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
         try:
             while True:

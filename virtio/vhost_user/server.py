@@ -87,7 +87,7 @@ class Server:
         self.close()
 
     def _run(self) -> None:
-        # what a frontend shares may raise a signal, or be left by one: see virtio/truncation.h, virtio/foreign_bell.h
+        # what a frontend shares may raise a signal, or need one to be left: see truncation.h, foreign_bell.h
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
         while not self._ended.is_set():
             connection = self._connection()
