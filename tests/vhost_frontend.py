@@ -81,7 +81,14 @@ class Frontend:
 
     def ask(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
         self.say(request, payload, fds)
-        return self.answer()[0]
+        return self.payload()
+
+    def payload(self) -> bytes:
+        """Return a reply, without what came with it."""
+        payload, fds = self.answer()
+        for fd in fds:
+            os.close(fd)
+        return payload
 
     def ask_u64(self, request: int, payload: bytes = b"") -> int:
         (value,) = U64.unpack(self.ask(request, payload))
@@ -94,7 +101,7 @@ class Frontend:
             self.ask_u64(Request.GET_FEATURES)  # answered after it
             return
         self.say(request, payload, fds, NEED_REPLY)
-        (code,) = U64.unpack(self.answer()[0])
+        (code,) = U64.unpack(self.payload())
         assert code == 0, f"{Request(request).name} failed"
 
     # ---- the usual course ----
@@ -129,9 +136,11 @@ class Frontend:
     def eventfd(self, request: int, index: int, held: dict[int, int]) -> None:
         fd = os.eventfd(0, os.EFD_NONBLOCK)
         old, held[index] = held.get(index), fd
-        self.order(request, U64.pack(index), [fd])
-        if old is not None:
-            os.close(old)
+        try:
+            self.order(request, U64.pack(index), [fd])
+        finally:
+            if old is not None:
+                os.close(old)
 
     def start(self, index: int, layout: QueueLayout, base: int = 0, enable: bool = True) -> None:
         self.eventfd(Request.SET_VRING_CALL, index, self.calls)

@@ -69,7 +69,7 @@ class Neighbours:
 
     def __init__(self, stack: ExitStack, folder: Path) -> None:
         self.folder = folder
-        worker = stack.enter_context(Worker())
+        self.worker = worker = stack.enter_context(Worker())
         a, b = Cable(full="drop", queues=2)
         self.device = NetDevice(a, worker=worker, queue_pairs=2)
         near = NetDevice(Loopback(), worker=worker)
@@ -106,15 +106,13 @@ class Neighbours:
         wait_for(done)
         assert came == sent
 
-    def check(self, fresh: bool = True) -> None:
+    def check(self, count: int = 40) -> None:
         """The near one's frames come back; so do those that pass between the far one and the next to be served."""
-        self.exchange(self.near, self.near)
+        self.exchange(self.near, self.near, count)
+        self.far.receive()
         self.far.send(self.frame())  # whoever is or is not at the other end
-        if fresh:
-            with Guest(self.path) as guest:
-                self.far.receive()  # of those before
-                self.exchange(guest, self.far)
-                guest.receive()
-                self.exchange(self.far, guest)
-            wait_for(lambda: not self.server.connected)
-            assert self.server.error is None
+        with Guest(self.path) as guest:
+            self.exchange(guest, self.far, count)
+            self.exchange(self.far, guest, count)
+        wait_for(lambda: not self.server.connected)
+        assert self.server.error is None
