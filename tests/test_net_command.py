@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from netcommand import COMMAND, ready, started
 from vhost_frontend import Frontend
 
 from virtio.constants import NetFeature
 from virtio.errors import ConfigError
-from virtio.net.endpoints import Joined, PortEnd, VhostUser, parse
+from virtio.net.endpoints import Joined, PortEnd, VhostUser, give_descriptors, parse
 from virtio.vhost_user import PROTOCOL, ProtocolFeature
 from virtio.vhost_user.messages import Request
-
-COMMAND = [sys.executable, "-m", "virtio", "net"]
-
-
-@contextmanager
-def started(*words: str, **options: object) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,  # type: ignore[call-overload]
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def ready(process: subprocess.Popen[str]) -> None:
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    assert line == "ready\n", line + process.stderr.read()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -56,33 +32,36 @@ def test_it_serves_until_it_is_told_to_stop(number: int, tmp_path: Path) -> None
         assert not path.exists()
 
 
-def test_a_supervisor_is_told_and_gives_the_socket(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor, socket.socket(socket.AF_UNIX) as listener:
-        supervisor.bind(str(tmp_path / "notify"))
-        supervisor.settimeout(20)
-        listener.bind(str(tmp_path / "s"))
-        listener.listen(1)
-        os.set_inheritable(listener.fileno(), True)
-        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
-        with started(
-            f"vhost-user:,fd={listener.fileno()}", "null", env=environment, pass_fds=[listener.fileno()]
-        ) as process:
-            assert supervisor.recv(100) == b"READY=1"
-            with Frontend(str(tmp_path / "s")) as frontend:
-                assert frontend.ask_u64(Request.GET_QUEUE_NUM) == 1
-            process.terminate()
-            assert supervisor.recv(100) == b"STOPPING=1"
-            process.communicate(timeout=20)
-            assert process.returncode == 0
-        assert (tmp_path / "s").exists()  # the supervisor's
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("loopback", "null"), "one of two endpoints is vhost-user:PATH, or both are taps"),
-        (("vhost-user:", "null"), "it takes either a path or fd=NUMBER"),
-        (("vhost-user:x,fd=3", "null"), "it takes either a path or fd=NUMBER"),
+        (("vhost-user:", "null"), "endpoint 'vhost-user:' has neither a path nor a descriptor (fd=NUMBER, --fd)"),
+        (("vhost-user:", "vhost-user", "--fd", "5"), "endpoint 'vhost-user' has neither a path nor"),
+        (("vhost-user:,fd=many", "null"), "fd 'many' is no number"),
+        (("vhost-user:,client=1", "null"), "client=1 needs a path"),
+        (("vhost-user:,client=1,fd=5", "null"), "fd=NUMBER is in place of a path"),
+        (("vhost-user:x,fd=3", "null"), "fd=NUMBER is in place of a path"),
+        (("vhost-user:x", "null", "--fd", "5"), "fd 5: no endpoint is for it"),
+        (("vhost-user:", "null", "--fd", "many"), "invalid int value: 'many'"),
+        (("vhost-user:", "null", "--fd", "77"), "fd 77 is not open"),
+        (("vhost-user:", "null", "--fd", "-1"), "fd -1 is not open"),
+        (("vhost-user:", "null", "--fd", "99999999999"), "fd 99999999999 is not open"),
+        (("vhost-user:", "vhost-user:,fd=5", "--fd", "5"), "fd 5 for two endpoints"),
+        (("vhost-user:x,queues=129", "null"), "129 queue pairs (1 to 128)"),
+        (("vhost-user:x,queue-size=99999", "null"), "99999"),
+        (("vhost-user:x,queue-size=big", "null"), "queue-size 'big' is no number"),
+        (("vhost-user:x,speed=fast", "null"), "speed 'fast' is no number"),
+        (("vhost-user:x,mac=1:2", "null"), "1:2"),
+        (("vhost-user:x,offer=NOTHING", "null"), "feature 'NOTHING' is unknown"),
+        (("vhost-user:x,mtu", "null"), "'mtu' is not OPTION=VALUE"),
+        (("gen:size=5", "null"), "size 5 of a raw frame"),
+        (("gen:colour=1", "null"), "colour"),
+        (("gen:rate=-1", "null"), "rate -1"),
+        (("gen:fast", "null"), "gen has no name; options are gen:OPTION=VALUE"),
+        (("loopback:full=maybe", "null"), "full 'maybe'"),
+        (("replay:missing", "null"), "No such file or directory"),
+        (("pcap:/nowhere/x", "gen"), "No such file or directory"),
+        (("tap:a-name-that-is-too-long", "null"), "limit 15"),
         (("vhost-user:x,queues=0", "null"), "0 queue pairs (1 to 128)"),
         (("vhost-user:x,queues=many", "null"), "queues 'many' is no number"),
         (("vhost-user:x,client=2", "null"), "client '2' is neither 1 nor 0"),
@@ -95,6 +74,12 @@ def test_a_supervisor_is_told_and_gives_the_socket(tmp_path: Path) -> None:
         (("vhost-user:x", "null", "--workers", "0"), "--workers 0 is not within 1 to 256"),
         (("vhost-user:x", "null", "--cpus", "a"), "--cpus 'a' is no list of numbers"),
         (("vhost-user:x", "null", "--cpus", "9999"), "CPU 9999 is not among those"),
+        (("vhost-user:x", "null", "--cpus", "-1"), "--cpus '-1' is no list of numbers"),
+        (("vhost-user:x", "null", "--cpus", "3-1"), "--cpus '3-1': 3-1 is no range"),
+        (("vhost-user:x", "null", "--cpus", "0-99999999999"), "is no range"),
+        (("vhost-user:x", "null", "--workers", "two"), "invalid int value: 'two'"),
+        (("null", "null", "--workers", "257"), "--workers 257 is not within 1 to 256"),
+        (("null", "null", "--status", "/nowhere/at/all"), "No such file or directory"),
         (("vhost-user:x",), "ENDPOINT"),
     ],
 )
@@ -103,6 +88,7 @@ def test_bad_arguments_end_it_with_one_line(words: tuple[str, ...], says: str, t
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -114,8 +100,13 @@ def test_what_an_endpoint_says() -> None:
     assert (end.text, end.path, end.queues, end.client, end.fd) == (text, "/a", 3, True, None)
     assert dict(end.options) == {"mtu": 9000, "withhold": ["CSUM", "MQ"], "mac": "02:00:00:00:00:09"}
     assert end.protocol == PROTOCOL & ~(ProtocolFeature.MQ | ProtocolFeature.STATUS)
-    with pytest.raises(ConfigError, match="endpoint 'vhost-user:'"):
-        parse("vhost-user:")
+    assert [
+        given.fd for given in give_descriptors([parse("vhost-user:"), end], [7]) if isinstance(given, VhostUser)
+    ] == [
+        7,
+        None,
+    ]
+    assert give_descriptors([parse("vhost-user:,queues=2")], [7]) == [parse("vhost-user:,fd=7,queues=2")]
 
 
 def test_three_endpoints_would_need_a_switch() -> None:
