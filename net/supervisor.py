@@ -15,6 +15,7 @@ from virtio.errors import ConfigError
 log = logging.getLogger("virtio.net")
 
 LISTEN_FDS_START = 3  # the first of systemd's sockets (sd_listen_fds(3))
+LISTEN_FDS_MAX = 64  # more than anybody has endpoints
 PATIENCE = 2.0  # seconds that a supervisor whose queue is full is waited for
 
 
@@ -34,13 +35,13 @@ def notify(state: str) -> None:
 def activated() -> list[int]:
     """Return the descriptors that LISTEN_FDS gives this process; none if LISTEN_PID names another (sd_listen_fds(3)).
 
-    Raises ConfigError for a LISTEN_FDS that is no number.
+    Raises ConfigError for a LISTEN_FDS that is no number, or too large.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     text = os.environ.get("LISTEN_FDS", "")
-    if not text.isdecimal():
-        raise ConfigError(f"LISTEN_FDS {text!r} is no number")
+    if not (text.isdecimal() and int(text) <= LISTEN_FDS_MAX):
+        raise ConfigError(f"LISTEN_FDS {text!r} is not within 0 to {LISTEN_FDS_MAX}")
     return list(range(LISTEN_FDS_START, LISTEN_FDS_START + int(text)))
 
 

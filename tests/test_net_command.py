@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
-from netcommand import COMMAND, ready, started
-from vhost_frontend import Frontend
+from netcommand import COMMAND, PATIENCE, ready, started
+from vhost_frontend import PROTOCOL_FEATURES, Frontend
 
 from virtio.constants import NetFeature
 from virtio.errors import ConfigError
 from virtio.net.endpoints import Joined, PortEnd, VhostUser, give_descriptors, parse
 from virtio.vhost_user import PROTOCOL, ProtocolFeature
-from virtio.vhost_user.messages import Request
+from virtio.vhost_user.messages import CONFIG, HEADER, Request
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -123,3 +125,51 @@ def test_what_is_withheld_is_not_offered(tmp_path: Path) -> None:
         assert len(joined.workers) == 1
         assert list(joined.statistics()) == [end.text for end in ends if isinstance(end, VhostUser)]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_an_endpoint_asks_for_a_guest_sees(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s"
+    options = "mac=02:00:00:00:00:42,mtu=4000,speed=2500,withhold=MRG_RXBUF+GUEST_TSO4,withhold-protocol=mq+log_shmfd"
+    with started("loopback", f"vhost-user:{path},{options}") as process:
+        ready(process)
+        with Frontend(path) as frontend:
+            offered = frontend.ask_u64(Request.GET_FEATURES)
+            assert offered & (NetFeature.MAC | NetFeature.MTU | NetFeature.SPEED_DUPLEX | NetFeature.GUEST_TSO6)
+            assert not offered & (NetFeature.MRG_RXBUF | NetFeature.GUEST_TSO4)
+            protocol = frontend.ask_u64(Request.GET_PROTOCOL_FEATURES)
+            assert not protocol & (ProtocolFeature.MQ | ProtocolFeature.LOG_SHMFD)
+            assert protocol & ProtocolFeature.CONFIG
+            frontend.negotiate(offered & ~PROTOCOL_FEATURES, ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG)
+            head = CONFIG.pack(0, 17, 0)
+            config = frontend.ask(Request.GET_CONFIG, head + bytes(17))[len(head) :]
+            mac, _, _, mtu, speed, _ = struct.unpack("<6sHHHIB", config)
+            assert (mac.hex(":"), mtu, speed) == ("02:00:00:00:00:42", 4000, 2500)
+        stop(process)
+
+
+def test_a_socket_at_which_the_guest_listens(tmp_path: Path) -> None:
+    """client=1: it connects, and again when the guest has gone."""
+    with started(f"vhost-user:{tmp_path}/s,client=1", "null") as process, socket.socket(socket.AF_UNIX) as guest:
+        ready(process)
+        guest.settimeout(PATIENCE)
+        guest.bind(f"{tmp_path}/s")
+        guest.listen(1)
+        for _ in range(2):
+            connection, _ = guest.accept()
+            with connection:
+                connection.settimeout(PATIENCE)
+                connection.sendall(HEADER.pack(Request.GET_FEATURES, 1, 0))
+                assert HEADER.unpack(connection.recv(HEADER.size))[0] == Request.GET_FEATURES
+        stop(process)
+
+
+def test_help_names_every_option() -> None:
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    words = "--poll --workers --cpus --fd --status --json LISTEN_FDS NOTIFY_SOCKET SIGTERM vhost-user:PATH tap:NAME"
+    words += " gen sink pcap:FILE replay:FILE loopback null"
+    assert [word for word in words.split() if word not in done.stdout] == []
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    assert process.wait(PATIENCE) == 0

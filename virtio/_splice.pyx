@@ -113,7 +113,7 @@ cdef void splice_sink_disarm(virtio_sink *sink) noexcept nogil:
 cdef uint32_t splice_poll(virtio_task *task) noexcept nogil:
     cdef port_splice *s = <port_splice *>task
     cdef virtio_bell *bell = NULL
-    cdef uint64_t before = s.frames
+    cdef uint64_t before
     cdef uint32_t done = 0
     if not virtio_trylock(&s.lock):
         return 0
@@ -125,7 +125,8 @@ cdef uint32_t splice_poll(virtio_task *task) noexcept nogil:
             done = s.giver.receive(s.giver, s.queue, &s.shown.sink, VIRTIO_BURST)
             send_held(s)
         bell = port_flush(s.taker, s.queue)
-        done |= <uint32_t>(s.frames - before)
+        if done == 0:
+            done = <uint32_t>(s.frames - before)
     queue_unlock(&s.lock)
     port_ring(s.taker, s.queue, bell)
     return done
