@@ -61,6 +61,7 @@ class Ring:
             state = DeviceQueue(memory, layout, features=features, index=self.index).state()
             state |= packed_position(self.base, memory, layout) if packed else split_position(self.base, memory, layout)
             queue = DeviceQueue.restore(memory, state)
+            queue.far = True
             region = inflight and inflight.queue(self.index, packed)
             if region:
                 queue.track(region)
