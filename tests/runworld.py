@@ -55,7 +55,9 @@ def frame_of(kind: str, size: int) -> tuple[NetHeader, bytes]:
 
 
 class World:
-    """Both ends of a queue of ``size``; ``log``: a dirty log is on "never", "always", or in turn ("changing").
+    """Both ends of a queue of ``size``.
+
+    ``log``: a dirty log is on "never", "always", or in turn ("changing"); "never, far": and buffers are fetched ahead.
 
     Memory is four regions: the rings', two that are adjacent, and one apart.
     """
@@ -74,6 +76,7 @@ class World:
             indirect=TABLES if tables else None, max_indirect=8 if tables else 0,
         )  # fmt: skip
         self.device = DeviceQueue(self.memory, self.layout, features=bits)
+        self.device.far = log == "never, far"
         self.kick, self.call, self.trouble = Bell(), Bell(), Bell()
         self.log = log
         self.rounds = self.number = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import select
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from virtio._bell import Bell
 from virtio._devicebench import ScriptPort
 from virtio._net_tx import NetTransmit
 from virtio._port import Port
+from virtio._worker import Worker
 from virtio.constants import Feature, NetFeature
 from virtio.net.device import NetDevice
 from virtio.offload import NetHeader
@@ -402,6 +404,71 @@ def test_kicks_by_hand(packed: bool) -> None:
         assert kick.rings == i
         device.poll()
     assert len(port.take()) == 5
+
+
+# ---- interrupts wait for company, when a worker polls ----
+
+
+def worked(packed: bool, size: int = 256) -> tuple[NetDevice, RawNic, Worker, Bell]:
+    worker = Worker(spin_us=0)
+    device, nic, _ = machine(packed=packed, without=int(Feature.EVENT_IDX), worker=worker, queue_size=size)
+    bell = nic.queues[1].interrupt
+    assert bell is not None
+    return device, nic, worker, bell
+
+
+@FORMATS
+@pytest.mark.parametrize(("size", "hold"), [(256, 64), (16, 4)])
+def test_an_interrupt_for_many(packed: bool, size: int, hold: int) -> None:
+    device, nic, worker, bell = worked(packed, size)
+    with device:
+        for i in range(hold):
+            assert bell.rings == 0
+            assert len(nic.reap()) == min(i, 1)  # given back at once all the same
+            nic.send([(NONE, payload(60))])
+            worker.poll()
+        assert bell.rings == 1
+
+
+@FORMATS
+def test_an_interrupt_when_nothing_more_comes(packed: bool) -> None:
+    device, nic, worker, bell = worked(packed)
+    with device:
+        nic.send([(NONE, payload(60))])
+        polls = 0
+        while bell.rings == 0:
+            worker.poll()
+            polls += 1
+            assert polls < 1000
+        for _ in range(1000):
+            worker.poll()
+        assert bell.rings == 1
+
+
+@FORMATS
+def test_an_interrupt_before_a_pause(packed: bool) -> None:
+    device, nic, worker, bell = worked(packed)
+    with device:
+        nic.send([(NONE, payload(60))])
+        worker.poll()
+        assert bell.rings == 0
+        device.pause()
+        assert bell.rings == 1
+        device.resume()
+        for _ in range(1000):
+            worker.poll()
+        assert bell.rings == 1
+
+
+@FORMATS
+def test_an_interrupt_before_sleep(packed: bool) -> None:
+    device, nic, worker, bell = worked(packed)
+    with device, worker:
+        for i in range(1, 6):
+            nic.send([(NONE, payload(60))])
+            assert select.select([bell.fileno()], [], [], 60)[0]
+            bell.answer()
+            assert bell.rings == i
 
 
 @FORMATS

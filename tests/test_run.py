@@ -26,7 +26,7 @@ F = NetFeature
 EVENTS, IN_ORDER = int(Feature.EVENT_IDX), int(Feature.IN_ORDER)
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 ORDERS = pytest.mark.parametrize("order", [0, IN_ORDER], ids=["any", "in-order"])
-LOGS = ("never", "always", "changing")
+LOGS = ("never", "always", "changing", "never, far")
 
 # ---- at random ----
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from guestprocess import GuestProcess
 from peers import need_peer
@@ -20,41 +21,40 @@ _prefixes = itertools.count()
 RATIO = re.compile(r"(RX|TX)-(packets|dropped): +(\d+)")
 
 
-class Testpmd(GuestProcess):
-    """A testpmd with a virtio-user port at each of ``paths``, comma-separated; a context manager.
+class Pmd(GuestProcess):
+    """A testpmd with these devices; it polls on the second of ``cores``, and its main thread waits on the first.
 
-    ``vdev`` are the options of all ports, or of each; ``more`` are testpmd's own.
+    ``memory`` are EAL's options for memory, ``more`` testpmd's own; ``under`` is a program that runs it, with its
+    options. It is killed after ``seconds``.
     """
 
-    __test__ = False
-
     def __init__(
-        self, paths: str, vdev: str | Sequence[str] = "", *, queues: int = 1, size: int = 256, more: Sequence[str] = ()
+        self,
+        vdevs: Sequence[str],
+        *,
+        memory: Sequence[str] = ("--no-huge", "-m", "256"),
+        more: Sequence[str] = (),
+        cores: tuple[int, int] | None = None,
+        under: Sequence[str] = (),
+        seconds: int = 90,
     ) -> None:
         program = need_peer("dpdk-testpmd", "dpdk-dev")
-        cores = sorted(os.sched_getaffinity(0))
-        first, last = cores[0], cores[-1]
+        allowed = sorted(os.sched_getaffinity(0))
+        main, polling = cores or (allowed[0], allowed[-1])
         self.log: list[str] = []
-        each = paths.split(",")
-        options = [vdev] * len(each) if isinstance(vdev, str) else vdev
-        ports = [
-            f"--vdev=net_virtio_user{i},path={path},queues={queues},queue_size={size}{',' if option else ''}{option}"
-            for i, (path, option) in enumerate(zip(each, options, strict=True))
-        ]
         self.process = subprocess.Popen(
             [
-                *("stdbuf", "-o0", "timeout", "-k", "3", "90", program),
-                *("--lcores", f"0@{first},1@{last}", "--main-lcore", "0"),
-                *("--no-pci", "--no-telemetry", SIMD, "--single-file-segments", "--no-huge", "-m", "256"),
-                *(f"--file-prefix=virtio-{os.getpid()}-{next(_prefixes)}", *ports),
-                *("--", "-i", "--nb-cores=1", "--no-flush-rx", "--total-num-mbufs=16384"),
-                *(f"--rxq={queues}", f"--txq={queues}", *more),
+                *("stdbuf", "-o0", "timeout", "-k", "3", str(seconds), *under, program),
+                *("--lcores", f"0@{main},1@{polling}", "--main-lcore", "0"),
+                *("--no-pci", "--no-telemetry", SIMD, "--single-file-segments", *memory),
+                *(f"--file-prefix=virtio-{os.getpid()}-{next(_prefixes)}", *(f"--vdev={vdev}" for vdev in vdevs)),
+                *("--", "-i", "--nb-cores=1", "--total-num-mbufs=16384", *more),
             ],
             process_group=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         self.reader = threading.Thread(target=self._read, daemon=True)
         self.reader.start()
-        self.wait_for("testpmd> ")
+        self.wait_for("testpmd> ", seconds=120 if under else 30)
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -63,6 +63,12 @@ class Testpmd(GuestProcess):
 
     def text(self) -> str:
         return "".join(self.log)
+
+    @property
+    def pid(self) -> int:
+        """The number of the program itself: `timeout` is its parent."""
+        parent = self.process.pid
+        return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
 
     def say(self, *commands: str) -> None:
         assert self.process.stdin is not None
@@ -85,6 +91,36 @@ class Testpmd(GuestProcess):
         self.say(command)
         return self.wait_for(until, since)
 
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.say("quit")
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(10)
+        super().close()
+        self.reader.join(10)
+
+
+class Testpmd(Pmd):
+    """A testpmd with a virtio-user port at each of ``paths``, comma-separated; a context manager.
+
+    ``vdev`` are the options of all ports, or of each; ``more`` are testpmd's own.
+    """
+
+    __test__ = False
+
+    def __init__(
+        self, paths: str, vdev: str | Sequence[str] = "", *, queues: int = 1, size: int = 256, more: Sequence[str] = ()
+    ) -> None:
+        each = paths.split(",")
+        options = [vdev] * len(each) if isinstance(vdev, str) else vdev
+        super().__init__(
+            [
+                f"net_virtio_user{i},path={path},queues={queues},queue_size={size}{',' if option else ''}{option}"
+                for i, (path, option) in enumerate(zip(each, options, strict=True))
+            ],
+            more=("--no-flush-rx", f"--rxq={queues}", f"--txq={queues}", *more),
+        )
+
     def forward(self, mode: str = "io") -> None:
         """Send back whatever comes, and wait rather than drop when the ring is full."""
         self.say(f"set fwd {mode} retry", "set burst tx delay 5 retry 1000000")
@@ -95,11 +131,3 @@ class Testpmd(GuestProcess):
         text = self.ask("stop", "Done.")
         found = RATIO.findall(text)
         return {f"{way}-{what}": int(count) for way, what, count in found}
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.say("quit")
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(10)
-        super().close()
-        self.reader.join(10)

@@ -23,6 +23,7 @@ class DeviceQueue(Queue):
     ) -> None: ...
     @property
     def available(self) -> int: ...  # split: chains waiting; packed: 1 if one waits, else 0
+    far: bool
     @property
     def outstanding(self) -> list[Chain]: ...
     @property

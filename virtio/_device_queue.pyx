@@ -298,6 +298,17 @@ cdef class DeviceQueue(Queue):
         return n
 
     @property
+    def far(self):
+        """Whether the driver runs on another core: then its buffers are fetched ahead. It may be set before the queue
+        is used; that costs some 3 ns a chain if the driver is on this core, and saves more if it is not.
+        """
+        return self.q.flags & VIRTIO_Q_FAR != 0
+
+    @far.setter
+    def far(self, bint yes):
+        self.q.flags = self.q.flags & ~<uint32_t>VIRTIO_Q_FAR | (VIRTIO_Q_FAR if yes else 0)
+
+    @property
     def outstanding(self):
         """The chains popped and not given back, oldest first."""
         return list(self.taken.values())

@@ -56,6 +56,7 @@ cdef struct net_rx:
     uint32_t nsegs
     uint32_t reserved        # chains of the last reserve,
     uint64_t room            # and bytes of frame in them
+    uint64_t entries[64]     # of plain chains, as they are used
     uint8_t *scratch         # [VIRTIO_FRAME_MAX] what a port may read beyond them
     uint32_t pending         # a frame that was read waits in scratch for room:
     virtio_packet waiting

@@ -352,8 +352,9 @@ cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint3
     cdef const virtio_packet *packet = packets
     cdef uint32_t header = rx.header, total
     cdef uint64_t size = 0
-    if run_start(&run, rx.q, n, packed) == 0:
+    if run_start(&run, rx.q, min(n, <uint32_t>VIRTIO_BURST), packed) == 0:
         return 0
+    run_ahead(&run, True, packed)
     while run_next(&run, VIRTIO_DESC_F_WRITE, packed):
         total = header + packet.len
         if virtio_unlikely(total > run.length or not is_plain(packet)):
@@ -361,10 +362,10 @@ cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint3
         if virtio_unlikely(not write_plain(rx, <uint8_t *>run.host, packet,
                                            <const uint8_t *>segs[packet.first].iov_base, header)):
             break
-        run_used(&run, total, packed)
+        run_keep(&run, rx.entries, total, packed)
         size += packet.len
         packet += 1
-    run_commit(&run, run.taken, packed)
+    run_commit(&run, rx.entries, run.taken, False, packed)
     rx.published |= run.taken != 0
     add_count(&rx.frames, run.taken)
     add_count(&rx.bytes, size)

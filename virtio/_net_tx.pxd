@@ -3,6 +3,10 @@
 # Frames are sent from where they lie. Headers are copied once, then checked, then used. What the port cannot take
 # undone is done on the way (virtio._net_execute). Chains that the port does not take are put back: between bursts none
 # is held.
+#
+# A driver frees what was sent when it is interrupted, and is in no hurry for it: chains are given back at once, but the
+# interrupt waits until there are many, or nothing more comes. Linux asks for one after each burst; without the wait a
+# guest under load would run its handler once for every few frames.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._bell cimport Bell, virtio_bell
@@ -42,6 +46,8 @@ cdef struct net_tx:
     uint32_t by_hand         # no worker arms it: poll leaves the notifications as they are to be
     uint32_t full            # the port did not take all of the last burst
     uint32_t troubled        # trouble was rung
+    uint32_t hold            # used descriptors for which the interrupt does not wait any longer; 1: it never does
+    uint32_t idle            # polls without work since the last ones
     uint32_t nsegs
     virtio_bell *kick
     virtio_bell *call
@@ -53,7 +59,7 @@ cdef struct net_tx:
     virtio_packet packets[64]
     uint32_t chain_of[64]    # which chain each packet is
     uint8_t why[64]          # of each chain, why it is dropped
-    uint16_t ids[64]         # of plain chains
+    uint64_t entries[64]     # of plain chains, as they are used
     iovec *segs              # [nsegs]
     # figures
     uint64_t frames

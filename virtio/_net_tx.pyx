@@ -19,6 +19,7 @@ cdef extern from "virtio/net_copy.h" nogil:
 
 cdef enum:
     BURST = 64  # VIRTIO_BURST: the size of the arrays
+    HOLD = 64  # used descriptors; and polls without work
 
 
 cdef bint skip_header(uint8_t *bytes, iovec *segs, virtio_packet *packet, uint32_t size) noexcept nogil:
@@ -144,6 +145,7 @@ cdef inline uint32_t burst_run(net_tx *tx, bint packed) noexcept nogil:
     cdef bint says = False
     if run_start(&run, tx.q, BURST, packed) == 0:
         return 0
+    run_ahead(&run, False, packed)
     while run_next(&run, 0, packed):
         if virtio_unlikely(run.length < size + VIRTIO_FRAME_MIN or run.length - size > VIRTIO_FRAME_MAX):
             break
@@ -159,15 +161,14 @@ cdef inline uint32_t burst_run(net_tx *tx, bint packed) noexcept nogil:
             says = True
         virtio_put64(&packet.first, run.taken | <uint64_t>1 << 32)
         put_piece(seg, run.host + size, packet.len)
-        run_keep(&run, tx.ids, packed)
+        run_keep(&run, tx.entries, 0, packed)
         packet += 1
         seg += 1
     n = run.taken
     if n == 0:
         return 0
     done = send(tx, n, says)
-    run_use_kept(&run, tx.ids, done, packed)
-    run_commit(&run, done, packed)
+    run_commit(&run, tx.entries, done, tx.q.flags & VIRTIO_Q_IN_ORDER != 0, packed)
     return done
 
 
@@ -179,6 +180,19 @@ cdef uint32_t burst(net_tx *tx) noexcept nogil:
     if done == 0 and not tx.full:
         done = burst_chains(tx)
     return done
+
+
+cdef inline virtio_bell *call_due(net_tx *tx, uint32_t done) noexcept nogil:
+    """Return the bell to ring once the lock is free, or NULL: an interrupt for chains given back waits for more."""
+    tx.idle = 0 if done else tx.idle + 1
+    if tx.q.pending == 0 or (tx.q.pending < tx.hold and tx.idle < HOLD):
+        return NULL
+    return tx.call if device_needs_notification(tx.q) else NULL
+
+
+cdef inline virtio_bell *call_now(net_tx *tx) noexcept nogil:
+    """The same when nothing is polled from here on."""
+    return tx.call if tx.q.pending and device_needs_notification(tx.q) else NULL
 
 
 cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
@@ -194,8 +208,7 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
         done = burst(tx)
         while tx.by_hand and done == 0 and not tx.full and device_enable_notification(q):
             done = burst(tx)
-        if done and device_needs_notification(q):
-            bell = tx.call
+        bell = call_due(tx, done)
         if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE and not tx.troubled):
             tx.troubled = 1
             trouble = tx.trouble
@@ -211,16 +224,20 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
 
 cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
     cdef net_tx *tx = (<net_tx_task *>task).tx
+    cdef virtio_bell *bell = NULL
     cdef bint work = False
     if not virtio_trylock(&tx.q.lock):
         return True
     if task.active:
+        bell = call_now(tx)
         if tx.full and not tx.closed:
             work = tx.port.arm_send(tx.port, tx.pair, wait)
         else:
             work = device_enable_notification(tx.q)
             work |= virtio_wait_bell(wait, tx.kick)
     queue_unlock(&tx.q.lock)
+    if bell is not NULL:
+        virtio_bell_ring(bell)
     return work
 
 
@@ -270,6 +287,7 @@ cdef class NetTransmit(Task):
         tx.offloads = offloads_of(features, False)
         tx.port, tx.pair, tx.by_hand = &port.c, pair, by_hand
         tx.kick, tx.call, tx.trouble = &kick.c, &self.relay.c.bell, &trouble.c
+        tx.hold = 1 if by_hand else min(<uint32_t>HOLD, max(<uint32_t>1, <uint32_t>queue.q.size // 4))
         tx.nsegs = queue.q.max_chain + VIRTIO_REGIONS_MAX + BURST
         tx.segs = <iovec *>calloc(tx.nsegs, sizeof(iovec))
         tx.executor = executor_new()
@@ -285,6 +303,18 @@ cdef class NetTransmit(Task):
     def __dealloc__(self):
         free(self.tx.segs)
         executor_free(self.tx.executor)
+
+    def pause(self):
+        """Stop it, and interrupt the guest if that was still to come; then no burst is under way, and none begins."""
+        cdef net_tx *tx = &self.tx
+        cdef virtio_bell *bell
+        Task.pause(self)
+        with nogil:
+            queue_lock(&tx.q.lock)
+            bell = call_now(tx)
+            queue_unlock(&tx.q.lock)
+            if bell is not NULL:
+                virtio_bell_ring(bell)
 
     def set_call(self, Bell bell not None):
         """Interrupt the guest by this bell from now on."""

@@ -52,6 +52,7 @@ cdef extern from "virtio/queue.h" nogil:
         VIRTIO_Q_NOTIFY_ON_EMPTY
         VIRTIO_Q_CLAMP_USED_LEN
         VIRTIO_Q_READ_TABLES
+        VIRTIO_Q_FAR
         VIRTIO_ENQ_OK
         VIRTIO_ENQ_FULL
         VIRTIO_ENQ_TOO_BIG

@@ -6,8 +6,8 @@
 #
 #     if run_start(&run, q, limit, packed):
 #         while run_next(&run, flags, packed):     # the buffer: run.host, run.length
-#             run_used(&run, written, packed)      # or run_keep(&run, ids, packed), and run_use_kept at the end
-#         run_commit(&run, n, packed)              # the first n of them: all that were given to run_used
+#             run_keep(&run, entries, written, packed)
+#         run_commit(&run, entries, n, batch, packed)    # the first n of them
 #
 # Its functions are to be inlined: the run then lies in registers. Callers hold q.lock.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -29,7 +29,6 @@ cdef struct virtio_run:
     uint32_t taken         # chains
     uint64_t marks         # packed: of an available descriptor on this lap (2.8.1),
     uint64_t used_marks    # and of a used one
-    uint64_t first         # packed: the word of the first used descriptor, which is stored last
     # the region of the last lookup
     uint64_t gpa
     uint64_t room
@@ -52,7 +51,7 @@ cdef inline uint32_t run_start(virtio_run *run, virtio_device_queue *q, uint32_t
     """Begin a run of up to limit chains; return how many there may be: 0 if none waits, or the queue has no runs."""
     cdef uint32_t ready
     run.limit = run.taken = 0
-    run.marks = run.used_marks = run.first = 0
+    run.marks = run.used_marks = 0
     run.avail = NULL
     run.used = NULL
     # nothing here is noted in a log, nor for a backend after us
@@ -79,8 +78,45 @@ cdef inline uint32_t run_start(virtio_run *run, virtio_device_queue *q, uint32_t
     return run.limit
 
 
+cdef inline void run_ahead(const virtio_run *run, bint write, bint packed) noexcept nogil:
+    """Fetch the buffers of all chains to come, if the driver is on another core.
+
+    A line from there takes as long as the work for many a chain. Those of a burst are asked for at once, so that they
+    come together: a distance of some chains ahead would have only so many on the way.
+    """
+    cdef uint32_t at = run.at
+    cdef uint32_t head
+    cdef uint64_t addr
+    cdef const uint8_t *host
+    if not run.q.flags & VIRTIO_Q_FAR:
+        return
+    for _ in range(run.limit):
+        if packed:
+            if (virtio_load64(run.desc + 2 * <uint64_t>at + 1) ^ run.marks) & run_both():
+                return
+            addr = virtio_load64(run.desc + 2 * <uint64_t>at)
+            at += 1
+            if at == run.wrap:  # the next lap has other marks; a burst later it is this one
+                return
+        else:
+            head = virtio_load16(run.avail + (at & run.wrap))
+            if head > run.wrap:
+                return
+            addr = virtio_load64(run.desc + 2 * <uint64_t>head)
+            at += 1
+        if addr - run.gpa >= run.room:
+            continue
+        host = <const uint8_t *>(run.shift + addr)
+        if write:
+            virtio_prefetch_write(host)
+            virtio_prefetch_write(host + 64)
+        else:
+            virtio_prefetch(host)
+            virtio_prefetch(host + 64)
+
+
 cdef inline bint run_next(virtio_run *run, uint32_t flags, bint packed) noexcept nogil:
-    """Look at the next chain: whether there is one, plain and with these flags. run_used or run_keep takes it."""
+    """Look at the next chain: whether there is one, plain and with these flags. run_keep takes it."""
     cdef uint64_t addr
     cdef uint64_t word
     cdef uint32_t head
@@ -121,64 +157,73 @@ cdef inline void run_take(virtio_run *run, bint packed) noexcept nogil:
         run.marks ^= run_both()
 
 
-cdef inline void run_put_used(virtio_run *run, uint32_t id, uint32_t written, bint first, bint packed) noexcept nogil:
-    """Write the next used entry; nothing of it is visible before the commit."""
-    cdef uint64_t word
+cdef inline void run_keep(virtio_run *run, uint64_t *entries, uint32_t written, bint packed) noexcept nogil:
+    """Take the chain looked at, to be used with the bytes written."""
     if packed:
-        word = written | <uint64_t>id << 32 | run.used_marks
-        if written:  # the length counts (2.8.7)
-            word |= <uint64_t>VIRTIO_DESC_F_WRITE << 48
-        if first:
-            run.first = word
-        else:
-            virtio_store64(<uint64_t *>run.desc + 2 * <uint64_t>run.used_at + 1, word)
-        run.used_at += 1
-        if virtio_unlikely(run.used_at == run.wrap):
-            run.used_at = 0
-            run.used_marks ^= run_both()
+        # the length counts (2.8.7) where something was written
+        entries[run.taken] = (written | <uint64_t>run.id << 32
+                              | <uint64_t>(VIRTIO_DESC_F_WRITE if written else 0) << 48)
+        run.at += 1
+        if virtio_unlikely(run.at == run.wrap):
+            run.at = 0
+            run.marks ^= run_both()
     else:
-        virtio_put64(run.used + 8 * <uint64_t>(run.used_at & run.wrap), id | <uint64_t>written << 32)
-        run.used_at += 1
+        entries[run.taken] = run.id | <uint64_t>written << 32
+        run.at += 1
+    run.limit -= 1
+    run.taken += 1
 
 
-cdef inline void run_used(virtio_run *run, uint32_t written, bint packed) noexcept nogil:
-    """Take the chain looked at, and use it, with the bytes written."""
-    run_put_used(run, run.id, written, run.taken == 0, packed)
-    run_take(run, packed)
+cdef inline void run_put_packed(virtio_run *run, const uint64_t *entries, uint32_t n) noexcept nogil:
+    """Use n descriptors, the last first: the driver polls the first one, and each look at its line takes it away."""
+    cdef uint64_t *slot
+    cdef uint64_t marks = run.used_marks
+    cdef uint32_t at = run.used_at + n
+    cdef uint32_t i = n
+    if virtio_unlikely(at >= run.wrap):
+        at -= run.wrap
+        run.used_marks ^= run_both()
+        marks = run.used_marks
+    run.used_at = at
+    while True:
+        if virtio_unlikely(at == 0):
+            at = run.wrap
+            marks ^= run_both()
+        at -= 1
+        i -= 1
+        slot = <uint64_t *>run.desc + 2 * <uint64_t>at + 1
+        if i == 0:
+            break
+        virtio_store64(slot, entries[i] | marks)
+    # release: buffers and later used descriptors are visible before the one that the driver looks at first
+    virtio_store64_release(slot, entries[0] | marks)
 
 
-cdef inline void run_keep(virtio_run *run, uint16_t *ids, bint packed) noexcept nogil:
-    """Take the chain looked at, to be used by run_use_kept."""
-    ids[run.taken] = <uint16_t>run.id
-    run_take(run, packed)
+cdef inline void run_skip(virtio_run *run, uint32_t n) noexcept nogil:
+    """Leave out n used descriptors, fewer than a lap."""
+    run.used_at += n
+    if run.used_at >= run.wrap:
+        run.used_at -= run.wrap
+        run.used_marks ^= run_both()
 
 
-cdef inline void run_use_kept(virtio_run *run, const uint16_t *ids, uint32_t n, bint packed) noexcept nogil:
-    """Use the first n chains that were kept, nothing written to them; the others were never taken."""
-    cdef uint32_t i
-    if n == 0:
-        return
-    if run.q.flags & VIRTIO_Q_IN_ORDER:
-        # one entry for all, where the first's would be, naming the last (2.7.9, 2.8.9)
-        run_put_used(run, ids[n - 1], 0, True, packed)
-        run.used_at += n - 1
-        if packed and run.used_at >= run.wrap:
-            run.used_at -= run.wrap
-            run.used_marks ^= run_both()
-        return
-    for i in range(n):
-        run_put_used(run, ids[i], 0, i == 0, packed)
+cdef inline void run_commit(virtio_run *run, const uint64_t *entries, uint32_t n, bint batch,
+                            bint packed) noexcept nogil:
+    """Use the first n chains that were kept, and show the driver; the queue goes on behind them.
 
-
-cdef inline void run_commit(virtio_run *run, uint32_t n, bint packed) noexcept nogil:
-    """Show the driver the n chains used; the queue goes on behind them."""
+    batch: nothing was written, and the driver takes them in order: one entry for all, where the first's would be,
+    naming the last (2.7.9, 2.8.9).
+    """
     cdef virtio_device_queue *q = run.q
-    cdef uint32_t at
+    cdef uint32_t at, i
     if n == 0:
         return
     if packed:
-        # release: buffers and later used descriptors are visible before the one that the driver looks at first
-        virtio_store64_release(<uint64_t *>run.desc + 2 * <uint64_t>q.next_used + 1, run.first)
+        if batch:
+            run_put_packed(run, entries + n - 1, 1)
+            run_skip(run, n - 1)
+        else:
+            run_put_packed(run, entries, n)
         q.used_wrap = run.used_marks != 0
         at = q.next_avail + n
         if at >= run.wrap:
@@ -186,6 +231,12 @@ cdef inline void run_commit(virtio_run *run, uint32_t n, bint packed) noexcept n
             q.avail_wrap = not q.avail_wrap
         q.next_avail = <uint16_t>at
     else:
+        if batch:
+            virtio_put64(run.used + 8 * <uint64_t>(run.used_at & run.wrap), entries[n - 1])
+        else:
+            for i in range(n):
+                virtio_put64(run.used + 8 * <uint64_t>((run.used_at + i) & run.wrap), entries[i])
+        run.used_at += n
         # release: buffers and used entries are visible before the index that announces them (2.7.8.2)
         virtio_store16_release(&q.used.idx, <uint16_t>run.used_at)
         q.next_avail = <uint16_t>(q.next_avail + n)

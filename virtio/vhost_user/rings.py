@@ -71,6 +71,7 @@ class Ring:
             else:
                 state |= split_position(self.base, memory, layout, None if region else self.stood)
             queue = DeviceQueue.restore(memory, state)
+            queue.far = True
             if region:
                 queue.track(region)
                 if region.waiting:
