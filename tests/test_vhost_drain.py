@@ -130,6 +130,7 @@ def test_nobody_else_waits_and_the_server_may_end(tmp_path: Path) -> None:
             wait_for(lambda: device.queues[0].halted)
             assert exchange(other, honest, b"here") == b"HERE"
             send(frontend, driver, range(4, 6))
+            device.kick(0)
             assert len(device.kept) == 4  # nothing more is taken
             server.close()
 
