@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         TapLoop,
     )
     from virtio.net.pump import Pump
+    from virtio.net.splice import Splice
     from virtio.net.vtnet import Vtnet
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Received",
     "ReceivedFrame",
     "Pump",
+    "Splice",
     "Machine",
     "Namespace",
     "Port",
@@ -56,6 +58,7 @@ _HOMES = {
     "Received": "virtio._vtnet_receive",
     "ReceivedFrame": "virtio._vtnet_receive",
     "Pump": "virtio.net.pump",
+    "Splice": "virtio.net.splice",
     "Machine": "virtio.net.machine",
     "Namespace": "virtio.net.netns",
 }

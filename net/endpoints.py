@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import socket
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import or_
 from typing import Any
@@ -16,12 +17,18 @@ from virtio._worker import Worker
 from virtio.constants import DeviceType
 from virtio.errors import ConfigError
 from virtio.net.device import NetDevice
-from virtio.net.ports import Cable, Port, Tap, TapLoop, parse_value, port
+from virtio.net.ports import Cable, Port, Sink, parse_value, port
+from virtio.net.splice import Splice
+from virtio.net.supervisor import inherited
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
+
+log = logging.getLogger("virtio.net")
 
 VHOST_USER = "vhost-user"
 QUEUE_SIZE = 32768  # descriptors that a frontend's ring may have: it says how many
 MANY = ("tap", "loopback", "gen", "sink", "pcap")  # ports that may have several queue pairs
+FILES = ("pcap", "replay")  # whose name is a file's
+SILENT = ("loopback", "sink", "pcap", "null")  # that give nothing of themselves
 QUEUES_MAX = 128  # pairs: a ring's index has 8 bits in vhost-user
 
 
@@ -37,9 +44,12 @@ class VhostUser:
     options: tuple[tuple[str, Any], ...] = ()  # of NetDevice
     protocol: ProtocolFeature = PROTOCOL
 
-    def listener(self) -> socket.socket | None:
-        """Return the listening socket that was given by its descriptor, or None."""
-        return None if self.fd is None else socket.socket(fileno=os.dup(self.fd))
+    def socket(self) -> dict[str, Any]:
+        """Return what a Server takes in place of a path, if it was given by its descriptor; that is then ours."""
+        if self.fd is None:
+            return {}
+        found, listens = inherited(self.fd)
+        return {"listener" if listens else "connection": found}
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,20 @@ class PortEnd:
     """Any other endpoint: a port, made when all texts are found good."""
 
     text: str
+
+    @property
+    def kind(self) -> str:
+        """The word that it begins with."""
+        return self.text.split(",")[0].partition(":")[0]
+
+    @property
+    def queues(self) -> int | None:
+        """The queue pairs that its text asks for, or None."""
+        found = [
+            word.partition("=")[2] for word in self.text.replace(":", ",").split(",") if word.startswith("queues=")
+        ]
+        value = parse_value(found[-1]) if found else None
+        return value if type(value) is int and 1 <= value <= QUEUES_MAX else None
 
 
 def words(value: object) -> list[str]:
@@ -73,8 +97,10 @@ def parse(text: str) -> VhostUser | PortEnd:
             if not equals:
                 raise ValueError(f"{item!r} is not OPTION=VALUE")
             take(name.replace("_", "-"), value, found, device)
-        if ("fd" in found) == bool(path):
-            raise ValueError("it takes either a path or fd=NUMBER")
+        if "fd" in found and (path or found.get("client")):
+            raise ValueError("fd=NUMBER is in place of a path")
+        if found.get("client") and not path:
+            raise ValueError("client=1 needs a path")
     except (ValueError, ConfigError) as error:
         raise ConfigError(f"endpoint {text!r}: {error}") from None
     return VhostUser(text, **found, options=tuple(device.items()))
@@ -109,12 +135,38 @@ def take(name: str, value: str, found: dict[str, Any], device: dict[str, Any]) -
         raise ValueError(f"option {name!r} is none of {options}")
 
 
+def give_descriptors(
+    ends: Sequence[VhostUser | PortEnd], fds: Sequence[int] | Callable[[], Sequence[int]]
+) -> list[VhostUser | PortEnd]:
+    """Return the ends, of which those that are ``vhost-user:`` without a path or fd have these, in order.
+
+    A function is asked only if there is one. Raises ConfigError if there are not as many as are needed.
+    """
+    wanting = any(isinstance(end, VhostUser) and not end.path and end.fd is None for end in ends)
+    left = list(fds) if not callable(fds) else list(fds()) if wanting else []
+    made: list[VhostUser | PortEnd] = []
+    for end in ends:
+        if isinstance(end, VhostUser) and not end.path and end.fd is None:
+            if not left:
+                raise ConfigError(f"endpoint {end.text!r} has neither a path nor a descriptor (fd=NUMBER, --fd)")
+            fd = left.pop(0)
+            end = replace(end, fd=fd, text=",".join([f"{VHOST_USER}:", f"fd={fd}", *end.text.split(",")[1:]]))
+        made.append(end)
+    if left:
+        raise ConfigError(f"fd {left[0]}: no endpoint is for it (it would be {VHOST_USER}: without a path)")
+    held = [end.fd for end in made if isinstance(end, VhostUser) and end.fd is not None]
+    if len(set(held)) < len(held):
+        raise ConfigError(f"fd {held[0]} for two endpoints")
+    return made
+
+
 class Joined:
     """Two endpoints, joined: their devices, sockets, ports and threads. A context manager; closing it ends all.
 
-    ``workers`` threads work the queues, pair i those of number i, modulo their number (None: as many as the endpoint
-    with most pairs has); ``poll``: they never sleep. ``cpus`` are dealt out to them in turn. Raises ConfigError and
-    OSError for what cannot be.
+    ``workers`` threads at most work the queues, pair i those of number i, modulo their number (None: one for each
+    pair); ``poll``: they never sleep. ``cpus`` are dealt out to them in turn. ``over`` is called, on some thread, when
+    guests had connections that we inherited, all of them, and all have gone: none can come again. Raises ConfigError
+    and OSError for what cannot be.
     """
 
     def __init__(
@@ -124,24 +176,27 @@ class Joined:
         workers: int | None = None,
         poll: bool = False,
         cpus: Sequence[int] = (),
+        over: Callable[[], object] | None = None,
     ) -> None:
         if len(ends) != 2:
             raise ConfigError(f"{len(ends)} endpoints (2: more would need a switch)")
-        self.ends = tuple(ends)
+        self.ends = tuple(give_descriptors(ends, ()))
         self.devices: dict[str, NetDevice] = {}
         self.servers: list[Server] = []
         self.ports: list[Port] = []
-        self.loop: TapLoop | None = None
+        self.splice: Splice | None = None
         self.workers: list[Worker] = []
+        self._over = over
+        self._guests = sum(isinstance(end, VhostUser) for end in self.ends)  # that are there, or may come
+        self._lock = threading.Lock()
         self._stack = ExitStack()
-        served = [end for end in ends if isinstance(end, VhostUser)]
-        count = workers or max((end.queues for end in served), default=1)
+        pairs = max(end.queues or 1 for end in self.ends)
         try:
             self.workers = [
                 Worker(mode="busy" if poll else "adaptive", cpu=cpus[i % len(cpus)] if cpus else None)
-                for i in range(count if served else 0)
+                for i in range(min(workers or pairs, pairs))
             ]
-            self._join(served)
+            self._join()
             for worker in self.workers:
                 worker.start()
                 self._stack.callback(worker.stop)
@@ -151,24 +206,35 @@ class Joined:
             self.close()
             raise
 
-    def _join(self, served: list[VhostUser]) -> None:
-        if len(served) == 2:
-            cable = Cable(queues=max(end.queues for end in served))
-            for end, side in zip(served, cable, strict=True):
+    def _join(self) -> None:
+        first, second = self.ends
+        if isinstance(first, VhostUser) and isinstance(second, VhostUser):
+            cable = Cable(queues=max(first.queues, second.queues))
+            for end, side in zip((first, second), cable, strict=True):
                 self._serve(end, side)
-        elif len(served) == 1:
-            (other,) = [end for end in self.ends if isinstance(end, PortEnd)]
-            self._serve(served[0], self._port(other, served[0].queues))
-        else:
-            first, second = [self._port(end) for end in self.ends if isinstance(end, PortEnd)]
-            if not (isinstance(first, Tap) and isinstance(second, Tap)):
-                raise ConfigError(f"one of two endpoints is {VHOST_USER}:PATH, or both are taps")
-            self.loop = self._stack.enter_context(TapLoop(first, second, offloads=0xFFF))
+        elif isinstance(first, VhostUser) and isinstance(second, PortEnd):
+            self._serve(first, self._port(second, first.queues))
+        elif isinstance(first, PortEnd) and isinstance(second, VhostUser):
+            self._serve(second, self._port(first, second.queues))
+        elif isinstance(first, PortEnd) and isinstance(second, PortEnd):
+            self._connect(first, second)
 
-    def _port(self, end: PortEnd, queues: int = 1) -> Port:
-        """Make a port, with as many queue pairs as its device has, unless its text says how many."""
-        more = f",queues={queues}" if end.text.split(":")[0].split(",")[0] in MANY and "queues=" not in end.text else ""
-        made = port(end.text + more)
+    def _connect(self, first: PortEnd, second: PortEnd) -> None:
+        """Join two ports. Two of which neither has anything to give are joined, too, and nothing happens."""
+        files = [end.text.split(",")[0].partition(":")[2] for end in (first, second) if end.kind in FILES]
+        if len(files) == 2 and os.path.realpath(files[0]) == os.path.realpath(files[1]):
+            raise ConfigError(f"both endpoints are of one file, {files[0]}")
+        if first.kind in SILENT and second.kind in SILENT:
+            log.info("neither of %s and %s has frames to give", first.text, second.text)
+        a, b = self._port(first, second.queues or 1), self._port(second, first.queues or 1)
+        self.splice = self._stack.enter_context(Splice(a, b, self.workers))
+
+    def _port(self, end: PortEnd, queues: int) -> Port:
+        """Make a port, with as many queue pairs as the other end has, unless its text says how many."""
+        if end.text == "null" and queues > 1:
+            made: Port = Sink(queues=queues, verify=False)
+        else:
+            made = port(end.text + (f",queues={queues}" if end.kind in MANY and end.queues is None else ""))
         self.ports.append(made)
         close: Callable[[], object] | None = getattr(made, "close", None)
         if close is not None:
@@ -182,19 +248,28 @@ class Joined:
         )  # fmt: skip
         self._stack.callback(device.close)
         self.devices[end.text] = device
-        server = Server(device, end.path, client=end.client, listener=end.listener(), protocol=end.protocol)
+        options = end.socket() | ({} if end.path else {"name": end.text})
+        server = Server(device, end.path, client=end.client, protocol=end.protocol, over=self._gone, **options)
         self._stack.callback(server.close)
         self.servers.append(server)
 
+    def _gone(self) -> None:
+        """The guest of a connection that we inherited has gone."""
+        with self._lock:
+            self._guests -= 1
+            if self._guests == 0 and self._over is not None:
+                self._over()
+
     def statistics(self) -> dict[str, Any]:
-        """Return all that was counted, by endpoint."""
-        figures: dict[str, Any] = {text: device.statistics() for text, device in self.devices.items()}
-        if self.loop is not None:
-            figures["loop"] = self.loop.statistics()
-        return figures
+        """Return all that was counted, by endpoint; of two with the same text the second is called "TEXT (2)"."""
+        if self.splice is not None:
+            first, second = (end.text for end in self.ends)
+            names = (first, second if second != first else f"{second} (2)")
+            return dict(zip(names, self.splice.statistics(), strict=True))
+        return {text: device.statistics() for text, device in self.devices.items()}
 
     def close(self) -> None:
-        """End everything."""
+        """End all: frontends are cut off, sockets and interfaces that are ours go."""
         self._stack.close()
 
     def __enter__(self) -> Joined:

@@ -5,25 +5,39 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import signal
-import socket
 import sys
-import threading
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 from virtio.errors import VirtioError
 
+if TYPE_CHECKING:
+    from virtio.net.endpoints import Joined
+
+WORKERS_MAX = 256
+CPUS_MAX = 1024  # as many as a range may name
+
 EPILOG = """
-endpoints:
+endpoints, any two of:
   vhost-user:PATH[,option=value...]  a network device at a UNIX socket, for QEMU, DPDK, user-mode Linux, ...
       queues=N         queue pairs (default 1)
       client=1         connect to a socket at which the other side listens
-      fd=NUMBER        in place of PATH: a listening socket that we inherit
+      fd=NUMBER        in place of PATH: a UNIX socket that we inherit; it listens, or is connected (then it is served
+                       once). `vhost-user:` alone takes the next --fd, or, without any, the next of LISTEN_FDS
       mtu=N mac=ADDRESS speed=MBIT queue-size=N
       withhold=A+B     features not to offer, by the specification's names (offer=A+B: further ones)
       withhold-protocol=A+B   the same of vhost-user's protocol features
-  tap:NAME  loopback  gen[,size=N...]  sink  pcap:FILE  replay:FILE  null
+  tap:NAME       an interface of this machine's kernel (queues=N mtu=N)
+  gen[:size=N,count=N,rate=N,kind=tcp...]  gives frames, and verifies those of a generator that come to it
+  sink           counts what comes, and verifies those frames
+  pcap:FILE      writes what comes to a capture file;  replay:FILE  gives what one has (loops=N speed=X)
+  loopback       gives back what comes
+  null           drops what comes
+
+The process stays in the foreground, says "ready" and READY=1 (NOTIFY_SOCKET) when all is there, and ends with exit
+code 0 on SIGTERM or SIGINT, and when there were guests by inherited connections only, and all have gone. 2: it could
+not begin.
 """
 
 
@@ -32,14 +46,18 @@ def add_to(commands: Any) -> None:
     command = commands.add_parser(
         "net",
         help="join two endpoints: guests' network devices, TAPs, files",
-        description="Join two endpoints: a cable between two guests, or a guest and a TAP, a capture file, ...",
+        description="Join two endpoints by a cable: guests, TAPs, capture files, generators, in any combination.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("endpoints", nargs=2, metavar="ENDPOINT")
     command.add_argument("--poll", action="store_true", help="poll without end: a whole CPU for each worker")
-    command.add_argument("--workers", type=int, metavar="N", help="threads (default: one for each queue pair)")
-    command.add_argument("--cpus", default="", metavar="LIST", help="CPUs to pin them to, such as 1,2")
+    command.add_argument("--workers", type=int, metavar="N", help="threads (default, and at most: one a queue pair)")
+    command.add_argument("--cpus", default="", metavar="LIST", help="CPUs to pin them to, in turn, such as 1,2 or 4-7")
+    command.add_argument(
+        "--fd", type=int, action="append", default=[], metavar="N",
+        help="inherited UNIX socket for `vhost-user:` without a path; may be repeated, in the endpoints' order",
+    )  # fmt: skip
     command.add_argument("--status", metavar="PATH", help="socket for `virtio top` (default: one by our process id)")
     command.add_argument("--json", action="store_true", help="print the counters as one JSON object at the end")
     command.add_argument("-v", "--verbose", action="store_true", help="say who comes and goes")
@@ -52,40 +70,55 @@ def complain(text: object) -> int:
     return 2
 
 
-def notify(state: str) -> None:
-    """Tell the supervisor that started us, if it wants to know (sd_notify)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
-            supervisor.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+def cpus_of(text: str) -> list[int]:
+    """Return the CPUs of a list such as 1,4-7. Raises ValueError for what is none."""
+    found: list[int] = []
+    for word in filter(None, text.split(",")):
+        first, dash, last = word.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"--cpus {text!r} is no list of numbers")
+        low, high = int(first), int(last or first)
+        if not low <= high < low + CPUS_MAX:
+            raise ValueError(f"--cpus {text!r}: {word} is no range")
+        found += range(low, high + 1)
+    return found
+
+
+def status_of(joined: Joined, path: str | None) -> AbstractContextManager[object]:
+    """Return the socket for `virtio top`. Without a place for one that nobody asked for we go on."""
+    from virtio.net.status import StatusSocket
+
+    try:
+        return StatusSocket(joined.statistics, path)
+    except OSError as error:
+        if path is not None:
+            raise
+        logging.getLogger("virtio.net").warning("no socket for virtio top: %s", error)
+        return nullcontext()
 
 
 def run(options: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT: both end it cleanly, with exit code 0."""
-    from virtio.net.endpoints import Joined, parse
-    from virtio.net.status import StatusSocket
+    from virtio.net.endpoints import Joined, give_descriptors, parse
+    from virtio.net.supervisor import Stop, activated, notify
 
     logging.basicConfig(
         format="virtio net: %(message)s", level=logging.INFO if options.verbose else logging.WARNING, stream=sys.stderr
     )
-    if options.workers is not None and not 1 <= options.workers <= 256:
-        return complain(f"--workers {options.workers} is not within 1 to 256")
-    ended = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ended.set())
+    if options.workers is not None and not 1 <= options.workers <= WORKERS_MAX:
+        return complain(f"--workers {options.workers} is not within 1 to {WORKERS_MAX}")
+    stop = Stop(signal.SIGTERM, signal.SIGINT)
     try:
-        cpus = [int(cpu) for cpu in options.cpus.split(",") if cpu]
-    except ValueError:
-        return complain(f"--cpus {options.cpus!r} is no list of numbers")
-    try:
-        ends = [parse(text) for text in options.endpoints]
+        ends = give_descriptors([parse(text) for text in options.endpoints], options.fd or activated)
         with (
-            Joined(ends, workers=options.workers, poll=options.poll, cpus=cpus) as joined,
-            StatusSocket(joined.statistics, options.status),
-        ):
+            Joined(
+                ends, workers=options.workers, poll=options.poll, cpus=cpus_of(options.cpus), over=stop.set
+            ) as joined,
+            status_of(joined, options.status),
+        ):  # fmt: skip
             print("ready", file=sys.stderr, flush=True)
             notify("READY=1")
-            ended.wait()
+            stop.wait()
             notify("STOPPING=1")
             figures = joined.statistics()
     except (VirtioError, OSError, ValueError) as error:

@@ -47,20 +47,23 @@ def port(text: str) -> Port:
     """Make the port that a text describes: ``KIND[:NAME][,OPTION=VALUE]...``.
 
     ``tap:NAME``, ``loopback``, ``gen`` (Generator), ``sink``, ``replay:FILE`` (PcapReader), ``pcap:FILE`` (PcapWriter),
-    ``null``; options are the classes' arguments, like ``gen,size=1514,count=1000`` and ``replay:a.pcap,loops=3``.
+    ``null``; options are the classes' arguments, like ``gen,size=1514,count=1000`` and ``replay:a.pcap,loops=3``. Where
+    there is no name, a colon may stand before the options: ``gen:size=1514,count=1000``.
     Values are numbers, true and false, none, and text. A file name with a comma in it takes the class itself.
 
     Raises ConfigError for a text that is none, or whose options the class does not take, and what the class raises.
     """
     head, *rest = text.split(",")
-    kind, colon, name = head.partition(":")
+    kind, _, name = head.partition(":")
     if kind not in KINDS:
         raise ConfigError(f"port {text!r}: {kind!r} is none of {', '.join(KINDS)}")
     made, named = KINDS[kind]
     if named and not name:
         raise ConfigError(f"port {text!r}: {kind} needs a name, {kind}:NAME")
-    if colon and not named:
-        raise ConfigError(f"port {text!r}: {kind} has no name; options are {kind},OPTION=VALUE")
+    if "=" in name and not named:
+        rest.insert(0, name)
+    elif name and not named:
+        raise ConfigError(f"port {text!r}: {kind} has no name; options are {kind}:OPTION=VALUE")
     options: dict[str, Any] = {}
     for item in rest:
         option, equals, value = item.partition("=")

@@ -19,7 +19,9 @@ from typing import Any, Self
 from virtio.vhost_user.server import listen
 
 REQUEST_MAX = 100  # bytes of a client's line
-PATIENCE = 5.0  # seconds that a client may take
+PATIENCE = 5.0  # seconds that either side has to send, or to take, an answer
+CLIENTS = 16  # at once
+RETRY = 0.2  # seconds between two attempts to take a client when no descriptors are left
 
 
 def folder() -> Path:
@@ -30,22 +32,53 @@ def folder() -> Path:
     return Path("/run/virtio") if os.geteuid() == 0 else Path(tempfile.gettempdir()) / f"virtio-{os.geteuid()}"
 
 
+def made_folder() -> Path:
+    """Return that folder, made unless it is there. Raises OSError if somebody else has made it."""
+    made = folder()
+    made.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if made.stat().st_uid != os.geteuid():
+        raise PermissionError(f"{made} is not ours")
+    return made
+
+
+def running() -> list[Path]:
+    """Return the sockets of processes that run. Those that killed ones left are removed."""
+    found = []
+    for path in sorted(folder().glob("*.sock")):
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.setblocking(False)
+                probe.connect(str(path))
+        except BlockingIOError:  # it has much to do
+            found.append(path)
+        except ConnectionRefusedError:
+            if path.stem.isdecimal() and not Path(f"/proc/{path.stem}").exists():
+                with suppress(OSError):
+                    path.unlink()
+        except OSError:
+            pass  # it goes at this moment, or is not ours
+        else:
+            found.append(path)
+    return found
+
+
 class StatusSocket:
     """Answers with what ``read()`` returns, at ``path`` (default: PID.sock in :func:`folder`). A context manager.
 
-    One client at a time, on a thread of its own. Raises OSError when the socket cannot be made.
+    Up to CLIENTS clients at once, each on a thread of its own for as long as it stays; a further one is cut off, and
+    so is one that does not take its answer. Raises OSError when the socket cannot be made.
     """
 
     def __init__(self, read: Callable[[], dict[str, Any]], path: str | None = None) -> None:
         self._read = read
         self._since = time.monotonic()
         if path is None:
-            folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = str(folder() / f"{os.getpid()}.sock")
+            path = str(made_folder() / f"{os.getpid()}.sock")
         self.path = path
         self._listener = listen(path)
         os.chmod(path, 0o600)
-        self._connection: socket.socket | None = None
+        self._lock = threading.Lock()
+        self._clients: dict[socket.socket, threading.Thread] = {}
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="virtio-status", daemon=True)
 
@@ -54,42 +87,66 @@ class StatusSocket:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended = True
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        if (connection := self._connection) is not None:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
+        with self._lock:
+            self._ended = True
+            threads = [self._thread, *self._clients.values()]
+            for sock in (self._listener, *self._clients):
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
         self._listener.close()
         with suppress(OSError):
             os.unlink(self.path)
 
     def _run(self) -> None:
-        while True:
+        while not self._ended:
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
-            with connection, suppress(OSError):
+            except OSError:  # no descriptors are left; or it is over
+                time.sleep(0 if self._ended else RETRY)
+                continue
+            with self._lock:
+                if self._ended or len(self._clients) == CLIENTS:
+                    with connection, suppress(OSError):
+                        connection.send(b'{"error": "too many look at it already"}\n')
+                    continue
+                thread = threading.Thread(target=self._serve, args=(connection,), name="virtio-status", daemon=True)
+                self._clients[connection] = thread
+                thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            while connection.recv(REQUEST_MAX):
+                answer = {
+                    "pid": os.getpid(), "uptime": round(time.monotonic() - self._since, 3), "endpoints": self._read(),
+                }  # fmt: skip
                 connection.settimeout(PATIENCE)
-                self._connection = connection
-                while not self._ended and connection.recv(REQUEST_MAX):
-                    answer = {
-                        "pid": os.getpid(), "uptime": round(time.monotonic() - self._since, 3),
-                        "endpoints": self._read(),
-                    }  # fmt: skip
-                    connection.sendall(json.dumps(answer).encode() + b"\n")
+                connection.sendall(json.dumps(answer).encode() + b"\n")
+                connection.settimeout(None)  # when it asks again is its own affair
+        except OSError:
+            pass  # it has gone, or is to go
+        finally:
+            with self._lock:
+                del self._clients[connection]
+                connection.close()
+
+
+class Ended(ConnectionError):
+    """The process at the other end of the socket has gone."""
 
 
 class Status:
-    """The other side: the counters of the process at ``path``. A context manager. Raises OSError, also when it ends."""
+    """The other side: the counters of the process at ``path``. A context manager.
+
+    Raises Ended when the process has ended, ConnectionError when it takes no more clients, and OSError.
+    """
 
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(PATIENCE)
         try:
             self._socket.connect(path)
+            self._socket.settimeout(PATIENCE)  # with one, connect fails where it would wait for its turn
         except BaseException:
             self._socket.close()
             raise
@@ -97,11 +154,16 @@ class Status:
 
     def read(self) -> dict[str, Any]:
         """Ask, and return the answer."""
-        self._socket.sendall(b"\n")
-        line = self._lines.readline()
-        if not line:
-            raise ConnectionError("the process has ended")
+        try:
+            self._socket.sendall(b"\n")
+            line = self._lines.readline()
+        except (BrokenPipeError, ConnectionResetError):
+            line = b""
+        if not line.endswith(b"\n"):
+            raise Ended("the process has ended")
         found: dict[str, Any] = json.loads(line)
+        if "error" in found:
+            raise ConnectionError(found["error"])
         return found
 
     def __enter__(self) -> Self:

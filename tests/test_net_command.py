@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
+import struct
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from vhost_frontend import Frontend
+from netcommand import COMMAND, PATIENCE, ready, started
+from vhost_frontend import PROTOCOL_FEATURES, Frontend
 
 from virtio.constants import NetFeature
 from virtio.errors import ConfigError
-from virtio.net.endpoints import Joined, PortEnd, VhostUser, parse
+from virtio.net.endpoints import Joined, PortEnd, VhostUser, give_descriptors, parse
 from virtio.vhost_user import PROTOCOL, ProtocolFeature
-from virtio.vhost_user.messages import Request
-
-COMMAND = [sys.executable, "-m", "virtio", "net"]
-
-
-@contextmanager
-def started(*words: str, **options: object) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,  # type: ignore[call-overload]
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-def ready(process: subprocess.Popen[str]) -> None:
-    assert process.stderr is not None
-    line = process.stderr.readline()
-    assert line == "ready\n", line + process.stderr.read()
+from virtio.vhost_user.messages import CONFIG, HEADER, Request
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -56,33 +34,36 @@ def test_it_serves_until_it_is_told_to_stop(number: int, tmp_path: Path) -> None
         assert not path.exists()
 
 
-def test_a_supervisor_is_told_and_gives_the_socket(tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor, socket.socket(socket.AF_UNIX) as listener:
-        supervisor.bind(str(tmp_path / "notify"))
-        supervisor.settimeout(20)
-        listener.bind(str(tmp_path / "s"))
-        listener.listen(1)
-        os.set_inheritable(listener.fileno(), True)
-        environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
-        with started(
-            f"vhost-user:,fd={listener.fileno()}", "null", env=environment, pass_fds=[listener.fileno()]
-        ) as process:
-            assert supervisor.recv(100) == b"READY=1"
-            with Frontend(str(tmp_path / "s")) as frontend:
-                assert frontend.ask_u64(Request.GET_QUEUE_NUM) == 1
-            process.terminate()
-            assert supervisor.recv(100) == b"STOPPING=1"
-            process.communicate(timeout=20)
-            assert process.returncode == 0
-        assert (tmp_path / "s").exists()  # the supervisor's
-
-
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("loopback", "null"), "one of two endpoints is vhost-user:PATH, or both are taps"),
-        (("vhost-user:", "null"), "it takes either a path or fd=NUMBER"),
-        (("vhost-user:x,fd=3", "null"), "it takes either a path or fd=NUMBER"),
+        (("vhost-user:", "null"), "endpoint 'vhost-user:' has neither a path nor a descriptor (fd=NUMBER, --fd)"),
+        (("vhost-user:", "vhost-user", "--fd", "5"), "endpoint 'vhost-user' has neither a path nor"),
+        (("vhost-user:,fd=many", "null"), "fd 'many' is no number"),
+        (("vhost-user:,client=1", "null"), "client=1 needs a path"),
+        (("vhost-user:,client=1,fd=5", "null"), "fd=NUMBER is in place of a path"),
+        (("vhost-user:x,fd=3", "null"), "fd=NUMBER is in place of a path"),
+        (("vhost-user:x", "null", "--fd", "5"), "fd 5: no endpoint is for it"),
+        (("vhost-user:", "null", "--fd", "many"), "invalid int value: 'many'"),
+        (("vhost-user:", "null", "--fd", "77"), "fd 77 is not open"),
+        (("vhost-user:", "null", "--fd", "-1"), "fd -1 is not open"),
+        (("vhost-user:", "null", "--fd", "99999999999"), "fd 99999999999 is not open"),
+        (("vhost-user:", "vhost-user:,fd=5", "--fd", "5"), "fd 5 for two endpoints"),
+        (("vhost-user:x,queues=129", "null"), "129 queue pairs (1 to 128)"),
+        (("vhost-user:x,queue-size=99999", "null"), "99999"),
+        (("vhost-user:x,queue-size=big", "null"), "queue-size 'big' is no number"),
+        (("vhost-user:x,speed=fast", "null"), "speed 'fast' is no number"),
+        (("vhost-user:x,mac=1:2", "null"), "1:2"),
+        (("vhost-user:x,offer=NOTHING", "null"), "feature 'NOTHING' is unknown"),
+        (("vhost-user:x,mtu", "null"), "'mtu' is not OPTION=VALUE"),
+        (("gen:size=5", "null"), "size 5 of a raw frame"),
+        (("gen:colour=1", "null"), "colour"),
+        (("gen:rate=-1", "null"), "rate -1"),
+        (("gen:fast", "null"), "gen has no name; options are gen:OPTION=VALUE"),
+        (("loopback:full=maybe", "null"), "full 'maybe'"),
+        (("replay:missing", "null"), "No such file or directory"),
+        (("pcap:/nowhere/x", "gen"), "No such file or directory"),
+        (("tap:a-name-that-is-too-long", "null"), "limit 15"),
         (("vhost-user:x,queues=0", "null"), "0 queue pairs (1 to 128)"),
         (("vhost-user:x,queues=many", "null"), "queues 'many' is no number"),
         (("vhost-user:x,client=2", "null"), "client '2' is neither 1 nor 0"),
@@ -95,6 +76,12 @@ def test_a_supervisor_is_told_and_gives_the_socket(tmp_path: Path) -> None:
         (("vhost-user:x", "null", "--workers", "0"), "--workers 0 is not within 1 to 256"),
         (("vhost-user:x", "null", "--cpus", "a"), "--cpus 'a' is no list of numbers"),
         (("vhost-user:x", "null", "--cpus", "9999"), "CPU 9999 is not among those"),
+        (("vhost-user:x", "null", "--cpus", "-1"), "--cpus '-1' is no list of numbers"),
+        (("vhost-user:x", "null", "--cpus", "3-1"), "--cpus '3-1': 3-1 is no range"),
+        (("vhost-user:x", "null", "--cpus", "0-99999999999"), "is no range"),
+        (("vhost-user:x", "null", "--workers", "two"), "invalid int value: 'two'"),
+        (("null", "null", "--workers", "257"), "--workers 257 is not within 1 to 256"),
+        (("null", "null", "--status", "/nowhere/at/all"), "No such file or directory"),
         (("vhost-user:x",), "ENDPOINT"),
     ],
 )
@@ -103,6 +90,7 @@ def test_bad_arguments_end_it_with_one_line(words: tuple[str, ...], says: str, t
     assert done.returncode == 2
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -114,8 +102,13 @@ def test_what_an_endpoint_says() -> None:
     assert (end.text, end.path, end.queues, end.client, end.fd) == (text, "/a", 3, True, None)
     assert dict(end.options) == {"mtu": 9000, "withhold": ["CSUM", "MQ"], "mac": "02:00:00:00:00:09"}
     assert end.protocol == PROTOCOL & ~(ProtocolFeature.MQ | ProtocolFeature.STATUS)
-    with pytest.raises(ConfigError, match="endpoint 'vhost-user:'"):
-        parse("vhost-user:")
+    assert [
+        given.fd for given in give_descriptors([parse("vhost-user:"), end], [7]) if isinstance(given, VhostUser)
+    ] == [
+        7,
+        None,
+    ]
+    assert give_descriptors([parse("vhost-user:,queues=2")], [7]) == [parse("vhost-user:,fd=7,queues=2")]
 
 
 def test_three_endpoints_would_need_a_switch() -> None:
@@ -132,3 +125,51 @@ def test_what_is_withheld_is_not_offered(tmp_path: Path) -> None:
         assert len(joined.workers) == 1
         assert list(joined.statistics()) == [end.text for end in ends if isinstance(end, VhostUser)]
     assert not list(tmp_path.iterdir())
+
+
+def test_what_an_endpoint_asks_for_a_guest_sees(tmp_path: Path) -> None:
+    path = f"{tmp_path}/s"
+    options = "mac=02:00:00:00:00:42,mtu=4000,speed=2500,withhold=MRG_RXBUF+GUEST_TSO4,withhold-protocol=mq+log_shmfd"
+    with started("loopback", f"vhost-user:{path},{options}") as process:
+        ready(process)
+        with Frontend(path) as frontend:
+            offered = frontend.ask_u64(Request.GET_FEATURES)
+            assert offered & (NetFeature.MAC | NetFeature.MTU | NetFeature.SPEED_DUPLEX | NetFeature.GUEST_TSO6)
+            assert not offered & (NetFeature.MRG_RXBUF | NetFeature.GUEST_TSO4)
+            protocol = frontend.ask_u64(Request.GET_PROTOCOL_FEATURES)
+            assert not protocol & (ProtocolFeature.MQ | ProtocolFeature.LOG_SHMFD)
+            assert protocol & ProtocolFeature.CONFIG
+            frontend.negotiate(offered & ~PROTOCOL_FEATURES, ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG)
+            head = CONFIG.pack(0, 17, 0)
+            config = frontend.ask(Request.GET_CONFIG, head + bytes(17))[len(head) :]
+            mac, _, _, mtu, speed, _ = struct.unpack("<6sHHHIB", config)
+            assert (mac.hex(":"), mtu, speed) == ("02:00:00:00:00:42", 4000, 2500)
+        stop(process)
+
+
+def test_a_socket_at_which_the_guest_listens(tmp_path: Path) -> None:
+    """client=1: it connects, and again when the guest has gone."""
+    with started(f"vhost-user:{tmp_path}/s,client=1", "null") as process, socket.socket(socket.AF_UNIX) as guest:
+        ready(process)
+        guest.settimeout(PATIENCE)
+        guest.bind(f"{tmp_path}/s")
+        guest.listen(1)
+        for _ in range(2):
+            connection, _ = guest.accept()
+            with connection:
+                connection.settimeout(PATIENCE)
+                connection.sendall(HEADER.pack(Request.GET_FEATURES, 1, 0))
+                assert HEADER.unpack(connection.recv(HEADER.size))[0] == Request.GET_FEATURES
+        stop(process)
+
+
+def test_help_names_every_option() -> None:
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True)
+    words = "--poll --workers --cpus --fd --status --json LISTEN_FDS NOTIFY_SOCKET SIGTERM vhost-user:PATH tap:NAME"
+    words += " gen sink pcap:FILE replay:FILE loopback null"
+    assert [word for word in words.split() if word not in done.stdout] == []
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    assert process.wait(PATIENCE) == 0

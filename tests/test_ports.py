@@ -22,6 +22,11 @@ def test_every_kind(tmp_path: Path) -> None:
     generator = port("gen,size=1514,kind=tcp,gso-size=1000,rate=1.5e6,verify=false,count=none")
     assert isinstance(generator, Generator)
     assert (generator.kind, generator.verify) == ("tcp", False)
+    assert port("loopback:queues=3,full=drop").queues == 3
+    generator = port("gen:kind=tcp,size=1514")
+    assert isinstance(generator, Generator)
+    assert generator.kind == "tcp"
+    assert type(port("sink:")) is Sink
     assert isinstance(port(f"pcap:{file},snaplen=100"), PcapWriter)
     assert isinstance(port(f"replay:{file},loops=2,speed=0.5"), PcapReader)
 
@@ -40,7 +45,7 @@ def test_tap() -> None:
         ("socket:x", "'socket' is none of"),
         ("tap", "tap needs a name, tap:NAME"),
         ("pcap:,snaplen=3", "pcap needs a name"),
-        ("loopback:5", "loopback has no name; options are loopback,OPTION=VALUE"),
+        ("loopback:5", "loopback has no name; options are loopback:OPTION=VALUE"),
         ("gen,fast", "'fast' is not OPTION=VALUE"),
         ("gen,color=red", "port 'gen,color=red': .*color"),
         ("gen,size=5", "size 5 of a raw frame is not within 30 to 65589"),

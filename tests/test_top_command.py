@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from test_net_command import ready, started
+from netcommand import ready, started
 from vhost_frontend import GPA, Frontend, layout_of
 
 from virtio import Feature
-from virtio.net.status import Status
+from virtio.net.status import CLIENTS, PATIENCE, Status, StatusSocket
 from virtio.net.top_cli import HEAD, rows
 
 TOP = [sys.executable, "-m", "virtio", "top"]
@@ -76,12 +79,103 @@ def test_a_process_is_seen_from_outside(tmp_path: Path) -> None:
         assert list((tmp_path / "virtio").iterdir()) == []
 
 
+def test_what_a_port_dropped_has_a_line_of_its_own() -> None:
+    port = {"send_packets": 9, "send_dropped": 7, "send_EIO": 4, "receive_dropped": 2, "receive_EPROTO": 2}
+    before = {"uptime": 1.0, "endpoints": {"tap:a": {"rx0": queue(0), "port": {**port, "send_dropped": 4}}}}
+    after = {"uptime": 2.0, "endpoints": {"tap:a": {"rx0": queue(0), "port": port}, "null": {"port": {}}}}
+    assert rows(before, after)[2:] == [
+        ("tap:a", "port", "", "", "", "", "3", "receive EPROTO 2, send EIO 4, send no taker 3"),
+    ]
+
+
+def test_queues_are_in_order() -> None:
+    figures = {f"rx{i}": queue(0) for i in (10, 9, 0)}
+    answer = {"uptime": 1.0, "endpoints": {"sink": figures}}
+    assert [row[1] for row in rows(answer, answer)[1:]] == ["rx0", "rx9", "rx10"]
+
+
+def test_several_may_look_and_take_their_time(tmp_path: Path) -> None:
+    path = str(tmp_path / "status")
+    with StatusSocket(lambda: {}, path), ExitStack() as stack:
+        clients = [stack.enter_context(Status(path)) for _ in range(CLIENTS)]
+        for _ in range(2):
+            assert [client.read()["pid"] for client in clients] == [os.getpid()] * CLIENTS
+        with Status(path) as further, pytest.raises(ConnectionError):
+            further.read()
+        clients[0].__exit__()
+        while True:  # the place is free again, when that is noticed
+            with suppress(ConnectionError), Status(path) as further:
+                further.read()
+                break
+        # a client that is slower than the server's patience with answers: that is no time that counts
+        clients[1]._socket.settimeout(60)
+        time.sleep(PATIENCE + 1)
+        assert clients[1].read()["pid"] == os.getpid()
+    assert not Path(path).exists()
+
+
+def test_two_at_once_and_the_process_ends_meanwhile(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    with started("gen:rate=1000", "sink", env=environment) as process:
+        ready(process)
+        tops = [
+            subprocess.Popen([*TOP, "--seconds", "0.1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                             env=environment)
+            for _ in range(2)
+        ]  # fmt: skip
+        for top in tops:
+            assert top.stdout is not None
+            while not re.search(r"^sink +rx0 +[1-9]", top.stdout.readline()):
+                pass
+        process.terminate()
+        assert process.communicate(timeout=60) == ("", "")
+        assert process.returncode == 0
+        for top in tops:
+            _, err = top.communicate(timeout=60)
+            assert (top.returncode, err) == (1, "virtio top: the process has ended\n")
+
+
+def test_a_killed_process_is_not_in_the_way(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    with started("null", "sink", env=environment) as process:
+        ready(process)
+    stale = tmp_path / "virtio" / f"{process.pid}.sock"
+    assert stale.exists()
+    done = subprocess.run(
+        [*TOP, str(process.pid)], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr == f"virtio top: nobody is at {stale}: the process was killed\n"
+    with started("null", "sink", env=environment) as process:
+        ready(process)
+        subprocess.run([*TOP, "--count", "1", "--seconds", "0.1"], env=environment, timeout=60, check=True)
+        assert not stale.exists()
+
+
+def test_whoever_reads_may_go(tmp_path: Path) -> None:
+    path = str(tmp_path / "status")
+    with started("null", "sink", "--status", path) as process:
+        ready(process)
+        top = subprocess.Popen(
+            [*TOP, path, "--seconds", "0.05"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert top.stdout is not None
+        assert top.stderr is not None
+        top.stdout.readline()
+        top.stdout.close()
+        assert top.wait(60) == 0
+        assert top.stderr.read() == ""
+        top.stderr.close()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         ((), "which process? there are in"),
-        (("1",), "No such file or directory"),
-        (("/nowhere/x",), "No such file or directory"),
+        (("1",), "no process has "),
+        (("/nowhere/x",), "no process has /nowhere/x"),
+        (("--count", "-1"), "--count -1 is negative"),
+        (("--seconds", "soon"), "invalid float value: 'soon'"),
         (("--seconds", "0"), "--seconds 0.0 is not within 0.05 to 3600"),
     ],
 )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import stat
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Self
 
@@ -22,8 +24,10 @@ RETRY = 0.2  # seconds between two attempts to connect
 class Server:
     """Serves ``device`` at the UNIX socket ``path``, to one frontend at a time, on a thread of its own.
 
-    ``client``: connect to a socket at which the frontend listens, and again whenever it has gone. ``listener`` is a
-    listening socket in place of a path. ``options`` are :class:`virtio.vhost_user.Backend`'s. A context manager.
+    ``client``: connect to a socket at which the frontend listens, and again whenever it has gone. In place of a path:
+    ``listener``, a socket that listens (it is made non-blocking, and closed in the end, but goes on to listen for
+    others who have it), or ``connection``, one at whose other end a frontend is: it is served once, then ``over`` is
+    called, on the server's thread. ``options`` are :class:`virtio.vhost_user.Backend`'s. A context manager.
 
     A frontend that breaks the protocol loses its connection, and the next may come. ``error`` is what the last one was
     told, or None. Raises OSError when the socket cannot be made. A socket file that is there already is replaced if
@@ -37,6 +41,8 @@ class Server:
         *,
         client: bool = False,
         listener: socket.socket | None = None,
+        connection: socket.socket | None = None,
+        over: Callable[[], object] | None = None,
         **options: Any,
     ) -> None:
         self.device = device
@@ -45,11 +51,18 @@ class Server:
         self.error: Exception | None = None
         self.connections = 0
         self.options = {"name": self.path or "vhost-user", **options}
+        self.name = self.options["name"]
         self._backend: Backend | None = None
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._own = listener is None and not client
-        self._listener = None if client else listener or listen(self.path)
+        self._own = listener is None and connection is None and not client
+        self._listener = listen(self.path) if self._own else listener
+        if self._listener is not None:
+            self._listener.setblocking(False)
+        self._given = connection
+        self._over = over
+        # a listening socket cannot be shut down to wake us: others who have it would find it dead
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name=f"virtio-{self.path}", daemon=True)
 
     def start(self) -> Self:
@@ -68,11 +81,15 @@ class Server:
         with self._lock:
             if self._backend is not None:
                 self._backend.stop()
-        if self._listener is not None:
-            with suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
+        if self._wake >= 0:
+            os.eventfd_write(self._wake, 1)
         if self._thread.is_alive():
             self._thread.join()
+        if self._wake >= 0:
+            os.close(self._wake)
+            self._wake = -1
+        if self._given is not None:  # it was never served
+            self._given.close()
         if self._listener is not None:
             self._listener.close()
             if self._own:
@@ -86,6 +103,12 @@ class Server:
         self.close()
 
     def _run(self) -> None:
+        if self._given is not None:
+            given, self._given = self._given, None
+            self._serve(given)
+            if self._over is not None:
+                self._over()
+            return
         while not self._ended.is_set():
             connection = self._connection()
             if connection is not None:
@@ -94,7 +117,11 @@ class Server:
     def _connection(self) -> socket.socket | None:
         try:
             if self._listener is not None:
-                return self._listener.accept()[0]
+                waiting = select.poll()
+                waiting.register(self._listener, select.POLLIN)
+                waiting.register(self._wake, select.POLLIN)
+                waiting.poll()
+                return None if self._ended.is_set() else self._listener.accept()[0]
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 connection.setblocking(False)  # a listener may leave its queue full
@@ -104,7 +131,7 @@ class Server:
                 raise
         except OSError as error:
             if not self._ended.is_set():
-                log.debug("%s: %s", self.path, error)
+                log.debug("%s: %s", self.name, error)
                 self._ended.wait(RETRY)
             return None
         return connection
@@ -113,7 +140,7 @@ class Server:
         try:
             backend = Backend(self.device, connection, **self.options)
         except OSError as error:  # no file descriptors are left
-            log.error("%s: a frontend is turned away: %s", self.path, error)
+            log.error("%s: a frontend is turned away: %s", self.name, error)
             self.error = bare(error)
             connection.close()
             self._ended.wait(RETRY)
@@ -123,14 +150,14 @@ class Server:
                 backend.stop()
             self._backend = backend
         self.connections += 1
-        log.info("%s: a frontend is there", self.path)
+        log.info("%s: a frontend is there", self.name)
         try:
             backend.run()
         except VirtioError as error:
             self.error = bare(error)
-            log.error("%s: %s", self.path, str(error))
+            log.error("%s: %s", self.name, str(error))
         except Exception as error:  # a bug of ours
-            log.exception("%s: the connection is given up", self.path)
+            log.exception("%s: the connection is given up", self.name)
             self.error = bare(error)
         finally:
             with self._lock:

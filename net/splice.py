@@ -1,0 +1,87 @@
+"""A splice: two ports joined to each other, with no device between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+from virtio._port import Port
+from virtio._splice import PortSplice
+from virtio._worker import Worker
+from virtio.errors import ConfigError
+
+HEADER_SIZE = 24  # bytes: of the longest virtio_net_hdr, so that nothing need be left out
+OFFLOADS = 0x1FF  # VIRTIO_OFFLOAD_*: what either may give undone, for what the other cannot do is done on the way
+
+
+class Splice:
+    """What ``a`` receives, ``b`` is sent, and the other way round; queue pair i to pair i, of those that both have.
+
+    ``workers`` run pair i on worker i, modulo their number; without any, :meth:`poll` does. Raises RuntimeError if a
+    port has a user already, ConfigError for one port as both ends. A context manager; :meth:`close` lets go of the
+    ports, which remain the caller's to close, and of what was read from one and not yet taken by the other (one burst
+    at most, and only of an end that has no room).
+    """
+
+    def __init__(self, a: Port, b: Port, workers: Sequence[Worker] = ()) -> None:
+        if a is b:
+            raise ConfigError(f"{a!r} at both ends")
+        self.ports = (a, b)
+        self.workers = tuple(workers)
+        self.pairs = min(a.queues, b.queues)
+        self._attached: list[Port] = []
+        # for each pair: from a to b, and back
+        self.tasks = [(PortSplice(a, b, i), PortSplice(b, a, i)) for i in range(self.pairs)]
+        try:
+            for port in self.ports:
+                port.attach(self)
+                self._attached.append(port)
+                port.receive_offloads(OFFLOADS, HEADER_SIZE)
+                port.set_queues(self.pairs)
+            for i, both in enumerate(self.tasks):
+                for task in both:
+                    task.connect()
+                    task.resume()
+                    if self.workers:
+                        self.workers[i % len(self.workers)].add(task)
+        except BaseException:
+            self.close()
+            raise
+
+    def poll(self) -> int:
+        """Run each task once, on this thread; return how much was done. For a splice without workers."""
+        return sum(task.poll() for both in self.tasks for task in both)
+
+    def statistics(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what was counted at either end: "tx0" is what came from its queue 0, "rx0" what went there.
+
+        That is how devices count, whose place the ports have here. "port": the port's own figures.
+        """
+        ends: tuple[dict[str, Any], dict[str, Any]] = ({}, {})
+        for i, (there, back) in enumerate(self.tasks):
+            for giver, taker, task in ((0, 1, there), (1, 0, back)):
+                figures = task.statistics()
+                # drops on the way are the taker's: it is what it cannot do that made the way do it
+                ends[giver][f"tx{i}"] = {name: figures[name] for name in ("frames", "bytes", "stalls")}
+                ends[taker][f"rx{i}"] = figures
+        for end, port in zip(ends, self.ports, strict=True):
+            end["port"] = port.statistics()
+        return ends
+
+    def close(self) -> None:
+        """Stop: no frame passes when this returns. It may be called again."""
+        for i, both in enumerate(self.tasks):
+            for task in both:
+                if self.workers and task in (worker := self.workers[i % len(self.workers)]).tasks:
+                    worker.remove(task)
+                task.disconnect()
+                task.pause()
+        for port in self._attached:
+            port.detach()
+        self._attached.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,16 @@
+"""The splice: joins two ports, without any device between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from virtio._port import Port
+from virtio._worker import Task
+
+class PortSplice(Task):
+    giver: Port
+    taker: Port
+    def __init__(self, giver: Port, taker: Port, queue: int = 0) -> None: ...
+    def connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def statistics(self) -> dict[str, Any]: ...
