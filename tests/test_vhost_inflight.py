@@ -160,7 +160,7 @@ def test_what_was_in_flight_comes_again_first_and_in_order(packed: bool, tmp_pat
 @FORMATS
 def test_a_ring_that_is_stopped_has_its_chains_again(packed: bool, tmp_path: Path) -> None:
     device = Keeping()
-    with served(device, tmp_path / "s") as (_, frontend):
+    with served(device, tmp_path / "s", drain=0.1) as (_, frontend):
         use = negotiate(frontend, packed)
         layout = layout_of(0, packed)
         driver = frontend.driver(0, layout, use)

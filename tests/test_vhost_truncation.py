@@ -24,8 +24,8 @@ from virtio.errors import RingError, VhostUserError
 from virtio.net import NetDevice
 from virtio.net.netns import Namespace
 from virtio.vhost_user import ProtocolFeature, Server
-from virtio.vhost_user.backend import LOG_ALL
 from virtio.vhost_user.messages import INFLIGHT, LOG, REGION, TABLE, Request
+from virtio.vhost_user.session import LOG_ALL
 
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 

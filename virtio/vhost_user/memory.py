@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from virtio._bell import Bell
@@ -11,11 +12,12 @@ from virtio.errors import VhostUserError
 from virtio.vhost_user.messages import REGION, REGIONS_MAX, TABLE, Message
 
 SLOTS_MAX = 509  # regions of one frontend: as libvhost-user and the kernel's vhost
+REPEATS_MAX = 0x8000  # times that one of them may be added again: there are no more queue pairs
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A region as the frontend names it."""
+    """A region as the frontend names it, which is there once, however often it was added."""
 
     gpa: int
     size: int
@@ -35,6 +37,7 @@ class MemoryTable:
         self.bell = bell
         self.memory = GuestMemory()
         self.slots: list[Slot] = []
+        self.repeats: Counter[int] = Counter()  # by guest address
 
     def set(self, message: Message) -> None:
         """Take a whole table (SET_MEM_TABLE)."""
@@ -48,32 +51,38 @@ class MemoryTable:
         if len(message.fds) != count:
             raise VhostUserError(f"{message.name} of {count} regions has {len(message.fds)} file descriptors")
         self._install([self._map(message, TABLE.size + i * REGION.size, fd) for i, fd in enumerate(message.fds)])
+        self.repeats.clear()
 
     def add(self, message: Message) -> None:
         """Take one region more (ADD_MEM_REG)."""
         self._single(message)
         if len(message.fds) != 1:
             raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
+        if slot := self._find(message):
+            if self.repeats[slot.gpa] >= REPEATS_MAX:
+                raise VhostUserError(f"{message.name}: region at {slot.gpa:#x} again (limit {REPEATS_MAX} times)")
+            self.repeats[slot.gpa] += 1
+            return
         if len(self.slots) >= SLOTS_MAX:
             raise VhostUserError(f"{message.name}: {len(self.slots)} regions are there (limit {SLOTS_MAX})")
-        gpa, size, uaddr, _ = REGION.unpack_from(message.payload, 8)
-        for slot in self.slots:
-            if (slot.gpa, slot.size, slot.uaddr) == (gpa, size, uaddr):
-                self.slots.append(slot)
-                return
         self._install([*self.slots, self._map(message, 8, message.fds[0])])
 
     def remove(self, message: Message) -> None:
         """Let go of one region (REM_MEM_REG)."""
         self._single(message)
+        slot = self._find(message)
+        if slot is None:
+            gpa, size, uaddr, _ = REGION.unpack_from(message.payload, 8)
+            raise VhostUserError(f"{message.name}: no region of {size:#x} bytes at {gpa:#x} (frontend's {uaddr:#x})")
+        if self.repeats[slot.gpa]:
+            self.repeats[slot.gpa] -= 1
+        else:
+            self._install([each for each in self.slots if each is not slot])
+
+    def _find(self, message: Message) -> Slot | None:
         gpa, size, uaddr, _ = REGION.unpack_from(message.payload, 8)
-        for slot in self.slots:
-            if (slot.gpa, slot.size, slot.uaddr) == (gpa, size, uaddr):
-                rest = self.slots.copy()
-                rest.remove(slot)
-                self._install(rest)
-                return
-        raise VhostUserError(f"{message.name}: no region of {size:#x} bytes at {gpa:#x} (frontend's {uaddr:#x})")
+        found = (slot for slot in self.slots if (slot.gpa, slot.size, slot.uaddr) == (gpa, size, uaddr))
+        return next(found, None)
 
     def clear(self) -> None:
         """Let go of all."""
@@ -97,7 +106,7 @@ class MemoryTable:
 
     def _install(self, slots: list[Slot]) -> None:
         try:
-            self.memory.replace(list({id(slot): slot.region for slot in slots}.values()))
+            self.memory.replace([slot.region for slot in slots])
         except ValueError as error:
             raise VhostUserError(f"regions: {error}") from None
         self.slots = slots
