@@ -134,6 +134,8 @@ class RingMessages:
         queue = self.device.halt_queue(ring.index)
         if queue is None:
             return
+        if self.device.queues[ring.index].broken is not None:
+            drain = 0  # whoever failed at a chain does not give it back
         held, tracked = self._await(queue, drain), queue.inflight is not None
         state = self.device.stop_queue(ring.index)
         if state is None:
