@@ -1,4 +1,4 @@
-"""A guest of QEMU that is stopped and goes on while a disk of ours, without an inflight region, has its requests out."""
+"""A guest of QEMU stops, and goes on, while a disk of ours without an inflight region has its requests out."""
 
 from __future__ import annotations
 
