@@ -485,6 +485,7 @@ class Device:
 
     def _refuse(self, what: str, error: VirtioError) -> None:
         self.counters[what] += 1
+        error.__traceback__ = None  # it would keep all who called, with what they hold of the driver
         self.refused.append(error)
 
     def _fault(self, reason: str, error: Exception) -> None:

@@ -37,8 +37,8 @@ class Backend:
 
     ``mask`` has the features that are offered, if the device has them; ``protocol`` the protocol's own. ``drain``:
     seconds that the device may take to give back the chains of a ring that the frontend stops. :meth:`run` serves until
-    the frontend goes, or says what cannot be: then it raises VhostUserError; the device is reset in any case.
-    :meth:`stop` ends it from another thread.
+    the frontend goes, or says what cannot be, or cuts a file short that we map: then it raises VhostUserError; the
+    device is reset in any case. :meth:`stop` ends it from another thread.
 
     Rings run from SET_VRING_KICK to GET_VRING_BASE. The device is activated when the first of them starts, with the
     features of that moment, and reset when other ones are set while none runs.
@@ -61,11 +61,13 @@ class Backend:
         self.status = 0
         self._ended = threading.Event()
         self._end = Bell()
+        self._lost = Bell()
         self._wait = selectors.DefaultSelector()
         self._wait.register(self.channel, selectors.EVENT_READ, self._message)
         self._wait.register(self._end.fileno(), selectors.EVENT_READ, self._end.answer)
-        self.memory = MemoryMessages(self.session)
-        self.rings = RingMessages(self.session, self.memory.table.memory, self._wait, drain, self._ended)
+        self._wait.register(self._lost.fileno(), selectors.EVENT_READ, self._look)
+        self.memory = MemoryMessages(self.session, self._lost)
+        self.rings = RingMessages(self.session, self.memory.table.memory, self._wait, drain, self._ended, self._lost)
         self.configuration = ConfigMessages(self.session)
         self.requests = Requests(self.session)
 
@@ -77,6 +79,8 @@ class Backend:
 
     def config(self) -> None:
         """Tell the frontend that the configuration changed, if it has a channel for that."""
+        if self.device.status & Status.DEVICE_NEEDS_RESET:
+            self._lost.ring()  # a device in Python may have got EFAULT from the kernel: look why
         self.requests.config_changed()
 
     def tell(self, request: BackendRequest, payload: bytes = b"", fds: Sequence[int] = ()) -> bool:
@@ -106,6 +110,9 @@ class Backend:
                     self.rings.look()
         except Disconnected as error:
             log.info("%s: %s", self.name, error)
+        except Exception:
+            self._look()  # memory that turned to zeroes has many effects: name the cause
+            raise
         finally:
             self._close()
 
@@ -114,6 +121,12 @@ class Backend:
         self._ended.set()
         self._end.ring()
         self.channel.shut()
+
+    def _look(self) -> None:
+        """Raise VhostUserError if the frontend cut a file shorter that is in use."""
+        self._lost.answer()
+        if what := self.memory.lost() or self.rings.lost():
+            raise VhostUserError(f"frontend truncated the {what}, or its file system is full")
 
     def _close(self) -> None:
         try:

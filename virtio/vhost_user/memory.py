@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from virtio._bell import Bell
 from virtio._memory import GuestMemory
 from virtio._region import Region
 from virtio.errors import VhostUserError
@@ -27,10 +28,13 @@ class Slot:
 class MemoryTable:
     """The regions of one connection, in ``memory``. Raises VhostUserError for what cannot be; nothing changes then.
 
+    ``bell`` is rung when the frontend cut the file of one shorter (see Region.from_fd).
+
     QEMU 7.2 adds each region once for each queue pair, and removes it as often: the last removal counts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bell: Bell) -> None:
+        self.bell = bell
         self.memory = GuestMemory()
         self.slots: list[Slot] = []
         self.repeats: Counter[int] = Counter()  # by guest address
@@ -84,16 +88,19 @@ class MemoryTable:
         """Let go of all."""
         self._install([])
 
+    def lost(self) -> Slot | None:
+        """Return a region whose file was cut shorter, if there is one."""
+        return next((slot for slot in self.slots if slot.region.lost), None)
+
     @staticmethod
     def _single(message: Message) -> None:
         if len(message.payload) < 8 + REGION.size:
             raise VhostUserError(f"{message.name} has {len(message.payload)} bytes (at least {8 + REGION.size})")
 
-    @staticmethod
-    def _map(message: Message, at: int, fd: int) -> Slot:
+    def _map(self, message: Message, at: int, fd: int) -> Slot:
         gpa, size, uaddr, offset = REGION.unpack_from(message.payload, at)
         try:
-            return Slot(gpa, size, uaddr, Region.from_fd(gpa, fd, size, offset, uaddr=uaddr))
+            return Slot(gpa, size, uaddr, Region.from_fd(gpa, fd, size, offset, uaddr=uaddr, bell=self.bell))
         except (ValueError, OverflowError, OSError) as error:
             raise VhostUserError(f"{message.name}: region of {size:#x} bytes at {gpa:#x}: {error}") from None
 

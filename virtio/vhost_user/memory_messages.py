@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from virtio._bell import Bell
 from virtio._region import Region
 from virtio.errors import VhostUserError
 from virtio.vhost_user.memory import SLOTS_MAX, MemoryTable
@@ -12,11 +13,15 @@ from virtio.vhost_user.session import LOG_ALL, Session
 
 
 class MemoryMessages:
-    """From messages to the regions in ``table``, and to their dirty log."""
+    """From messages to the regions in ``table``, and to their dirty log.
 
-    def __init__(self, session: Session) -> None:
+    ``bell`` is rung when the frontend cut the file of one shorter (see Region.from_fd).
+    """
+
+    def __init__(self, session: Session, bell: Bell) -> None:
         self.session = session
-        self.table = MemoryTable()
+        self.bell = bell
+        self.table = MemoryTable(bell)
         self.log: Region | None = None
 
     def set_log(self) -> None:
@@ -30,6 +35,14 @@ class MemoryMessages:
         else:
             memory.stop_log()
 
+    def lost(self) -> str | None:
+        """Say what the frontend cut short, if it did."""
+        if slot := self.table.lost():
+            return f"memory region of {slot.size:#x} bytes at {slot.gpa:#x}"
+        if self.log is not None and self.log.lost:
+            return f"dirty log of {self.log.size:#x} bytes"
+        return None
+
     def clear(self) -> None:
         """Let go of all memory."""
         self.table.memory.stop_log()
@@ -38,7 +51,7 @@ class MemoryMessages:
     def _set_log_base(self, message: Message) -> bytes | None:
         size, offset = message.unpack(LOG)
         try:
-            self.log = Region.from_fd(0, message.only_fd(), size, offset)
+            self.log = Region.from_fd(0, message.only_fd(), size, offset, bell=self.bell)
         except (ValueError, OverflowError, OSError) as error:
             raise VhostUserError(f"{message.name}: log of {size:#x} bytes: {error}") from None
         self.set_log()

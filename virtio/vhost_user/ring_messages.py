@@ -32,7 +32,8 @@ class RingMessages:
     """From messages to the queues of the session's device, whose rings are in ``memory``.
 
     Kicks that the device wants to be told of are read by ``wait``. ``drain``: seconds that the device may take to give
-    back the chains of a ring that is stopped; ``ended`` cuts that short.
+    back the chains of a ring that is stopped; ``ended`` cuts that short. ``bell`` is rung when the frontend cut the
+    inflight file shorter (see Region.from_fd).
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class RingMessages:
         wait: selectors.BaseSelector,
         drain: float,
         ended: threading.Event,
+        bell: Bell,
     ) -> None:
         self.session = session
         self.device = session.device
@@ -53,6 +55,7 @@ class RingMessages:
         self.polling = Polling(self.device)
         self._wait = wait
         self._ended = ended
+        self._bell_of_files = bell
 
     def attach(self) -> None:
         """Be told when a queue breaks."""
@@ -102,6 +105,12 @@ class RingMessages:
                 queue = self.device.queues[ring.index].queue
                 if queue is None or queue.layout != ring.layout(self.memory, self.session.packed):
                     self._restart(ring)
+
+    def lost(self) -> str | None:
+        """Say what the frontend cut short, if it did."""
+        if self.inflight is not None and self.inflight.region.lost:
+            return f"inflight region of {self.inflight.region.size:#x} bytes"
+        return None
 
     # ---- starting and stopping ----
 
@@ -273,7 +282,7 @@ class RingMessages:
     def _set_inflight(self, message: Message) -> None:
         if self.running:
             raise VhostUserError(f"{message.name}: rings run")
-        self.inflight = InflightFile.take(message, len(self.rings), self.session.packed)
+        self.inflight = InflightFile.take(message, len(self.rings), self.session.packed, self._bell_of_files)
 
     OBEY: ClassVar[Obey] = {
         Request.SET_VRING_NUM: _set_num,
