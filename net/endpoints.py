@@ -17,7 +17,7 @@ from virtio._worker import Worker
 from virtio.constants import DeviceType
 from virtio.errors import ConfigError
 from virtio.net.device import NetDevice
-from virtio.net.ports import Cable, Port, Sink, parse_value, port
+from virtio.net.ports import Cable, PcapWriter, Port, Sink, parse_value, port
 from virtio.net.splice import Splice
 from virtio.net.supervisor import inherited
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
@@ -26,7 +26,7 @@ log = logging.getLogger("virtio.net")
 
 VHOST_USER = "vhost-user"
 QUEUE_SIZE = 32768  # descriptors that a frontend's ring may have: it says how many
-MANY = ("tap", "loopback", "gen", "sink", "pcap")  # ports that may have several queue pairs
+MANY = ("tap", "loopback", "gen", "sink", "pcap", "replay")  # ports that may have several queue pairs
 FILES = ("pcap", "replay")  # whose name is a file's
 SILENT = ("loopback", "sink", "pcap", "null")  # that give nothing of themselves
 QUEUES_MAX = 128  # pairs: a ring's index has 8 bits in vhost-user
@@ -200,6 +200,9 @@ class Joined:
             for worker in self.workers:
                 worker.start()
                 self._stack.callback(worker.stop)
+            for made in self.ports:  # before the workers are stopped: one may wait in it for a pipe's reader
+                if isinstance(made, PcapWriter):
+                    self._stack.callback(made.close)
             for server in self.servers:
                 self._stack.enter_context(server)
         except BaseException:

@@ -147,9 +147,11 @@ def test_both_ends_have_as_many_queues_as_one_asks_for(tmp_path: Path) -> None:
         until(lambda: frames(status, "null", "rx1") == 10)
 
 
-def test_a_guest_with_many_queues_before_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_guest_with_many_queues_before_any(kind: str, tmp_path: Path, capture: Path) -> None:
     path = str(tmp_path / "s")
-    with joined(tmp_path, f"vhost-user:{path},queues=4", "null"), Frontend(path) as frontend:
+    other = kind.format(capture)
+    with joined(tmp_path, f"vhost-user:{path},queues=4", other), Frontend(path) as frontend:
         assert frontend.ask_u64(Request.GET_QUEUE_NUM) == 4
 
 
