@@ -30,6 +30,7 @@ MANY = ("tap", "loopback", "gen", "sink", "pcap", "replay")  # ports that may ha
 FILES = ("pcap", "replay")  # whose name is a file's
 SILENT = ("loopback", "sink", "pcap", "null")  # that give nothing of themselves
 QUEUES_MAX = 128  # pairs: a ring's index has 8 bits in vhost-user
+PORT_QUEUES_MAX = 256  # pairs that a port may have
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class PortEnd:
             word.partition("=")[2] for word in self.text.replace(":", ",").split(",") if word.startswith("queues=")
         ]
         value = parse_value(found[-1]) if found else None
-        return value if type(value) is int and 1 <= value <= QUEUES_MAX else None
+        return value if type(value) is int and value > 0 else None
 
 
 def words(value: object) -> list[str]:
@@ -190,7 +191,7 @@ class Joined:
         self._guests = sum(isinstance(end, VhostUser) for end in self.ends)  # that are there, or may come
         self._lock = threading.Lock()
         self._stack = ExitStack()
-        pairs = max(end.queues or 1 for end in self.ends)
+        pairs = min(max(end.queues or 1 for end in self.ends), PORT_QUEUES_MAX)
         try:
             self.workers = [
                 Worker(mode="busy" if poll else "adaptive", cpu=cpus[i % len(cpus)] if cpus else None)
@@ -237,7 +238,7 @@ class Joined:
         if end.text == "null" and queues > 1:
             made: Port = Sink(queues=queues, verify=False)
         else:
-            made = port(end.text + (f",queues={queues}" if end.kind in MANY and end.queues is None else ""))
+            made = port(end.text, **({"queues": queues} if end.kind in MANY else {}))
         self.ports.append(made)
         close: Callable[[], object] | None = getattr(made, "close", None)
         if close is not None:

@@ -143,6 +143,8 @@ def test_a_generator_verifies_what_a_loopback_gives_back(tmp_path: Path) -> None
 def test_both_ends_have_as_many_queues_as_one_asks_for(tmp_path: Path) -> None:
     with joined(tmp_path, "gen:count=10,queues=3", "sink", "--workers", "2") as (_, status):
         until(lambda: all(frames(status, "sink", f"rx{i}") == 10 for i in range(3)))
+    with joined(tmp_path, "sink,queues=200", "gen:count=10,queues=2") as (_, status):  # those that both have
+        until(lambda: frames(status, "sink,queues=200", "rx1") == 10)
     with joined(tmp_path, "null", "gen:count=10,queues=2") as (_, status):
         until(lambda: frames(status, "null", "rx1") == 10)
 
