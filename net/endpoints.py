@@ -162,7 +162,7 @@ def give_descriptors(
 
 
 class Joined:
-    """Two endpoints, joined: their devices, sockets, ports and threads. A context manager; closing it ends all.
+    """Two endpoints, joined: their devices, sockets, ports and threads. A context manager: within, threads run.
 
     ``workers`` threads at most work the queues, pair i those of number i, modulo their number (None: one for each
     pair); ``poll``: they never sleep. ``cpus`` are dealt out to them in turn. ``over`` is called, on some thread, when
@@ -198,17 +198,20 @@ class Joined:
                 for i in range(min(workers or pairs, pairs))
             ]
             self._join()
-            for worker in self.workers:
-                worker.start()
-                self._stack.callback(worker.stop)
-            for made in self.ports:  # before the workers are stopped: one may wait in it for a pipe's reader
-                if isinstance(made, PcapWriter):
-                    self._stack.callback(made.close)
-            for server in self.servers:
-                self._stack.enter_context(server)
         except BaseException:
             self.close()
             raise
+
+    def start(self) -> None:
+        """Begin: start the threads, let guests come. Once."""
+        for worker in self.workers:
+            worker.start()
+            self._stack.callback(worker.stop)
+        for made in self.ports:  # before the workers are stopped: one may wait in it for a pipe's reader
+            if isinstance(made, PcapWriter):
+                self._stack.callback(made.close)
+        for server in self.servers:
+            self._stack.enter_context(server)
 
     def _join(self) -> None:
         first, second = self.ends
@@ -277,6 +280,11 @@ class Joined:
         self._stack.close()
 
     def __enter__(self) -> Joined:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -21,6 +21,8 @@ from virtio import Feature
 from virtio.net.status import Status
 from virtio.vhost_user.messages import Request
 
+OPENAT = {"x86_64": 257, "aarch64": 56}
+
 
 class Given(Frontend):
     """A frontend with a connection that somebody else made."""
@@ -263,6 +265,22 @@ def test_it_ends_although_a_pipes_reader_reads_nothing(tmp_path: Path) -> None:
         figures = stopped(process)
         assert figures["gen:size=1000"]["tx0"]["frames"] >= 0
         os.close(reader)
+
+
+def test_it_ends_while_it_waits_for_a_pipes_reader(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with started("gen", f"pcap:{pipe}") as process:
+        until(lambda: opens_to_write(process.pid))
+        process.terminate()
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert process.returncode == 0
+
+
+def opens_to_write(pid: int) -> bool:
+    """Whether the main thread of a process is in openat(2) with the flags of a capture file."""
+    fields = Path(f"/proc/{pid}/syscall").read_text().split()
+    return fields[0] == str(OPENAT[os.uname().machine]) and int(fields[3], 16) & os.O_TRUNC != 0
 
 
 def test_a_capture_goes_through_a_pipe_whole(tmp_path: Path) -> None:
