@@ -182,11 +182,12 @@ class NetDevice(Device):
         """Return how many queue pairs it has."""
         return self.max_pairs
 
-    def frontend_says(self, what: str, value: int) -> bool:
-        """Check the MTU that a frontend tells its driver of; send the RARP of a guest that moved here."""
-        if what == "mtu":
-            return MTU_MIN <= value <= (self.mtu or MTU_MAX)
-        mac = value.to_bytes(8, "little")[:6]
+    def frontend_mtu(self, mtu: int) -> bool:
+        """Check the MTU that a frontend tells its driver of."""
+        return MTU_MIN <= mtu <= (self.mtu or MTU_MAX)
+
+    def frontend_rarp(self, mac: bytes) -> bool:
+        """Send the RARP of a guest that moved here."""
         task = next((task for task in self._tasks.values() if isinstance(task, NetTransmit)), None)
         return task is not None and task.inject(reverse_arp(mac))
 
@@ -481,9 +482,10 @@ class NetDevice(Device):
             return
         for slot in self.queues:
             if slot.broken is None and slot.queue is not None and slot.queue.broken is not None:
-                slot.broken = f"queue {slot.index}: {slot.queue.broken}"
+                reason = f"queue {slot.index}: {slot.queue.broken}"
+                slot.fail(reason)
                 self._refuse("fault", slot.queue.broken)
-                self.needs_reset(slot.broken)
+                self.needs_reset(reason)
 
     def _figures(self, index: int, task: NetReceive | NetTransmit) -> dict[str, Any]:
         queue = self.queues[index].queue

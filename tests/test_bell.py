@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
+import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -107,3 +110,70 @@ def test_an_eventfd_of_others_that_blocks_holds_nobody() -> None:
     bell.ring()
     assert bell.answer()
     os.close(fd)
+
+
+# Fills an eventfd, and sets it blocking, at times between our look at it and our write.
+RACER = """
+import os, sys
+fd = int(sys.argv[1])
+while True:
+    os.set_blocking(fd, True)
+    os.set_blocking(fd, False)
+    try:
+        os.eventfd_write(fd, 2**64 - 2)
+    except BlockingIOError:
+        os.eventfd_read(fd)
+"""
+
+
+def test_who_wins_the_race_holds_nobody_for_long() -> None:
+    """Whether or not it does within these attempts."""
+    fd = os.eventfd(0, os.EFD_NONBLOCK)
+    with subprocess.Popen([sys.executable, "-c", RACER, str(fd)], pass_fds=[fd]) as racer:
+        bells = [Bell(os.dup(fd), own=True) for _ in range(20)]
+        for i in range(20_000):
+            bells[i % 20].ring()
+        racer.kill()
+    os.close(fd)
+
+
+# As if the race was lost each time: poll says that there is room.
+LIAR = (
+    "#include <poll.h>\nint poll(struct pollfd *fds, nfds_t n, int ms) { fds->revents = POLLOUT; return n + 0 * ms; }\n"
+)
+HELD = """
+import os, signal, threading
+from virtio._bell import Bell
+fd = os.eventfd(0)
+os.eventfd_write(fd, 2**64 - 2)
+for _ in range(3):
+    bell = Bell(os.dup(fd), own=True)
+    thread = threading.Thread(target=bell.ring)
+    thread.start()
+    bell.ring()  # two threads are held
+    thread.join()
+    assert bell.dead and bell.writes == 2, bell.writes
+    bell.ring()
+    assert bell.writes == 2
+    assert os.eventfd_read(fd) == 2**64 - 2
+    Bell(os.dup(fd), own=True).ring()
+    assert os.eventfd_read(fd) == 1
+    os.eventfd_write(fd, 2**64 - 2)
+    del bell
+    if not os.fork():  # a child has a watchdog of its own
+        bell = Bell(os.dup(fd), own=True)
+        bell.ring()
+        os._exit(bell.dead)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
+assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL  # what Python knows of
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+@pytest.mark.skipif("lib" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has poll already")
+def test_a_write_that_holds_its_thread_is_ended(tmp_path: Path) -> None:
+    (tmp_path / "liar.c").write_text(LIAR)
+    liar = str(tmp_path / "liar.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", liar, tmp_path / "liar.c"], check=True)
+    environment = os.environ | {"LD_PRELOAD": liar, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", HELD], env=environment, check=True, timeout=60)

@@ -133,13 +133,14 @@ def test_ports_stop_and_start_and_frontends_come_and_go(mode: str, tmp_path: Pat
         assert not device.refused
 
 
-def test_the_backend_comes_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["split", "split-in-order", "packed", "packed-in-order"])
+def test_the_backend_comes_again(mode: str, tmp_path: Path) -> None:
     """testpmd listens (server=1): we connect, go, and connect again; it goes on with its rings."""
     path = str(tmp_path / "s")
     first = NetDevice(Loopback(), worker="own", queue_size=1024)
     second = NetDevice(Loopback(), worker="own", queue_size=1024)
     server = Server(first, path, client=True).start()  # testpmd waits for us before it is ready
-    with Testpmd(path, "server=1") as testpmd:
+    with Testpmd(path, f"server=1,{MODES[mode]}") as testpmd:
         try:
             testpmd.ask("start tx_first 4", "packets/burst")
             wait_for(lambda: first.live and first.statistics()["tx0"]["frames"] > 1000)

@@ -9,26 +9,31 @@ import struct
 from collections.abc import Sequence
 
 from virtio import DriverQueue, Feature, GuestMemory, QueueLayout, Region
+from virtio._bell import Bell
 from virtio.vhost_user.messages import ADDRESS, HEADER, NEED_REPLY, REGION, STATE, TABLE, U64, ProtocolFeature, Request
 
 SIZE = 4 << 20
 GPA, UADDR = 0x4000_0000, 0x7F00_0000_0000
 PROTOCOL_FEATURES = 1 << 30
+SURVIVE = Bell()  # nobody listens
 
 
 class Frontend:
     """Connected to a socket, with guest memory in a memfd. ``ask`` waits for the reply, ``say`` does not.
 
-    ``before``: the same guest's last connection, which is over.
+    ``before``: the same guest's last connection, which is over. ``fd``: the file that is its memory, ours from now on.
+    If it is cut shorter, this side reads zeroes, too, and goes on.
     """
 
-    def __init__(self, path: str, before: Frontend | None = None) -> None:
+    def __init__(self, path: str, before: Frontend | None = None, fd: int | None = None) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(10)
         self.socket.connect(path)
-        self.fd = os.dup(before.fd) if before else os.memfd_create("guest", os.MFD_CLOEXEC)
+        if fd is None:
+            fd = os.dup(before.fd) if before else os.memfd_create("guest", os.MFD_CLOEXEC)
+        self.fd = fd
         os.ftruncate(self.fd, SIZE)
-        self.memory = GuestMemory([Region.from_fd(GPA, self.fd, SIZE, uaddr=UADDR)])
+        self.memory = GuestMemory([Region.from_fd(GPA, self.fd, SIZE, uaddr=UADDR, bell=SURVIVE)])
         self.kicks: dict[int, int] = {}
         self.calls: dict[int, int] = {}
         self.acknowledged = False
@@ -76,7 +81,14 @@ class Frontend:
 
     def ask(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
         self.say(request, payload, fds)
-        return self.answer()[0]
+        return self.payload()
+
+    def payload(self) -> bytes:
+        """Return a reply, without what came with it."""
+        payload, fds = self.answer()
+        for fd in fds:
+            os.close(fd)
+        return payload
 
     def ask_u64(self, request: int, payload: bytes = b"") -> int:
         (value,) = U64.unpack(self.ask(request, payload))
@@ -89,7 +101,7 @@ class Frontend:
             self.ask_u64(Request.GET_FEATURES)  # answered after it
             return
         self.say(request, payload, fds, NEED_REPLY)
-        (code,) = U64.unpack(self.answer()[0])
+        (code,) = U64.unpack(self.payload())
         assert code == 0, f"{Request(request).name} failed"
 
     # ---- the usual course ----
@@ -124,9 +136,11 @@ class Frontend:
     def eventfd(self, request: int, index: int, held: dict[int, int]) -> None:
         fd = os.eventfd(0, os.EFD_NONBLOCK)
         old, held[index] = held.get(index), fd
-        self.order(request, U64.pack(index), [fd])
-        if old is not None:
-            os.close(old)
+        try:
+            self.order(request, U64.pack(index), [fd])
+        finally:
+            if old is not None:
+                os.close(old)
 
     def start(self, index: int, layout: QueueLayout, base: int = 0, enable: bool = True) -> None:
         self.eventfd(Request.SET_VRING_CALL, index, self.calls)

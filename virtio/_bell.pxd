@@ -9,6 +9,7 @@ cdef extern from "virtio/bell.h" nogil:
         int32_t fd
         uint32_t always
         uint32_t foreign
+        uint32_t dead
         uint64_t rings
         uint64_t writes
         void (*call)(virtio_bell *bell) noexcept nogil

@@ -10,6 +10,17 @@ cdef extern from "unistd.h" nogil:
     int close(int fd)
 
 
+cdef extern from "virtio/foreign_bell.h" nogil:
+    int virtio_watch_begin()
+    void virtio_watch_end()
+    void virtio_foreign_write(virtio_bell *bell)
+
+
+cdef void ring_foreign(virtio_bell *bell) noexcept nogil:
+    virtio_store32(&bell.rung, 1)
+    virtio_foreign_write(bell)
+
+
 cdef void ring_function(virtio_bell *bell) noexcept nogil:
     with gil:
         call_function(<Bell>bell.owner)
@@ -27,9 +38,11 @@ cdef class Bell:
     """Wakes whoever serves a queue: a kick for the device, an interrupt for the driver.
 
     ``Bell()`` has an eventfd of its own, which is written to only while somebody sleeps on it. ``Bell(fd)`` writes to
-    an eventfd that others read, at each ring; the caller keeps it open, and closes it, unless the bell shall ``own``
-    it, and close it when it goes. ``Bell(function)`` calls
-    ``function()`` on the ringing thread, which holds no queue's lock then; what it raises goes to ``sys.excepthook``.
+    an eventfd that others read, at each ring; the caller keeps it open, and closes it. ``Bell(fd, own=True)`` closes it
+    when it goes, and has no trust in those who share it: they may let it fill, set it blocking, or read what is theirs
+    to write; whoever rings does not wait (one write in which a thread was held for 10 ms or more is its last).
+    ``Bell(function)`` calls ``function()`` on the ringing thread, which holds no queue's lock then; what it raises goes
+    to ``sys.excepthook``.
 
     Any thread may call anything. Raises OSError when there is no file descriptor left, TypeError for what is none of
     these.
@@ -39,6 +52,7 @@ cdef class Bell:
         self.c.fd = -1
 
     def __init__(self, target=None, *, bint own=False):
+        cdef int error
         if self.function is not None or self.c.fd >= 0:
             raise TypeError("bell is initialised already")
         if target is None:
@@ -51,11 +65,19 @@ cdef class Bell:
         elif isinstance(target, int) or hasattr(target, "fileno"):
             self.c.fd = target if isinstance(target, int) else target.fileno()
             self.c.always = 1
-            self.own = self.c.foreign = own
+            self.own = own
+            if own:
+                error = virtio_watch_begin()
+                if error:
+                    raise OSError(error, os.strerror(error))
+                self.c.foreign = 1
+                self.c.call = ring_foreign
         else:
             raise TypeError(f"a bell rings an eventfd or a function, not {type(target).__name__}")
 
     def __dealloc__(self):
+        if self.c.foreign:
+            virtio_watch_end()
         if self.own and self.c.fd >= 0:
             close(self.c.fd)  # not os.close: at the interpreter's end there is no os any more
 
@@ -90,6 +112,11 @@ cdef class Bell:
     def writes(self):
         """Writes to the eventfd that this took: system calls."""
         return counted(&self.c.writes)
+
+    @property
+    def dead(self):
+        """Whether it is rung no more, for whoever shares its descriptor held a thread that rang it."""
+        return self.c.dead != 0
 
     def __repr__(self):
         what = f"fd {self.c.fd}" if self.function is None else f"{self.function!r}"

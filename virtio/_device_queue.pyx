@@ -403,8 +403,9 @@ cdef class DeviceQueue(Queue):
         """Return the queue's private state as plain data (JSON-able), for :meth:`restore`.
 
         The ring itself is in guest memory and must be saved with it. Chains that are outstanding are part of it; so are
-        those that :meth:`track` found and were not popped again yet. The region that it was given is not. Take both
-        ends' states and the memory while nothing runs.
+        those that :meth:`track` found and were not popped again yet. The region that it was given is not. ``lost``:
+        slots (split: chains) popped by whoever worked the ring before, which never come back. Take both ends' states
+        and the memory while nothing runs.
         """
         cdef virtio_device_queue *q = self.q
         cdef Chain chain
@@ -420,6 +421,8 @@ cdef class DeviceQueue(Queue):
              "writable": chain.pieces(chain.c.nreadable, chain.c.nwritable)}
             for chain in [*self.taken.values(), *self.waiting()]
         ]
+        state["lost"] = q.inuse if q.packed else <uint16_t>(q.next_avail - q.next_used)
+        state["lost"] -= sum([saved["slots"] for saved in state["outstanding"]])
         return state
 
     @classmethod
@@ -442,6 +445,9 @@ cdef class DeviceQueue(Queue):
                 raise ValueError(f"state has a chain {saved['head']} of {saved['slots']} slots")
             slots += saved["slots"]
             self.rebuild(saved)
+        if not 0 <= state["lost"] <= q.size:
+            raise ValueError(f"state has lost {state['lost']} (queue size {q.size})")
+        slots += state["lost"]
         if slots > q.size:
             raise ValueError(f"state has {slots} descriptors outstanding (queue size {q.size})")
         for key in ("next_avail", "next_used"):

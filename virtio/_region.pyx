@@ -1,5 +1,6 @@
 """A piece of guest memory: guest-physical addresses, and the bytes of this process that back them."""
 
+cimport cython
 from cpython.buffer cimport (PyBUF_FULL_RO, PyBuffer_FillInfo, PyBuffer_IsContiguous, PyBuffer_Release,
                              PyObject_GetBuffer)
 from cpython.exc cimport PyErr_SetFromErrno
@@ -10,9 +11,15 @@ from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, 
                          mmap, munmap)
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 
+from virtio._truncation cimport guard_add, guard_is_lost, guard_remove
+
 from operator import attrgetter
 from os import fstat
 from stat import S_ISREG
+
+cdef extern from "virtio/atomic.h" nogil:
+    uint8_t virtio_load8(const uint8_t *p)
+
 
 cdef extern from "virtio/memory.h":
     enum:
@@ -21,6 +28,7 @@ cdef extern from "virtio/memory.h":
 _by_gpa = attrgetter("gpa")
 
 
+@cython.no_gc_clear  # the bell's descriptor is in use as long as the mapping is there
 cdef class Region:
     """Guest-physical addresses [gpa, gpa + size), backed by a buffer of this process.
 
@@ -67,13 +75,18 @@ cdef class Region:
         return self
 
     @classmethod
-    def from_fd(cls, gpa, fd, size, offset=0, *, uaddr=None):
+    def from_fd(cls, gpa, fd, size, offset=0, *, uaddr=None, bell=None):
         """Back a region by ``size`` bytes of the file ``fd`` from ``offset``, shared with all who map it.
 
         ``offset`` need not be a multiple of the page size; ``fd`` may be closed afterwards. Raises ValueError as the
         constructor does, and when the file ends before the region; OSError when it cannot be mapped for reading and
-        writing. A file that is cut shorter later raises SIGBUS in this process: seal it (F_SEAL_SHRINK) or trust its
-        owner.
+        writing.
+
+        A file that is cut shorter later raises SIGBUS in this process: seal it (F_SEAL_SHRINK), trust its owner, or
+        give a ``bell``, a :class:`Bell` with an eventfd. With one, this process takes SIGBUS, for good, and passes on
+        what is about anything else to whoever had it before; who takes it later must pass it on likewise. An access
+        that finds nothing then turns the whole region to zeroes of this process alone, makes it ``lost``, and rings
+        the bell.
         """
         cdef Region self = cls.__new__(cls)
         offset = PyNumber_Index(offset)
@@ -89,6 +102,9 @@ cdef class Region:
         unit = max(page, info.st_blksize - info.st_blksize % page)
         skew = offset % unit
         self._mmap((skew + self.size + unit - 1) // unit * unit, MAP_SHARED, fd, offset - skew)
+        if bell is not None:
+            self._guard = guard_add(self._map, self._map_size, unit, bell.fileno())
+            self._bell = bell
         self.host = <uint8_t *>self._map + <size_t>skew
         return self
 
@@ -132,6 +148,8 @@ cdef class Region:
     def __dealloc__(self):
         if self._held:
             PyBuffer_Release(&self._buffer)
+        if self._guard is not NULL:
+            guard_remove(self._guard)
         if self._map is not NULL:
             munmap(self._map, self._map_size)
 
@@ -144,6 +162,17 @@ cdef class Region:
     def address(self):
         """Where ``gpa`` is in this process."""
         return <uint64_t>self.host
+
+    @property
+    def lost(self):
+        """Whether its file was cut shorter, or has no room left, and zeroes lie in its place. Only with a ``bell``.
+
+        Whoever asks has the end of the region looked at, which is what a file that was cut shorter lacks first.
+        """
+        if self._guard is NULL:
+            return False
+        virtio_load8(self.host + self.size - 1)
+        return guard_is_lost(self._guard)
 
     def __repr__(self):
         return f"<Region {self.gpa:#x}: {self.size} bytes>"

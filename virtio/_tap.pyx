@@ -7,7 +7,7 @@ import socket
 import struct
 
 cimport cython
-from libc.errno cimport EAGAIN, EBADFD, EINTR, EMSGSIZE, ENOMEM, EPROTO, errno
+from libc.errno cimport EAGAIN, EBADFD, EFAULT, EINTR, EMSGSIZE, ENOMEM, EPROTO, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
@@ -24,6 +24,7 @@ from virtio._port cimport (
 from virtio._port_counts cimport add_count, add_counts, count_error
 from virtio._queue cimport virtio_store32
 from virtio._ring cimport queue_lock, queue_unlock
+from virtio._truncation cimport guard_touch
 
 from virtio.errors import ConfigError
 
@@ -70,6 +71,13 @@ STEPS = (
 
 
 # ---- the data path ----
+
+cdef void touch(const iovec *iov, uint32_t n) noexcept nogil:
+    """Find out about guest memory that the kernel could not use: its file was cut shorter."""
+    cdef uint32_t i
+    for i in range(n):
+        guard_touch(iov[i].iov_base, iov[i].iov_len)
+
 
 cdef uint8_t *scratch_of(tap_side *side) noexcept nogil:
     if side.scratch is NULL:
@@ -138,6 +146,8 @@ cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *p
         else:
             if done == -EBADFD:
                 side.gone |= side.attached  # the interface was deleted
+            elif done == -EFAULT:
+                touch(&segs[packets[i].first], packets[i].nsegs)
             count_error(&side.counts, <int>-done)
         i += 1
     queue_unlock(&side.lock)
@@ -230,6 +240,8 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
                 side.gone |= side.attached  # the interface was deleted
             elif errno != EAGAIN:
                 count_error(&side.counts, errno)
+                if errno == EFAULT:
+                    touch(&iov[1], pieces)
             break
         taken += 1
         if <size_t>got > room:

@@ -1,6 +1,7 @@
 """Workers: threads that run the data path, without the GIL."""
 
 import os
+import signal
 import threading
 
 from libc.stdint cimport int64_t, uint64_t
@@ -210,6 +211,8 @@ cdef class Worker:
     def _run(self):
         if self.cpu is not None:
             os.sched_setaffinity(threading.get_native_id(), {self.cpu})
+        # what others share with us may raise a signal, or need one to be left: see truncation.h, foreign_bell.h
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
         try:
             while True:
                 virtio_store32(&self._attention, 0)

@@ -36,9 +36,9 @@ class Device:
 
     A subclass says ``device_type`` and the ``features`` that it offers, gives :meth:`queue_sizes`, sets ``config`` (a
     bytearray: the config space of its type), and overrides hooks: :meth:`activate`, :meth:`deactivate`,
-    :meth:`notified`, :meth:`queue_enable`, :meth:`queue_reset`, :meth:`queue_muted`, :meth:`config_written`,
-    :meth:`call_changed`, :meth:`save`, :meth:`load`, :meth:`pause`, :meth:`resume`. What queue_sizes() needs is to be
-    there before ``super().__init__()`` is called.
+    :meth:`notified`, :meth:`queue_enable`, :meth:`queue_drain`, :meth:`queue_reset`, :meth:`queue_muted`,
+    :meth:`config_written`, :meth:`call_changed`, :meth:`save`, :meth:`load`, :meth:`pause`, :meth:`resume`. What
+    queue_sizes() needs is to be there before ``super().__init__()`` is called.
 
     ``offer`` and ``withhold`` are features (bits or names) to offer besides the type's own, and not to offer; what
     needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue. Raises ConfigError for
@@ -117,8 +117,12 @@ class Device:
         """Return how many queues it has, as vhost-user counts them: of a network device, pairs."""
         return len(self.queues)
 
-    def frontend_says(self, what: str, value: int) -> bool:
-        """Take what a vhost-user frontend says besides: "mtu", or "rarp" with an address; False: there is no such."""
+    def frontend_mtu(self, mtu: int) -> bool:
+        """Take note of the MTU that a vhost-user frontend tells its driver of; False: it cannot be."""
+        return False
+
+    def frontend_rarp(self, mac: bytes) -> bool:
+        """Announce a guest that moved here, as a vhost-user frontend asks; return whether that was done."""
         return False
 
     def handles(self, index: int) -> bool:
@@ -136,6 +140,14 @@ class Device:
 
     def queue_enable(self, index: int) -> None:
         """Begin with a queue that the driver set up while the device was live."""
+
+    def queue_drain(self, index: int) -> None:
+        """Take no more chains from a queue, and give back soon those that you have: it is about to be stopped.
+
+        :meth:`notified` is not called for it any more. Returns at once; whoever stops the queue waits for a while, and
+        does not have the lock. Then comes :meth:`queue_reset`, and chains that are still out are void: they come again
+        when the queue goes on, but for those before which later ones were given back.
+        """
 
     def queue_reset(self, index: int) -> None:
         """End with one queue: it is not to be touched when this returns."""
@@ -472,6 +484,7 @@ class Device:
 
     def _refuse(self, what: str, error: VirtioError) -> None:
         self.counters[what] += 1
+        error.__traceback__ = None  # it would keep all who called, with what they hold of the driver
         self.refused.append(error)
 
     def _fault(self, reason: str, error: Exception) -> None:
@@ -486,7 +499,8 @@ class Device:
     # ---- serving ----
 
     def _servable(self, slot: QueueSlot) -> bool:
-        return self.live and self._dma and slot.kicked and slot.enabled and not slot.muted and slot.broken is None
+        wanted = slot.kicked and slot.enabled and not (slot.muted or slot.halted)
+        return self.live and self._dma and wanted and slot.broken is None
 
     def _serve(self, slot: QueueSlot) -> None:
         epoch = self._epoch
@@ -495,7 +509,7 @@ class Device:
         except Exception as error:
             reason = f"queue {slot.index}: {type(error).__name__}: {error}"
             if epoch == self._epoch:
-                slot.broken = reason
+                slot.fail(reason)
                 self._fault(reason, error)
             else:  # the hook reset the device: what it failed at is gone
                 log.error("%r: %s, after a reset", self, reason, exc_info=error)
@@ -527,8 +541,23 @@ class Device:
                     self.queue_muted(index)
             slot.kick.ring()
 
-    def stop_queue(self, index: int) -> DeviceQueue | None:
-        """Let go of a queue; return it as it stands then, or None if it was not enabled."""
+    def halt_queue(self, index: int) -> DeviceQueue | None:
+        """Take nothing more from a queue; return it, None if it is not enabled. Then wait for what is out of it."""
+        with self._control():
+            slot = self.queues[index]
+            if not slot.enabled:
+                return None
+            slot.halted = True
+            if self.live:
+                self.queue_drain(index)
+            return self.device_queue(index)
+
+    def stop_queue(self, index: int) -> dict[str, Any] | None:
+        """Let go of a queue; return the state in which it is left, or None if it was not enabled.
+
+        Chains that are out are void. They are put back, the last one first, up to one after which others were used
+        already: those are "outstanding" in the state. An inflight region has all of them; then none is put back.
+        """
         with self._control():
             slot = self.queues[index]
             if not slot.enabled:
@@ -536,9 +565,15 @@ class Device:
             queue = self.device_queue(index)
             if self.live:
                 self.queue_reset(index)
-            slot.queue = None
+            if queue.inflight is None:
+                for chain in reversed(queue.outstanding):
+                    try:
+                        queue.unpop(chain)
+                    except ValueError:
+                        break
+            state = queue.state()
             slot.clear()
-            return queue
+            return state
 
     def mute_queue(self, index: int, muted: bool) -> None:
         """Keep a queue from having any effect, or let it have some again."""

@@ -26,7 +26,8 @@ class QueueSlot:
 
     ``size`` is what the driver chose, ``size_max`` what it may choose. ``layout`` is None until the driver set it.
     ``kick`` is rung by the driver, ``call`` by the device. ``queue`` is the DeviceQueue that ``Device.device_queue``
-    made. ``muted``: the transport wants no effect of it. ``broken`` is why the device works it no more, or None.
+    made. ``muted``: the transport wants no effect of it. ``broken`` is why the device works it no more, or None;
+    ``trouble`` is rung when that is found.
     """
 
     kick: Bell
@@ -35,6 +36,7 @@ class QueueSlot:
         self.index = index
         self.size_max = size_max
         self.call = call
+        self.trouble = Bell(nobody)
         self.queue: DeviceQueue | None = None
         self._forget()
 
@@ -53,8 +55,14 @@ class QueueSlot:
         self.queue = None
         self.broken: str | None = None
         self.muted = False  # the transport wants no effect of it
+        self.halted = False  # it is about to be stopped: nothing new is taken from it
         self.kicked = False  # the driver rang, and notified() was not called for it yet
         self.owed = False  # the driver is to be interrupted as soon as no lock is held
+
+    def fail(self, reason: str) -> None:
+        """Take note that the device works it no more."""
+        self.broken = reason
+        self.trouble.ring()
 
     def __repr__(self) -> str:
         state = self.broken or ("enabled" if self.enabled else "not enabled")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from virtio._inflight import Inflight
-from virtio.vhost_user.backend import PROTOCOL, Backend
+from virtio.vhost_user.backend import Backend
 from virtio.vhost_user.messages import ProtocolFeature
 from virtio.vhost_user.server import Server
+from virtio.vhost_user.session import PROTOCOL
 
 __all__ = ["Backend", "Server", "Inflight", "ProtocolFeature", "PROTOCOL"]

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
+from virtio._bell import Bell
 from virtio._inflight import Inflight
 from virtio._region import Region
 from virtio.errors import VhostUserError
@@ -22,8 +24,8 @@ SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 class InflightFile:
     """The regions of the first ``queues`` queues, one behind the other, for ``size`` descriptors each.
 
-    The file is the frontend's too. It must be sealed against being cut shorter, which would end this process by SIGBUS.
-    What is in a region is checked when its queue starts.
+    The file is the frontend's too. It is sealed against being cut shorter where it can be; if that happens, it reads as
+    zeroes, and a bell is rung. What is in a region is checked when its queue starts.
     """
 
     region: Region
@@ -47,8 +49,8 @@ class InflightFile:
         return Message(message.request, REPLY, payload, [fd])
 
     @classmethod
-    def take(cls, message: Message, queues_max: int, packed: bool) -> InflightFile:
-        """Map the file that comes with SET_INFLIGHT_FD. Raises VhostUserError."""
+    def take(cls, message: Message, queues_max: int, packed: bool, bell: Bell) -> InflightFile:
+        """Map the file that comes with SET_INFLIGHT_FD; ``bell`` as in Region.from_fd. Raises VhostUserError."""
         total, offset, queues, size = cls._numbers(message, queues_max)
         if len(message.fds) != 1:
             raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
@@ -57,14 +59,10 @@ class InflightFile:
             raise VhostUserError(f"{message.name}: {total} bytes for {queues} queues of {size} (at least {needed})")
         if offset % 8:
             raise VhostUserError(f"{message.name}: offset {offset} is no multiple of 8")
-        try:
+        with suppress(OSError):  # it need not be a memfd
             fcntl.fcntl(message.fds[0], fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        except OSError:
-            sealed = cls._seals(message.fds[0])
-            if not sealed & fcntl.F_SEAL_SHRINK:
-                raise VhostUserError(f"{message.name}: the file has seals {sealed:#x}, not F_SEAL_SHRINK") from None
         try:
-            region = Region.from_fd(0, message.fds[0], needed, offset)
+            region = Region.from_fd(0, message.fds[0], needed, offset, bell=bell)
         except (ValueError, OverflowError, OSError) as error:
             raise VhostUserError(f"{message.name}: {needed} bytes at offset {offset}: {error}") from None
         return cls(region, queues, size)
@@ -86,10 +84,3 @@ class InflightFile:
         if not 1 <= size <= QUEUE_SIZE_MAX:
             raise VhostUserError(f"{message.name}: queue size {size} (1 to {QUEUE_SIZE_MAX})")
         return total, offset, queues, size
-
-    @staticmethod
-    def _seals(fd: int) -> int:
-        try:
-            return int(fcntl.fcntl(fd, fcntl.F_GET_SEALS))
-        except OSError:  # a file that has none
-            return 0

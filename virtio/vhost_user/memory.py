@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
+from virtio._bell import Bell
 from virtio._memory import GuestMemory
 from virtio._region import Region
 from virtio.errors import VhostUserError
 from virtio.vhost_user.messages import REGION, REGIONS_MAX, TABLE, Message
 
 SLOTS_MAX = 509  # regions of one frontend: as libvhost-user and the kernel's vhost
+REPEATS_MAX = 0x8000  # times that one of them may be added again: there are no more queue pairs
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A region as the frontend names it."""
+    """A region as the frontend names it, which is there once, however often it was added."""
 
     gpa: int
     size: int
@@ -25,12 +28,16 @@ class Slot:
 class MemoryTable:
     """The regions of one connection, in ``memory``. Raises VhostUserError for what cannot be; nothing changes then.
 
+    ``bell`` is rung when the frontend cut the file of one shorter (see Region.from_fd).
+
     QEMU 7.2 adds each region once for each queue pair, and removes it as often: the last removal counts.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bell: Bell) -> None:
+        self.bell = bell
         self.memory = GuestMemory()
         self.slots: list[Slot] = []
+        self.repeats: Counter[int] = Counter()  # by guest address
 
     def set(self, message: Message) -> None:
         """Take a whole table (SET_MEM_TABLE)."""
@@ -44,53 +51,62 @@ class MemoryTable:
         if len(message.fds) != count:
             raise VhostUserError(f"{message.name} of {count} regions has {len(message.fds)} file descriptors")
         self._install([self._map(message, TABLE.size + i * REGION.size, fd) for i, fd in enumerate(message.fds)])
+        self.repeats.clear()
 
     def add(self, message: Message) -> None:
         """Take one region more (ADD_MEM_REG)."""
         self._single(message)
         if len(message.fds) != 1:
             raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
+        if slot := self._find(message):
+            if self.repeats[slot.gpa] >= REPEATS_MAX:
+                raise VhostUserError(f"{message.name}: region at {slot.gpa:#x} again (limit {REPEATS_MAX} times)")
+            self.repeats[slot.gpa] += 1
+            return
         if len(self.slots) >= SLOTS_MAX:
             raise VhostUserError(f"{message.name}: {len(self.slots)} regions are there (limit {SLOTS_MAX})")
-        gpa, size, uaddr, _ = REGION.unpack_from(message.payload, 8)
-        for slot in self.slots:
-            if (slot.gpa, slot.size, slot.uaddr) == (gpa, size, uaddr):
-                self.slots.append(slot)
-                return
         self._install([*self.slots, self._map(message, 8, message.fds[0])])
 
     def remove(self, message: Message) -> None:
         """Let go of one region (REM_MEM_REG)."""
         self._single(message)
+        slot = self._find(message)
+        if slot is None:
+            gpa, size, uaddr, _ = REGION.unpack_from(message.payload, 8)
+            raise VhostUserError(f"{message.name}: no region of {size:#x} bytes at {gpa:#x} (frontend's {uaddr:#x})")
+        if self.repeats[slot.gpa]:
+            self.repeats[slot.gpa] -= 1
+        else:
+            self._install([each for each in self.slots if each is not slot])
+
+    def _find(self, message: Message) -> Slot | None:
         gpa, size, uaddr, _ = REGION.unpack_from(message.payload, 8)
-        for slot in self.slots:
-            if (slot.gpa, slot.size, slot.uaddr) == (gpa, size, uaddr):
-                rest = self.slots.copy()
-                rest.remove(slot)
-                self._install(rest)
-                return
-        raise VhostUserError(f"{message.name}: no region of {size:#x} bytes at {gpa:#x} (frontend's {uaddr:#x})")
+        found = (slot for slot in self.slots if (slot.gpa, slot.size, slot.uaddr) == (gpa, size, uaddr))
+        return next(found, None)
 
     def clear(self) -> None:
         """Let go of all."""
         self._install([])
+
+    def lost(self) -> Slot | None:
+        """Return a region whose file was cut shorter, if there is one."""
+        return next((slot for slot in self.slots if slot.region.lost), None)
 
     @staticmethod
     def _single(message: Message) -> None:
         if len(message.payload) < 8 + REGION.size:
             raise VhostUserError(f"{message.name} has {len(message.payload)} bytes (at least {8 + REGION.size})")
 
-    @staticmethod
-    def _map(message: Message, at: int, fd: int) -> Slot:
+    def _map(self, message: Message, at: int, fd: int) -> Slot:
         gpa, size, uaddr, offset = REGION.unpack_from(message.payload, at)
         try:
-            return Slot(gpa, size, uaddr, Region.from_fd(gpa, fd, size, offset, uaddr=uaddr))
+            return Slot(gpa, size, uaddr, Region.from_fd(gpa, fd, size, offset, uaddr=uaddr, bell=self.bell))
         except (ValueError, OverflowError, OSError) as error:
             raise VhostUserError(f"{message.name}: region of {size:#x} bytes at {gpa:#x}: {error}") from None
 
     def _install(self, slots: list[Slot]) -> None:
         try:
-            self.memory.replace(list({id(slot): slot.region for slot in slots}.values()))
+            self.memory.replace([slot.region for slot in slots])
         except ValueError as error:
             raise VhostUserError(f"regions: {error}") from None
         self.slots = slots

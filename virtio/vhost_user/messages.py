@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
+from typing import Any
+
+from virtio.errors import VhostUserError
 
 HEADER = struct.Struct("=III")  # request, flags, bytes of payload
 VERSION = 1
@@ -122,6 +125,24 @@ class Message:
         """Whether NEED_REPLY is set: it counts once REPLY_ACK is negotiated."""
         return bool(self.flags & NEED_REPLY)
 
+    def number(self) -> int:
+        """Return a payload that is one u64. Raises VhostUserError, as do the next two."""
+        if len(self.payload) != U64.size:
+            raise VhostUserError(f"{self.name} has {len(self.payload)} bytes ({U64.size})")
+        return int(U64.unpack(self.payload)[0])
+
+    def unpack(self, layout: struct.Struct) -> tuple[int, ...]:
+        """Return the numbers at the start of the payload."""
+        if len(self.payload) < layout.size:
+            raise VhostUserError(f"{self.name} has {len(self.payload)} bytes (at least {layout.size})")
+        return layout.unpack_from(self.payload)
+
+    def only_fd(self) -> int:
+        """Return its file descriptor, which stays its own."""
+        if len(self.fds) != 1:
+            raise VhostUserError(f"{self.name} has {len(self.fds)} file descriptors (1)")
+        return self.fds[0]
+
     def take(self) -> int:
         """Return its first file descriptor, which is the caller's from here on."""
         return self.fds.pop(0)
@@ -130,6 +151,10 @@ class Message:
         """Close the file descriptors that nobody took."""
         close_all(self.fds)
         self.fds.clear()
+
+
+Answer = bytes | Message | None
+Obey = Mapping[int, Callable[[Any, Message], Answer]]  # what obeys each message: methods of a class
 
 
 def close_all(fds: Iterable[int]) -> None:

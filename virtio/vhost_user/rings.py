@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from virtio._bell import Bell
 from virtio._device_queue import DeviceQueue
@@ -16,12 +18,15 @@ log = logging.getLogger("virtio.vhost_user")
 
 WRAP = 0x8000
 DESC_SIZE = 16
-USED_BYTE = 0x80  # in the last byte of a packed descriptor
+AVAIL_BYTE = USED_BYTE = 0x80  # in the last two bytes of a packed descriptor
 
 
 @dataclass
 class Ring:
-    """One virtqueue of a connection. Addresses are the frontend's. The bells own its eventfds."""
+    """One virtqueue of a connection. Addresses are the frontend's. The bells own its eventfds.
+
+    ``stood``: of a split ring that was stopped, the ``base`` that the frontend was told, and used.idx.
+    """
 
     index: int
     size: int = 0
@@ -30,6 +35,7 @@ class Ring:
     avail: int = 0
     placed: bool = False
     base: int = 0
+    stood: tuple[int, int] | None = None
     kick: Bell | None = None
     call: Bell | None = None
     error: Bell | None = None
@@ -59,10 +65,13 @@ class Ring:
         layout = self.layout(memory, packed)
         try:
             state = DeviceQueue(memory, layout, features=features, index=self.index).state()
-            state |= packed_position(self.base, memory, layout) if packed else split_position(self.base, memory, layout)
+            region = inflight and inflight.queue(self.index, packed)
+            if packed:
+                state |= packed_position(self.base, memory, layout, both=not region)
+            else:
+                state |= split_position(self.base, memory, layout, None if region else self.stood)
             queue = DeviceQueue.restore(memory, state)
             queue.far = True
-            region = inflight and inflight.queue(self.index, packed)
             if region:
                 queue.track(region)
                 if region.waiting:
@@ -71,41 +80,59 @@ class Ring:
         except (MemoryFault, RingError, ValueError) as error:
             raise VhostUserError(f"ring {self.index}: {error}") from None
 
+    def stopped_at(self, state: Mapping[str, Any], packed: bool) -> None:
+        """Take note of where its queue stood when it was stopped."""
+        self.base = base_of(state, packed)
+        self.stood = None if packed else (self.base, state["next_used"])
 
-def split_position(base: int, memory: GuestMemory, layout: QueueLayout) -> dict[str, int]:
+
+def split_position(
+    base: int, memory: GuestMemory, layout: QueueLayout, stood: tuple[int, int] | None
+) -> dict[str, int]:
     """Return where a split ring stands: at used.idx, which the driver has seen, whatever ``base`` says.
 
-    Base may be ahead of it by chains that a backend took and never gave back, since it was killed: they are still in
-    the available ring, and are done again. DPDK's driver says 0 to whoever connects anew, and goes on.
+    A backend that stops in order leaves nothing between the two. Base may be ahead of used.idx by chains that one took
+    and never gave back, since it was killed: they are still in the available ring, and are done again. DPDK's driver
+    says 0 to whoever connects anew, and goes on. Only what this connection was told itself (``stood``) counts before
+    used.idx: what lies between, the device has kept, and what is in the available ring there may be done already.
     """
     if base > 0xFFFF:
         raise ValueError(f"base {base} (limit 65535)")
     used = memory.read_u16(layout.device + 2)
+    if (base, used) == stood:
+        return {"next_avail": base, "next_used": used, "lost": base - used & 0xFFFF}
     if base != used:
         log.info("base %d of a ring whose used.idx is %d: it goes on from there", base, used)
     return {"next_avail": used, "next_used": used}
 
 
-def packed_position(base: int, memory: GuestMemory, layout: QueueLayout) -> dict[str, int]:
-    """Return where a packed ring stands of which everything before ``base`` is used.
+def packed_position(base: int, memory: GuestMemory, layout: QueueLayout, *, both: bool = True) -> dict[str, int]:
+    """Return where a packed ring stands: bits 0-14 are the next slot to pop, bit 15 its wrap counter.
 
-    Bits 0-14 are the slot, bit 15 is the wrap counter; bits 16-31 would be the same for the used side, and many
-    frontends leave them 0. User-mode Linux says 0 for a fresh ring, whose wrap counter is 1: that shows in the ring.
-    After a lap there are descriptors with USED set, of that lap or of those that are available on the next.
+    Bits 16-31 (if ``both`` are asked for) are the same for the next one to use. What lies between the two, somebody
+    popped who worked the ring before; it does not come back. A frontend may leave them 0, which may also be slot 0 of a
+    lap, whose descriptor was then made available on that lap and is not used yet. User-mode Linux says 0 for a fresh
+    ring, whose wrap counter is 1: that shows in the ring. After a lap there are descriptors with USED set, of that lap
+    or of those that are available on the next.
     """
     slot, wrap = base & ~WRAP & 0xFFFF, bool(base & WRAP)
-    if slot >= layout.size:
-        raise ValueError(f"base {base:#x}: slot {slot} (queue size {layout.size})")
+    used, used_wrap = base >> 16 & ~WRAP, bool(base >> 16 & WRAP)
+    for what in (slot, used):
+        if what >= layout.size:
+            raise ValueError(f"base {base:#x}: slot {what} (queue size {layout.size})")
+    ring = memory.read(layout.desc, layout.size * DESC_SIZE)
     if base == 0:
-        flags = memory.read(layout.desc, layout.size * DESC_SIZE)[DESC_SIZE - 1 :: DESC_SIZE]
-        wrap = not any(byte & USED_BYTE for byte in flags)
-    return {"next_avail": slot, "next_used": slot, "avail_wrap": wrap, "used_wrap": wrap}
+        wrap = not any(byte & USED_BYTE for byte in ring[DESC_SIZE - 1 :: DESC_SIZE])
+    lost = slot - used + layout.size * (wrap != used_wrap)
+    given = base >> 16 or (ring[DESC_SIZE - 1] & USED_BYTE and not ring[DESC_SIZE - 2] & AVAIL_BYTE)
+    if not both or not base or not given or not 0 <= lost <= layout.size:
+        used, used_wrap, lost = slot, wrap, 0
+    return {"next_avail": slot, "next_used": used, "avail_wrap": wrap, "used_wrap": used_wrap, "lost": lost}
 
 
-def base_of(queue: DeviceQueue) -> int:
+def base_of(state: Mapping[str, Any], packed: bool) -> int:
     """Return what SET_VRING_BASE takes to go on where a queue stands."""
-    state = queue.state()
-    if not queue.layout.is_packed:
+    if not packed:
         return int(state["next_avail"])
     avail = state["next_avail"] | WRAP * bool(state["avail_wrap"])
     used = state["next_used"] | WRAP * bool(state["used_wrap"])

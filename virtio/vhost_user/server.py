@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import select
+import signal
 import socket
 import stat
 import threading
@@ -103,6 +104,8 @@ class Server:
         self.close()
 
     def _run(self) -> None:
+        # what a frontend shares may raise a signal, or need one to be left: see truncation.h, foreign_bell.h
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
         if self._given is not None:
             given, self._given = self._given, None
             self._serve(given)

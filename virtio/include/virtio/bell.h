@@ -9,7 +9,6 @@
 #ifndef VIRTIO_BELL_H
 #define VIRTIO_BELL_H
 
-#include <poll.h>
 #include <stdint.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -19,20 +18,13 @@ typedef struct virtio_bell {
     uint32_t asleep; /* the answerer sleeps on fd, or is about to */
     int32_t fd;      /* eventfd, or -1 */
     uint32_t always; /* fd is read by somebody who knows no `asleep`: each ring is a write */
-    uint32_t foreign; /* others write to fd, and count no ring: whoever reads it does */
+    uint32_t foreign; /* others write to fd, and count no ring: whoever reads it does. Rung by a call: see foreign_bell.h */
+    uint32_t dead;    /* foreign, and a write to it did not end by itself: there are no more */
     uint64_t rings;  /* times it was rung */
     uint64_t writes; /* writes to fd that this took */
     void (*call)(struct virtio_bell *bell); /* in place of all this, unless NULL; may take the GIL */
     void *owner;                            /* for call */
 } virtio_bell;
-
-/* Whoever shares a foreign bell's fd may set it blocking behind our back, and fill it: look before each write. One who
- * does so just between the two holds us all the same. */
-static inline int virtio_bell_takes(const virtio_bell *bell)
-{
-    struct pollfd ready = {bell->fd, POLLOUT, 0};
-    return !bell->foreign || (poll(&ready, 1, 0) == 1 && ready.revents & POLLOUT);
-}
 
 /* Any thread may ring; never under a queue's lock, for `call` may take its time. */
 static inline void virtio_bell_ring(virtio_bell *bell)
@@ -51,7 +43,7 @@ static inline void virtio_bell_ring(virtio_bell *bell)
     if (bell->fd >= 0 && (always || __atomic_load_n(&bell->asleep, __ATOMIC_SEQ_CST))) {
         __atomic_fetch_add(&bell->writes, 1, __ATOMIC_RELAXED);
         /* not taken: the count is at its maximum, so the reader is woken anyway */
-        if (!virtio_bell_takes(bell) || write(bell->fd, &one, sizeof(one)) < 0)
+        if (write(bell->fd, &one, sizeof(one)) < 0)
             return;
     }
 }
@@ -60,7 +52,7 @@ static inline void virtio_bell_ring(virtio_bell *bell)
 static inline uint64_t virtio_bell_drain(virtio_bell *bell)
 {
     uint64_t count = 0;
-#ifdef RWF_NOWAIT /* O_NONBLOCK may be gone, as above */
+#ifdef RWF_NOWAIT /* whoever shares a foreign bell's fd may have set it blocking */
     struct iovec to = {&count, sizeof(count)};
     if (preadv2(bell->fd, &to, 1, -1, RWF_NOWAIT) != sizeof(count))
         return 0;

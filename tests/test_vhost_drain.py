@@ -1,0 +1,227 @@
+"""What becomes of chains that a device has popped when the frontend stops their ring, without an inflight region."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_vhost_inflight import Keeping, send
+from test_vhost_user import BUFFERS, FORMATS, Upper, exchange, running, served, wait_for
+from vhost_frontend import GPA, SIZE, Frontend, layout_of
+
+from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory
+from virtio.vhost_user import Server
+from virtio.vhost_user.messages import STATE, Request
+from virtio.vhost_user.rings import WRAP, packed_position, split_position
+
+
+class Draining(Keeping):
+    """Answers what it keeps when it is told to, on a thread of its own, the last first."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.threads: list[threading.Thread] = []
+
+    def queue_drain(self, index: int) -> None:
+        self.threads.append(threading.Thread(target=self.answer_all))
+        self.threads[-1].start()
+
+    def answer_all(self) -> None:
+        while self.kept:
+            self.answer(len(self.kept) - 1)
+
+
+@contextmanager
+def holding(device: Keeping, packed: bool, path: Path, **options: Any) -> Iterator[tuple[Frontend, DriverQueue]]:
+    """A frontend whose texts 0 to 3 the device has popped."""
+    with served(device, path, **options) as (server, frontend):
+        driver = running(frontend, packed)
+        send(frontend, driver, range(4))
+        wait_for(lambda: len(device.kept) == 4)
+        yield frontend, driver
+        assert server.error is None
+
+
+@FORMATS
+def test_a_ring_stops_when_all_has_come_back(packed: bool, tmp_path: Path) -> None:
+    device = Draining()
+    with holding(device, packed, tmp_path / "s") as (frontend, driver):
+        base = frontend.stop(0)
+        assert base == ((8 | WRAP) * 0x10001 if packed else 4)  # of a packed ring, both halves
+        assert driver.dequeue_burst() == [(3, 5), (2, 5), (1, 5), (0, 5)]
+        frontend.start(0, layout_of(0, packed), base)
+        send(frontend, driver, range(4, 6))
+        wait_for(lambda: len(device.kept) == 2)
+        assert device.texts == [b"text4", b"text5"]
+        device.answer_all()
+        assert driver.dequeue_burst() == [(5, 5), (4, 5)]
+        for thread in device.threads:
+            thread.join()
+
+
+@FORMATS
+def test_what_does_not_come_back_comes_again(packed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    device = Keeping()
+    with holding(device, packed, tmp_path / "s", drain=0.1) as (frontend, driver):
+        device.answer(0)
+        device.answer(0)
+        queue, stale = device.queues[0].queue, device.kept[0]
+        assert queue is not None
+        with caplog.at_level(logging.WARNING):
+            base = frontend.stop(0)
+        assert "ring 0 is stopped, and the device gave back all but 2 chains" in caplog.text
+        assert "2 are done again when the ring goes on, 0 are lost" in caplog.text
+        assert base & 0x7FFF == (4 if packed else 2)
+        before = frontend.memory.read(GPA, SIZE)
+        with pytest.raises(ValueError, match="not outstanding"):
+            queue.add_used(stale)
+        assert frontend.memory.read(GPA, SIZE) == before
+        frontend.start(0, layout_of(0, packed), base)
+        wait_for(lambda: len(device.kept) == 2)
+        assert device.texts == [b"text2", b"text3"]
+        device.answer(1)
+        device.answer(0)
+        assert driver.dequeue_burst() == [(0, 5), (1, 5), (3, 5), (2, 5)]
+
+
+@FORMATS
+def test_nothing_is_done_twice(packed: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The third chain came back before two earlier ones, which then never do; the fourth is done again."""
+    device = Keeping()
+    with holding(device, packed, tmp_path / "s", drain=0.1) as (frontend, driver):
+        device.answer(2)
+        with caplog.at_level(logging.WARNING):
+            base = frontend.stop(0)
+        assert "all but 3 chains" in caplog.text
+        assert "1 are done again when the ring goes on, 2 are lost" in caplog.text
+        frontend.start(0, layout_of(0, packed), base)
+        wait_for(lambda: device.kept)
+        send(frontend, driver, range(4, 6))
+        wait_for(lambda: len(device.kept) == 3)
+        assert device.texts == [b"text3", b"text4", b"text5"]
+        device.answer(0, 1, 2)
+        assert driver.dequeue_burst() == [(2, 5), (3, 5), (4, 5), (5, 5)]
+        for i in range(100):  # the ring goes round without them
+            number = 6 + i % 4
+            send(frontend, driver, range(number, number + 1))
+            wait_for(lambda: device.kept)
+            assert device.texts == [b"text%d" % number]
+            device.answer(0)
+            assert driver.dequeue_burst()[0][0] == number
+        frontend.stop(0)
+        assert device.kept == []
+
+
+@pytest.mark.timeout(60)
+def test_nobody_else_waits_and_the_server_may_end(tmp_path: Path) -> None:
+    device = Keeping()
+    with served(Upper(), tmp_path / "other") as (_, other), Server(device, tmp_path / "s", drain=1000) as server:
+        honest = running(other, False)
+        with Frontend(str(tmp_path / "s")) as frontend:
+            driver = running(frontend, False)
+            send(frontend, driver, range(4))
+            wait_for(lambda: len(device.kept) == 4)
+            frontend.say(Request.GET_VRING_BASE, STATE.pack(0, 0))
+            wait_for(lambda: device.queues[0].halted)
+            assert exchange(other, honest, b"here") == b"HERE"
+            send(frontend, driver, range(4, 6))
+            device.kick(0)
+            assert len(device.kept) == 4  # nothing more is taken
+            server.close()
+
+
+@FORMATS
+def test_a_driver_that_begins_anew_waits_for_nothing(packed: bool, tmp_path: Path) -> None:
+    device = Keeping()
+    with holding(device, packed, tmp_path / "s", drain=1000) as (frontend, _):
+        frontend.order(Request.RESET_DEVICE)
+        assert device.kept == []
+        frontend.memory.write(GPA, bytes(0x10000))
+        layout = layout_of(0, packed)
+        driver = frontend.driver(0, layout, Feature.VERSION_1 | (Feature.RING_PACKED if packed else 0))
+        frontend.start(0, layout)
+        send(frontend, driver, range(1))
+        wait_for(lambda: device.texts == [b"text0"])
+
+
+# ---- positions ----
+
+
+@pytest.mark.parametrize(("popped", "used"), [(3, 1), (40, 9), (64, 62), (66, 64), (70, 66)])
+def test_both_halves_of_a_packed_base_count(popped: int, used: int, tmp_path: Path) -> None:
+    """Another backend stopped with chains that it had popped and not used, out of order."""
+    with served(Upper(), tmp_path / "s") as (_, frontend):
+        use = frontend.negotiate(Feature.VERSION_1 | Feature.RING_PACKED)
+        frontend.share_memory()
+        layout = layout_of(0, True)
+        driver = frontend.driver(0, layout, use)
+        other = DeviceQueue(frontend.memory, layout, features=use & ~(1 << 30))
+        held = []
+        for number in range(popped):
+            driver.enqueue([(BUFFERS, 4)], cookie=number)
+            held.append(other.pop())
+            if number >= popped - used:
+                other.add_used(held.pop())
+                driver.dequeue_burst()
+        state = other.state()
+        base = state["next_avail"] | WRAP * state["avail_wrap"]
+        base |= (state["next_used"] | WRAP * state["used_wrap"]) << 16
+        frontend.start(0, layout, base)
+        assert exchange(frontend, driver, b"and on") == b"AND ON"
+
+
+LAYOUT = layout_of(0, True, 8)
+AVAIL, USED = 0x80, 0x8000
+
+
+@pytest.mark.parametrize(
+    ("base", "flags", "expected"),
+    [
+        (0x0000_0000, 0, (0, 1, 0, 1)),  # fresh, of user-mode Linux
+        (0x0000_8000, 0, (0, 1, 0, 1)),  # fresh, of DPDK
+        (0x0000_8005, AVAIL, (5, 1, 5, 1)),  # one half
+        (0x0000_0005, 0, (5, 0, 5, 0)),  # one half, in a lap of 0
+        (0x0000_0005, AVAIL | USED, (5, 0, 5, 0)),  # slot 0 was used in the lap before
+        (0x0000_0005, USED, (5, 0, 0, 0)),  # both: slot 0 is not used yet
+        (0x8000_8005, AVAIL, (5, 1, 0, 1)),
+        (0x8006_0001, AVAIL, (1, 0, 6, 1)),
+        (0x0002_0002, 0, (2, 0, 2, 0)),
+        (0x8005_8002, AVAIL, (2, 1, 2, 1)),  # used ahead of available: cannot be
+    ],
+)
+def test_a_packed_base(base: int, flags: int, expected: tuple[int, ...]) -> None:
+    memory = GuestMemory.allocate(0x1000, GPA)
+    memory.write_u16(LAYOUT.desc + 14, flags)
+    found = packed_position(base, memory, LAYOUT)
+    assert tuple(found[key] for key in ("next_avail", "avail_wrap", "next_used", "used_wrap")) == expected
+
+
+def test_a_packed_base_out_of_range() -> None:
+    memory = GuestMemory.allocate(0x1000, GPA)
+    for base in (8, 8 << 16):
+        with pytest.raises(ValueError, match="slot 8"):
+            packed_position(base, memory, LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("base", "stood", "expected"),
+    [
+        (3, None, (3, 3)),
+        (0, None, (3, 3)),  # DPDK, to whoever connects anew
+        (5, None, (3, 3)),  # of a backend that was killed
+        (5, (5, 3), (5, 3)),  # of this connection
+        (5, (5, 2), (3, 3)),  # of another life of the ring
+        (4, (5, 3), (3, 3)),
+    ],
+)
+def test_a_split_base(base: int, stood: tuple[int, int] | None, expected: tuple[int, int]) -> None:
+    memory = GuestMemory.allocate(0x1000, GPA)
+    layout = layout_of(0, False, 8)
+    memory.write_u16(layout.device + 2, 3)
+    found = split_position(base, memory, layout, stood)
+    assert (found["next_avail"], found["next_used"]) == expected
