@@ -49,12 +49,14 @@ from virtio.vhost_user.messages import (
     STATE,
     TABLE,
     U64,
+    ProtocolFeature,
     Request,
 )
 
 LOG_ALL, PROTOCOL_FEATURES = 1 << 26, 1 << 30
 QUEUES = 5  # of the network device: two pairs, control
 LIMIT = 40  # seconds after which one sequence counts as hung
+PATIENCE = 2  # seconds that it waits for an answer: after some messages there is none
 HALF = SIZE // 2
 DATA = GPA + 0x100000
 ODD = (0, 1, 2, 3, 4, 5, 63, 64, 65, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 1 << 31, (1 << 32) - 1)
@@ -77,8 +79,9 @@ class Player:
         self.mutator = Mutator(rng, fuzzer.seeds)
         self.from_far = fuzzer.from_far
         self.frontend = Frontend((fuzzer.neighbours.server if net else fuzzer.upper).path)
+        self.frontend.socket.settimeout(PATIENCE)
         self.packed = rng.random() < 0.5
-        self.use = 0
+        self.use = self.protocol = 0
         self.drivers: dict[int, DriverQueue] = {}
         self.files = [self.frontend.fd]  # those that can be cut
         self.own: list[int] = []
@@ -118,7 +121,8 @@ class Player:
             if self.rng.random() < 0.95:  # what those need
                 want |= NetFeature.CSUM | NetFeature.GUEST_CSUM
                 want |= NetFeature.CTRL_VQ if want & NetFeature.MQ else 0
-        self.use = self.frontend.negotiate(want, self.rng.choice((0, 8, (1 << 17) - 1, (1 << 17) - 1)))
+        self.protocol = self.rng.choice((0, ProtocolFeature.REPLY_ACK, *[(1 << 17) - 1] * 6))
+        self.use = self.frontend.negotiate(want, self.protocol)
         self.packed = bool(self.use & Feature.RING_PACKED)
 
     def memory(self) -> None:
@@ -126,7 +130,7 @@ class Player:
         if self.rng.random() < 0.5:
             frontend.share_memory()
             return
-        if self.rng.random() < 0.3 and not self.drivers:
+        if self.rng.random() < 0.3 and not self.drivers and self.protocol & ProtocolFeature.INFLIGHT_SHMFD:
             self.inflight()
         table = TABLE.pack(2, 0) + REGION.pack(GPA, HALF, UADDR, 0) + REGION.pack(GPA + HALF, HALF, UADDR + HALF, HALF)
         frontend.order(Request.SET_MEM_TABLE, table, [frontend.fd, frontend.fd])
@@ -265,7 +269,7 @@ class Player:
         with suppress(BlockingIOError):
             while self.frontend.socket.recv(4096):
                 pass
-        self.frontend.socket.settimeout(10)
+        self.frontend.socket.settimeout(PATIENCE)
 
     def message(self) -> None:
         """Any message, with any payload, with any descriptors."""

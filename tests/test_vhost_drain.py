@@ -267,3 +267,15 @@ def test_a_split_base(base: int, stood: tuple[int, int] | None, expected: tuple[
     memory.write_u16(layout.device + 2, 3)
     found = split_position(base, memory, layout, stood)
     assert (found["next_avail"], found["next_used"]) == expected
+
+
+@pytest.mark.timeout(60)
+def test_a_queue_that_broke_is_not_waited_for(tmp_path: Path) -> None:
+    device = Upper()
+    with served(device, tmp_path / "s", drain=1000) as (_, frontend):
+        driver = running(frontend, False)
+        driver.enqueue([(BUFFERS, 4)], [], cookie=None)  # no room for an answer
+        driver.notify()
+        frontend.kick(0)
+        wait_for(lambda: device.queues[0].broken)
+        frontend.stop(0)

@@ -19,6 +19,7 @@ import pytest
 from vhost_frontend import GPA, PROTOCOL_FEATURES, SIZE, UADDR, Frontend, layout_of, u32s
 
 from virtio import Device, DriverQueue, Feature
+from virtio.constants import NetFeature
 from virtio.errors import Disconnected, VhostUserError
 from virtio.net import CallPort, Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
@@ -403,6 +404,23 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
         before = descriptors()
         for i in range(30):
             once(i)
+        assert descriptors() <= before
+
+
+def test_features_that_contradict_each_other_leave_nothing(tmp_path: Path) -> None:
+    """Nor does the device keep more than what it has to say of them."""
+    with Server(NetDevice(Loopback()), tmp_path / "s") as server:
+
+        def once() -> None:
+            with Frontend(str(tmp_path / "s")) as frontend, pytest.raises((AssertionError, EOFError, ConnectionError)):
+                running(frontend, False, features=NetFeature.HOST_TSO4)
+            wait_for(lambda: not server.connected)
+            assert "HOST_TSO4 (needs CSUM)" in str(server.error)
+
+        once()
+        before = descriptors()
+        for _ in range(5):
+            once()
         assert descriptors() <= before
 
 

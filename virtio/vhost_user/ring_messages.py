@@ -132,6 +132,8 @@ class RingMessages:
         self._watch(ring, False)
         ring.running = False
         queue = self.device.halt_queue(ring.index)
+        if self.device.queues[ring.index].broken is not None:
+            drain = 0  # whoever failed at a chain does not give it back
         held = self._await(queue, drain) if queue is not None else 0
         state = self.device.stop_queue(ring.index)
         if state is None:
