@@ -17,7 +17,7 @@ from virtio._worker import Worker
 from virtio.constants import DeviceType
 from virtio.errors import ConfigError
 from virtio.net.device import NetDevice
-from virtio.net.ports import Cable, Port, Sink, parse_value, port
+from virtio.net.ports import Cable, PcapWriter, Port, Sink, parse_value, port
 from virtio.net.splice import Splice
 from virtio.net.supervisor import inherited
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
@@ -26,10 +26,11 @@ log = logging.getLogger("virtio.net")
 
 VHOST_USER = "vhost-user"
 QUEUE_SIZE = 32768  # descriptors that a frontend's ring may have: it says how many
-MANY = ("tap", "loopback", "gen", "sink", "pcap")  # ports that may have several queue pairs
+MANY = ("tap", "loopback", "gen", "sink", "pcap", "replay")  # ports that may have several queue pairs
 FILES = ("pcap", "replay")  # whose name is a file's
 SILENT = ("loopback", "sink", "pcap", "null")  # that give nothing of themselves
 QUEUES_MAX = 128  # pairs: a ring's index has 8 bits in vhost-user
+PORT_QUEUES_MAX = 256  # pairs that a port may have
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class PortEnd:
             word.partition("=")[2] for word in self.text.replace(":", ",").split(",") if word.startswith("queues=")
         ]
         value = parse_value(found[-1]) if found else None
-        return value if type(value) is int and 1 <= value <= QUEUES_MAX else None
+        return value if type(value) is int and value > 0 else None
 
 
 def words(value: object) -> list[str]:
@@ -161,7 +162,7 @@ def give_descriptors(
 
 
 class Joined:
-    """Two endpoints, joined: their devices, sockets, ports and threads. A context manager; closing it ends all.
+    """Two endpoints, joined: their devices, sockets, ports and threads. A context manager: within, threads run.
 
     ``workers`` threads at most work the queues, pair i those of number i, modulo their number (None: one for each
     pair); ``poll``: they never sleep. ``cpus`` are dealt out to them in turn. ``over`` is called, on some thread, when
@@ -190,21 +191,27 @@ class Joined:
         self._guests = sum(isinstance(end, VhostUser) for end in self.ends)  # that are there, or may come
         self._lock = threading.Lock()
         self._stack = ExitStack()
-        pairs = max(end.queues or 1 for end in self.ends)
+        pairs = min(max(end.queues or 1 for end in self.ends), PORT_QUEUES_MAX)
         try:
             self.workers = [
                 Worker(mode="busy" if poll else "adaptive", cpu=cpus[i % len(cpus)] if cpus else None)
                 for i in range(min(workers or pairs, pairs))
             ]
             self._join()
-            for worker in self.workers:
-                worker.start()
-                self._stack.callback(worker.stop)
-            for server in self.servers:
-                self._stack.enter_context(server)
         except BaseException:
             self.close()
             raise
+
+    def start(self) -> None:
+        """Begin: start the threads, let guests come. Once."""
+        for worker in self.workers:
+            worker.start()
+            self._stack.callback(worker.stop)
+        for made in self.ports:  # before the workers are stopped: one may wait in it for a pipe's reader
+            if isinstance(made, PcapWriter):
+                self._stack.callback(made.close)
+        for server in self.servers:
+            self._stack.enter_context(server)
 
     def _join(self) -> None:
         first, second = self.ends
@@ -234,7 +241,7 @@ class Joined:
         if end.text == "null" and queues > 1:
             made: Port = Sink(queues=queues, verify=False)
         else:
-            made = port(end.text + (f",queues={queues}" if end.kind in MANY and end.queues is None else ""))
+            made = port(end.text, **({"queues": queues} if end.kind in MANY else {}))
         self.ports.append(made)
         close: Callable[[], object] | None = getattr(made, "close", None)
         if close is not None:
@@ -273,6 +280,11 @@ class Joined:
         self._stack.close()
 
     def __enter__(self) -> Joined:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -100,7 +100,7 @@ def status_of(joined: Joined, path: str | None) -> AbstractContextManager[object
 def run(options: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT: both end it cleanly, with exit code 0."""
     from virtio.net.endpoints import Joined, give_descriptors, parse
-    from virtio.net.supervisor import Stop, activated, notify
+    from virtio.net.supervisor import Stop, Stopped, activated, notify
 
     logging.basicConfig(
         format="virtio net: %(message)s", level=logging.INFO if options.verbose else logging.WARNING, stream=sys.stderr
@@ -110,17 +110,17 @@ def run(options: argparse.Namespace) -> int:
     stop = Stop(signal.SIGTERM, signal.SIGINT)
     try:
         ends = give_descriptors([parse(text) for text in options.endpoints], options.fd or activated)
-        with (
-            Joined(
-                ends, workers=options.workers, poll=options.poll, cpus=cpus_of(options.cpus), over=stop.set
-            ) as joined,
-            status_of(joined, options.status),
-        ):  # fmt: skip
+        cpus = cpus_of(options.cpus)
+        with stop.breaks():
+            made = Joined(ends, workers=options.workers, poll=options.poll, cpus=cpus, over=stop.set)
+        with made as joined, status_of(joined, options.status):
             print("ready", file=sys.stderr, flush=True)
             notify("READY=1")
             stop.wait()
             notify("STOPPING=1")
             figures = joined.statistics()
+    except Stopped:
+        return 0
     except (VirtioError, OSError, ValueError) as error:
         return complain(error)
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -43,13 +44,15 @@ KINDS: dict[str, tuple[Callable[..., Port], bool]] = {
 }
 
 
-def port(text: str) -> Port:
+def port(text: str, **defaults: Any) -> Port:
     """Make the port that a text describes: ``KIND[:NAME][,OPTION=VALUE]...``.
 
     ``tap:NAME``, ``loopback``, ``gen`` (Generator), ``sink``, ``replay:FILE`` (PcapReader), ``pcap:FILE`` (PcapWriter),
     ``null``; options are the classes' arguments, like ``gen,size=1514,count=1000`` and ``replay:a.pcap,loops=3``. Where
     there is no name, a colon may stand before the options: ``gen:size=1514,count=1000``.
     Values are numbers, true and false, none, and text. A file name with a comma in it takes the class itself.
+
+    ``defaults`` are options that the text does not give.
 
     Raises ConfigError for a text that is none, or whose options the class does not take, and what the class raises.
     """
@@ -64,7 +67,7 @@ def port(text: str) -> Port:
         rest.insert(0, name)
     elif name and not named:
         raise ConfigError(f"port {text!r}: {kind} has no name; options are {kind}:OPTION=VALUE")
-    options: dict[str, Any] = {}
+    options = dict(defaults)
     for item in rest:
         option, equals, value = item.partition("=")
         if not equals:
@@ -72,7 +75,8 @@ def port(text: str) -> Port:
         options[option.replace("-", "_")] = parse_value(value)
     try:
         return made(name, **options) if named else made(**options)
-    except (TypeError, ValueError) as error:
+    # a text may have anything where a class wants a number: what that leads to is the text's fault
+    except (TypeError, ValueError, ArithmeticError, AttributeError, struct.error) as error:
         raise ConfigError(f"port {text!r}: {error}") from None
 
 

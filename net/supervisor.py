@@ -8,7 +8,8 @@ import select
 import signal
 import socket
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from virtio.errors import ConfigError
 
@@ -72,6 +73,10 @@ def inherited(fd: int) -> tuple[socket.socket, bool]:
     return found, listens
 
 
+class Stopped(Exception):
+    """A signal came amid what may be broken off."""
+
+
 class Stop:
     """Waits until a signal comes, or a thread says so.
 
@@ -84,7 +89,22 @@ class Stop:
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in signals:
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, self._came)
+        self._may_break = False
+
+    def _came(self, *_: object) -> None:
+        if self._may_break:
+            self._may_break = False
+            raise Stopped
+
+    @contextmanager
+    def breaks(self) -> Iterator[None]:
+        """Let signals break off what the main thread does within: it may wait, for a pipe's reader. Raises Stopped."""
+        self._may_break = True
+        try:
+            yield
+        finally:
+            self._may_break = False
 
     def set(self) -> None:
         """End the wait, now or when it comes."""

@@ -94,6 +94,12 @@ def queues(answer: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, A
             yield endpoint, "port", port
 
 
+def label(endpoint: str) -> str:
+    """Return an endpoint's text without its options; but fd=NUMBER, which is in place of a path, stays."""
+    head, *options = endpoint.split(",")
+    return ",".join([head, *options[:1]]) if head.endswith(":") else head
+
+
 def rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the table's lines: rates between two answers."""
     seconds = max(after["uptime"] - before["uptime"], 1e-3)
@@ -114,7 +120,7 @@ def rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str,
         why = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
         # what a port took and gave stands with its queues
         shown = figures if name != "port" else ("",) * len(figures)
-        lines.append((endpoint.split(",")[0], name, *shown, f"{drops:,.0f}", why))
+        lines.append((label(endpoint), name, *shown, f"{drops:,.0f}", why))
     return lines
 
 

@@ -143,13 +143,17 @@ def test_a_generator_verifies_what_a_loopback_gives_back(tmp_path: Path) -> None
 def test_both_ends_have_as_many_queues_as_one_asks_for(tmp_path: Path) -> None:
     with joined(tmp_path, "gen:count=10,queues=3", "sink", "--workers", "2") as (_, status):
         until(lambda: all(frames(status, "sink", f"rx{i}") == 10 for i in range(3)))
+    with joined(tmp_path, "sink,queues=200", "gen:count=10,queues=2") as (_, status):  # those that both have
+        until(lambda: frames(status, "sink,queues=200", "rx1") == 10)
     with joined(tmp_path, "null", "gen:count=10,queues=2") as (_, status):
         until(lambda: frames(status, "null", "rx1") == 10)
 
 
-def test_a_guest_with_many_queues_before_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_guest_with_many_queues_before_any(kind: str, tmp_path: Path, capture: Path) -> None:
     path = str(tmp_path / "s")
-    with joined(tmp_path, f"vhost-user:{path},queues=4", "null"), Frontend(path) as frontend:
+    other = kind.format(capture)
+    with joined(tmp_path, f"vhost-user:{path},queues=4", other), Frontend(path) as frontend:
         assert frontend.ask_u64(Request.GET_QUEUE_NUM) == 4
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ from vhost_frontend import GPA, Frontend, layout_of
 from virtio import Feature
 from virtio.net.status import Status
 from virtio.vhost_user.messages import Request
+
+OPENAT = {"x86_64": 257, "aarch64": 56}
 
 
 class Given(Frontend):
@@ -248,3 +252,42 @@ def test_it_ends_while_somebody_looks_on(tmp_path: Path) -> None:
         stopped(process)
         with pytest.raises(ConnectionError, match="the process has ended"):
             idle.read()
+
+
+def test_it_ends_although_a_pipes_reader_reads_nothing(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with started("gen:size=1000", f"pcap:{pipe}", "--json", "--status", str(tmp_path / "status")) as process:
+        reader = os.open(pipe, os.O_RDONLY)
+        ready(process)
+        # the pipe is full: the worker waits in it, within a burst
+        until(lambda: int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), "little") > 60000)
+        figures = stopped(process)
+        assert figures["gen:size=1000"]["tx0"]["frames"] >= 0
+        os.close(reader)
+
+
+def test_it_ends_while_it_waits_for_a_pipes_reader(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with started("gen", f"pcap:{pipe}") as process:
+        until(lambda: opens_to_write(process.pid))
+        process.terminate()
+        assert process.communicate(timeout=PATIENCE) == ("", "")
+        assert process.returncode == 0
+
+
+def opens_to_write(pid: int) -> bool:
+    """Whether the main thread of a process is in openat(2) with the flags of a capture file."""
+    fields = Path(f"/proc/{pid}/syscall").read_text().split()
+    return fields[0] == str(OPENAT[os.uname().machine]) and int(fields[3], 16) & os.O_TRUNC != 0
+
+
+def test_a_capture_goes_through_a_pipe_whole(tmp_path: Path) -> None:
+    with started("gen:size=1000,count=3000", "pcap:/dev/stdout") as process:
+        assert process.stdout is not None
+        data = process.stdout.buffer.read(24 + 3000 * 1016)
+        assert {data[24 + 1016 * i + 12 : 24 + 1016 * i + 16] for i in range(3000)} == {(1000).to_bytes(4, "little")}
+        ready(process)
+        process.terminate()
+        assert process.wait(PATIENCE) == 0

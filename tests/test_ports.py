@@ -27,6 +27,7 @@ def test_every_kind(tmp_path: Path) -> None:
     assert isinstance(generator, Generator)
     assert generator.kind == "tcp"
     assert type(port("sink:")) is Sink
+    assert (port("sink", queues=2).queues, port("sink,queues=3", queues=2).queues) == (2, 3)
     assert isinstance(port(f"pcap:{file},snaplen=100"), PcapWriter)
     assert isinstance(port(f"replay:{file},loops=2,speed=0.5"), PcapReader)
 

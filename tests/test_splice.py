@@ -111,6 +111,7 @@ def test_what_was_read_waits_for_room(space: Namespace) -> None:
     assert got == [b"number %d" % i for i in range(100)]
 
 
+@pytest.mark.threads
 def test_many_queues_and_workers() -> None:
     generator, sink = Generator(queues=3, count=1000), Sink(queues=4)
     workers = [Worker(), Worker(mode="busy")]

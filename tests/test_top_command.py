@@ -17,7 +17,7 @@ from vhost_frontend import GPA, Frontend, layout_of
 
 from virtio import Feature
 from virtio.net.status import CLIENTS, PATIENCE, Status, StatusSocket
-from virtio.net.top_cli import HEAD, rows
+from virtio.net.top_cli import HEAD, label, rows
 
 TOP = [sys.executable, "-m", "virtio", "top"]
 
@@ -86,6 +86,11 @@ def test_what_a_port_dropped_has_a_line_of_its_own() -> None:
     assert rows(before, after)[2:] == [
         ("tap:a", "port", "", "", "", "", "3", "receive EPROTO 2, send EIO 4, send no taker 3"),
     ]
+
+
+def test_endpoints_are_told_apart() -> None:
+    texts = ("vhost-user:/a,queues=2", "vhost-user:,fd=3,queues=2", "gen:size=64,rate=5", "loopback")
+    assert [label(text) for text in texts] == ["vhost-user:/a", "vhost-user:,fd=3", "gen:size=64", "loopback"]
 
 
 def test_queues_are_in_order() -> None:

@@ -15,8 +15,8 @@ from test_vhost_user import BUFFERS, FORMATS, Upper, exchange, running, served, 
 from vhost_frontend import GPA, SIZE, Frontend, layout_of
 
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory
-from virtio.vhost_user import Server
-from virtio.vhost_user.messages import STATE, Request
+from virtio.vhost_user import ProtocolFeature, Server
+from virtio.vhost_user.messages import STATE, U64, Request
 from virtio.vhost_user.rings import WRAP, packed_position, split_position
 
 
@@ -27,9 +27,10 @@ class Draining(Keeping):
         super().__init__(**options)
         self.threads: list[threading.Thread] = []
 
-    def queue_drain(self, index: int) -> None:
+    def queue_drain(self, index: int) -> bool:
         self.threads.append(threading.Thread(target=self.answer_all))
         self.threads[-1].start()
+        return True
 
     def answer_all(self) -> None:
         while self.kept:
@@ -133,6 +134,47 @@ def test_nobody_else_waits_and_the_server_may_end(tmp_path: Path) -> None:
             device.kick(0)
             assert len(device.kept) == 4  # nothing more is taken
             server.close()
+
+
+@FORMATS
+def test_a_device_that_keeps_its_chains_for_long_says_so(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that waits for something to receive."""
+    device = Keeping()
+    monkeypatch.setattr(device, "queue_drain", lambda index: False)
+    with holding(device, packed, tmp_path / "s", drain=1000) as (frontend, driver):
+        device.answer(0)
+        base = frontend.stop(0)
+        frontend.start(0, layout_of(0, packed), base)
+        wait_for(lambda: device.texts == [b"text1", b"text2", b"text3"])
+        device.answer(2, 1, 0)
+        assert driver.dequeue_burst() == [(0, 5), (3, 5), (2, 5), (1, 5)]
+
+
+@FORMATS
+def test_a_status_of_0_may_be_a_guest_that_is_stopped(packed: bool, tmp_path: Path) -> None:
+    """QEMU 7.2 says it before it stops the rings; then it goes on."""
+    device = Draining()
+    features = Feature.VERSION_1 | (Feature.RING_PACKED if packed else 0)
+    with served(device, tmp_path / "s", drain=30) as (_, frontend):
+        use = frontend.negotiate(features, ProtocolFeature.REPLY_ACK | ProtocolFeature.STATUS)
+        frontend.share_memory()
+        driver = frontend.driver(0, layout_of(0, packed), use)
+        frontend.start(0, layout_of(0, packed))
+        send(frontend, driver, range(4))
+        wait_for(lambda: len(device.kept) == 4)
+        frontend.order(Request.SET_STATUS, U64.pack(0))
+        assert driver.dequeue_burst() == [(3, 5), (2, 5), (1, 5), (0, 5)]
+        base = frontend.stop(0)
+        assert base & 0x7FFF == (8 if packed else 4)
+        frontend.start(0, layout_of(0, packed), base)
+        send(frontend, driver, range(4, 6))
+        wait_for(lambda: device.texts == [b"text4", b"text5"])
+        device.answer_all()
+        assert driver.dequeue_burst() == [(5, 5), (4, 5)]
+        for thread in device.threads:
+            thread.join()
 
 
 @FORMATS

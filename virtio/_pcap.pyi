@@ -10,7 +10,7 @@ from virtio._port import Port
 class PcapReader(Port):
     path: str
     def __init__(
-        self, path: str | bytes | PathLike[str], *, speed: float | None = None, loops: int | None = 1
+        self, path: str | bytes | PathLike[str], *, speed: float | None = None, loops: int | None = 1, queues: int = 1
     ) -> None: ...
     @property
     def done(self) -> bool: ...

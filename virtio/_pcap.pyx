@@ -16,6 +16,7 @@ from virtio._port cimport (
 )
 from virtio._port_counts cimport add_count, add_counts, count_error, counted, port_counts
 from virtio._ring cimport queue_lock, queue_unlock
+from virtio._worker cimport pollfd
 
 from virtio.errors import ConfigError
 
@@ -27,9 +28,16 @@ cdef extern from "unistd.h" nogil:
     int ftruncate(int fd, int64_t size)
 
 
+cdef extern from "errno.h" nogil:
+    enum:
+        ECANCELED
+
+
 cdef extern from "poll.h" nogil:
     enum:
         POLLIN
+        POLLOUT
+    int poll(pollfd *fds, unsigned long n, int timeout)
 
 
 cdef extern from "time.h" nogil:
@@ -223,6 +231,8 @@ cdef uint32_t give(pcap_reader *r, virtio_sink *sink, uint32_t limit) noexcept n
 cdef uint32_t reader_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
     cdef pcap_reader *r = <pcap_reader *>port.owner
     cdef uint32_t taken
+    if queue:
+        return 0
     queue_lock(&r.lock)
     taken = give(r, sink, limit)
     queue_unlock(&r.lock)
@@ -249,6 +259,8 @@ cdef bint wait_for_more(pcap_reader *r, virtio_wait *wait) noexcept nogil:
 cdef bint reader_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
     cdef pcap_reader *r = <pcap_reader *>port.owner
     cdef bint work
+    if queue:
+        return False
     queue_lock(&r.lock)
     work = wait_for_more(r, wait)
     queue_unlock(&r.lock)
@@ -284,7 +296,8 @@ cdef class PcapReader(Port):
     """Gives the frames of a capture file (classic libpcap, of micro- or nanoseconds, either endianness).
 
     ``speed`` 1.0 keeps the times of the file, 2.0 halves them; None gives frames as fast as they are taken. ``loops``
-    is how often the file is played, None for ever. What is sent here is dropped. A named pipe will do, once.
+    is how often the file is played, None for ever. ``queues`` queue pairs (1 to 256): frames come on the first.
+    What is sent here is dropped. A named pipe will do, once.
 
     Raises ConfigError for a file that is none, or not of Ethernet, OSError if it cannot be read, ValueError for
     arguments out of range. Frames of less than 14 and more than 65589 bytes are dropped, and count as EMSGSIZE. Where
@@ -294,13 +307,15 @@ cdef class PcapReader(Port):
     cdef pcap_reader _r
     cdef readonly str path
 
-    def __init__(self, path, *, speed=None, loops=1):
+    def __init__(self, path, *, speed=None, loops=1, int queues=1):
         if self._r.buffer is not NULL:
             raise TypeError("capture file is open already")
         if speed is not None and not 0 < speed <= 1e9:
             raise ValueError(f"speed {speed} is not within 0 to 1e9")
         if loops is not None and loops < 1:
             raise ValueError(f"loops {loops}: limit 1 at least")
+        if not 1 <= queues <= 256:
+            raise ValueError(f"queues {queues} is not within 1 to 256")
         self.path = os.fsdecode(path)
         self._r.buffer = <uint8_t *>malloc(BUFFER)
         if self._r.buffer is NULL:
@@ -315,6 +330,7 @@ cdef class PcapReader(Port):
         self._r.speed = speed or 0
         self._r.loops = loops or 0
         self.c.owner = &self._r
+        self.c.queues = queues
         self.c.receive = reader_receive
         self.c.arm_receive = reader_arm_receive
 
@@ -374,6 +390,7 @@ cdef class PcapReader(Port):
 cdef struct pcap_writer:
     uint32_t lock             # queues share the file
     int fd                    # -1: closed
+    int stop                  # eventfd: ends the wait for a reader; -1: the file is regular
     uint32_t snaplen
     bint regular
     int64_t size              # of the file, whole records only
@@ -384,15 +401,34 @@ cdef struct pcap_writer:
     port_counts counts
 
 
+cdef bint wait_for_reader(pcap_writer *w) noexcept nogil:
+    """Wait until a pipe has room; False when it is to be closed."""
+    cdef pollfd fds[2]
+    fds[0].fd = w.fd
+    fds[0].events = POLLOUT
+    fds[1].fd = w.stop
+    fds[1].events = POLLIN
+    fds[0].revents = fds[1].revents = 0
+    poll(fds, 2, -1)
+    return fds[1].revents == 0
+
+
 cdef void flush(pcap_writer *w) noexcept nogil:
     cdef uint32_t done = 0
+    cdef int error = 0
     cdef ssize_t n
     cdef uint64_t _
     while done < w.used:
         n = c_write(w.fd, w.buffer + done, w.used - done)
         if n >= 0:
             done += <uint32_t>n
-        elif errno != EINTR:
+            continue
+        error = errno
+        if error == EAGAIN and not w.regular:
+            if wait_for_reader(w):
+                continue
+            error = ECANCELED
+        if error != EINTR:
             break
     if done == w.used:
         w.size += w.used
@@ -400,7 +436,7 @@ cdef void flush(pcap_writer *w) noexcept nogil:
         add_count(&w.counts.bytes, w.bytes)
     else:
         for _ in range(w.packets):
-            count_error(&w.counts, errno)
+            count_error(&w.counts, error)
         # no part of a record may stay, or what follows is unreadable
         if done and w.regular and ftruncate(w.fd, w.size) == 0:
             lseek(w.fd, w.size, 0)
@@ -454,7 +490,8 @@ cdef class PcapWriter(Port):
     An existing file is replaced. ``snaplen`` is how many bytes of a frame are kept at most (1 to 262144). ``offloads``
     (VIRTIO_OFFLOAD_*) is what a frame may leave undone: nothing by default, so that frames are written as they would be
     on a wire; with 0x1ff as the guest gives them, uncut and with checksums to be completed. ``queues`` queue pairs (1
-    to 256) share the file. It has nothing to give. Into a named pipe it waits for the reader, and the queue with it.
+    to 256) share the file. It has nothing to give. Into a pipe it waits for the reader, and the queue with it, until
+    :meth:`close`; then what is on its way counts under ECANCELED.
 
     Raises OSError if the file cannot be made, ValueError for arguments out of range. A frame that cannot be written, as
     the disk is full, is dropped, counts under the name of its errno, and leaves nothing in the file.
@@ -476,10 +513,13 @@ cdef class PcapWriter(Port):
         self._w.buffer = <uint8_t *>malloc(BUFFER)
         if self._w.buffer is NULL:
             raise MemoryError()
-        self._w.fd = -1
+        self._w.fd = self._w.stop = -1
         self._w.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         os.write(self._w.fd, struct.pack("=IHHiIII", 0xa1b23c4d, 2, 4, 0, 0, snaplen, ETHERNET))
         self._w.regular = stat.S_ISREG(os.fstat(self._w.fd).st_mode)
+        if not self._w.regular:
+            self._w.stop = os.eventfd(0, os.EFD_CLOEXEC)
+            os.set_blocking(self._w.fd, False)
         self._w.size = FILE_HEADER
         self._w.snaplen = snaplen
         self.c.owner = &self._w
@@ -490,6 +530,8 @@ cdef class PcapWriter(Port):
     def __dealloc__(self):
         if self._w.buffer is not NULL and self._w.fd >= 0:
             os.close(self._w.fd)
+        if self._w.buffer is not NULL and self._w.stop >= 0:
+            os.close(self._w.stop)
         free(self._w.buffer)
 
     def statistics(self):
@@ -500,6 +542,8 @@ cdef class PcapWriter(Port):
 
     def close(self):
         """Close the file; what is sent from then on is dropped."""
+        if self._w.stop >= 0:
+            os.eventfd_write(self._w.stop, 1)
         with nogil:
             queue_lock(&self._w.lock)
         fd, self._w.fd = self._w.fd, -1

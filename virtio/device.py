@@ -141,13 +141,14 @@ class Device:
     def queue_enable(self, index: int) -> None:
         """Begin with a queue that the driver set up while the device was live."""
 
-    def queue_drain(self, index: int) -> None:
+    def queue_drain(self, index: int) -> bool:
         """Take no more chains from a queue, and give back soon those that you have: it is about to be stopped.
 
-        :meth:`notified` is not called for it any more. Returns at once; whoever stops the queue waits for a while, and
-        does not have the lock. Then comes :meth:`queue_reset`, and chains that are still out are void: they come again
-        when the queue goes on, but for those before which later ones were given back.
+        :meth:`notified` is not called for it any more. Returns at once: True (the default), and whoever stops the queue
+        waits for a while, without the lock; False: nothing comes back soon. Then comes :meth:`queue_reset`, and chains
+        that are still out are void: they come again when the queue goes on, but for those that later ones overtook.
         """
+        return True
 
     def queue_reset(self, index: int) -> None:
         """End with one queue: it is not to be touched when this returns."""
@@ -542,15 +543,13 @@ class Device:
             slot.kick.ring()
 
     def halt_queue(self, index: int) -> DeviceQueue | None:
-        """Take nothing more from a queue; return it, None if it is not enabled. Then wait for what is out of it."""
+        """Take nothing more from a queue; return it if it is worth while to wait for what is out of it, else None."""
         with self._control():
             slot = self.queues[index]
             if not slot.enabled:
                 return None
             slot.halted = True
-            if self.live:
-                self.queue_drain(index)
-            return self.device_queue(index)
+            return self.device_queue(index) if self.live and self.queue_drain(index) else None
 
     def stop_queue(self, index: int) -> dict[str, Any] | None:
         """Let go of a queue; return the state in which it is left, or None if it was not enabled.

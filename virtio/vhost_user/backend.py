@@ -208,7 +208,9 @@ class Backend:
         """What needs no answer and changes nothing here."""
 
     def _reset_device(self, message: Message) -> None:
-        self.rings.reset()
+        # a status of 0 may be no driver that begins anew: QEMU 7.2 says it, before GET_VRING_BASE, of a guest that is
+        # stopped to go on later, or elsewhere
+        self.rings.reset(drain=message.request == Request.SET_STATUS)
         self.device.reset()
 
     def _set_status(self, message: Message) -> None:

@@ -91,11 +91,11 @@ class RingMessages:
         for ring in self.rings:
             ring.enabled = True
 
-    def reset(self) -> None:
-        """Stop all rings, whatever is in flight: the driver begins anew."""
+    def reset(self, *, drain: bool = False) -> None:
+        """Stop all rings; without ``drain`` whatever is in flight, since the driver begins anew."""
         for ring in self.rings:
-            self._stop(ring, drain=0)
-            ring.enabled, ring.stood = self.session.starts_enabled, None
+            self._stop(ring, self.drain if drain else 0)
+            ring.enabled = self.session.starts_enabled
         self.inflight = None  # a frontend gives it again before it starts rings again
 
     def replace(self) -> None:
@@ -132,15 +132,14 @@ class RingMessages:
         self._watch(ring, False)
         ring.running = False
         queue = self.device.halt_queue(ring.index)
-        if queue is None:
-            return
         if self.device.queues[ring.index].broken is not None:
             drain = 0  # whoever failed at a chain does not give it back
-        held, tracked = self._await(queue, drain), queue.inflight is not None
+        held = self._await(queue, drain) if queue is not None else 0
         state = self.device.stop_queue(ring.index)
         if state is None:
             return
         ring.stopped_at(state, self.session.packed)
+        tracked = self.inflight is not None and ring.index < self.inflight.queues
         if held and drain and not tracked:
             lost = len(state["outstanding"])
             log.warning(
