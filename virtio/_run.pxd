@@ -79,18 +79,19 @@ cdef inline uint32_t run_start(virtio_run *run, virtio_device_queue *q, uint32_t
 
 
 cdef inline void run_ahead(const virtio_run *run, bint write, bint packed) noexcept nogil:
-    """Fetch the buffers of all chains to come, if the driver is on another core.
+    """Fetch what a burst takes, if the driver is on another core: the buffers of all its chains, and used entries.
 
-    A line from there takes as long as the work for many a chain. Those of a burst are asked for at once, so that they
-    come together: a distance of some chains ahead would have only so many on the way.
+    A line from there takes as long as the work for many a chain. They are asked for at once, so that they come
+    together: a distance of some chains ahead would have only so many on the way.
     """
     cdef uint32_t at = run.at
     cdef uint32_t head
+    cdef uint32_t i
     cdef uint64_t addr
     cdef const uint8_t *host
     if not run.q.flags & VIRTIO_Q_FAR:
         return
-    for _ in range(run.limit):
+    for i in range(run.limit):
         if packed:
             if (virtio_load64(run.desc + 2 * <uint64_t>at + 1) ^ run.marks) & run_both():
                 return
@@ -99,6 +100,8 @@ cdef inline void run_ahead(const virtio_run *run, bint write, bint packed) noexc
             if at == run.wrap:  # the next lap has other marks; a burst later it is this one
                 return
         else:
+            if i % 8 == 0:
+                virtio_prefetch_write(run.used + 8 * <uint64_t>((run.used_at + i) & run.wrap))
             head = virtio_load16(run.avail + (at & run.wrap))
             if head > run.wrap:
                 return

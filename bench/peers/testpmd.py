@@ -117,7 +117,7 @@ def guest(paths: list[str], options: str, length: int) -> Iterator[Huge]:
     """A guest that sends frames round through the backend at these sockets. RuntimeError: it dropped some."""
     core, backend = cores()
     vdevs = [f"net_virtio_user{i},path={path},queues=1,queue_size={RING}{options}" for i, path in enumerate(paths)]
-    source = Huge(core, backend, vdevs)
+    source = Huge(core, backend, vdevs, f"--txd={RING}", f"--rxd={RING}")  # 512 otherwise, of rings that have more
     try:
         source.ask(f"set txpkts {length}", "testpmd>")
         source.ask(f"start tx_first {BURSTS}", "packets/burst")
