@@ -20,6 +20,7 @@ from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
 from virtio.errors import ConfigError, MemoryFault, NegotiationError, VirtioError
 from virtio.features import LEGACY_BITS, Features, choose, closed, legacy_only, names_of, refusals
+from virtio.hooks import Hooks
 from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
 from virtio.serving import Serving
 from virtio.slot import Interrupt, QueueSlot, nobody
@@ -31,14 +32,12 @@ CHAINS_MAX = 4096  # that one call of notified() serves
 REFUSED_KEPT = 64  # errors that `refused` holds: a driver must not be able to fill our memory
 
 
-class Device:
+class Device(Hooks):
     """A virtio device; base of all of them.
 
     A subclass says ``device_type`` and the ``features`` that it offers, gives :meth:`queue_sizes`, sets ``config`` (a
-    bytearray: the config space of its type), and overrides hooks: :meth:`activate`, :meth:`deactivate`,
-    :meth:`notified`, :meth:`queue_enable`, :meth:`queue_drain`, :meth:`queue_reset`, :meth:`queue_muted`,
-    :meth:`config_written`, :meth:`call_changed`, :meth:`save`, :meth:`load`, :meth:`pause`, :meth:`resume`. What
-    queue_sizes() needs is to be there before ``super().__init__()`` is called.
+    bytearray: the config space of its type), and overrides :class:`~virtio.hooks.Hooks`. What queue_sizes() needs is
+    to be there before ``super().__init__()`` is called.
 
     ``offer`` and ``withhold`` are features (bits or names) to offer besides the type's own, and not to offer; what
     needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue. Raises ConfigError for
@@ -106,75 +105,6 @@ class Device:
     def __repr__(self) -> str:
         state = self.reason or ("live" if self.live else Status(self.status).name or "reset")
         return f"<{type(self).__name__}: {len(self.queues)} queues, {state}>"
-
-    # ---- hooks ----
-
-    def queue_sizes(self) -> tuple[int, ...]:
-        """Return the largest size of each queue. One queue unless overridden."""
-        return (self.queue_size,)
-
-    def queue_count(self) -> int:
-        """Return how many queues it has, as vhost-user counts them: of a network device, pairs."""
-        return len(self.queues)
-
-    def frontend_mtu(self, mtu: int) -> bool:
-        """Take note of the MTU that a vhost-user frontend tells its driver of; False: it cannot be."""
-        return False
-
-    def frontend_rarp(self, mac: bytes) -> bool:
-        """Announce a guest that moved here, as a vhost-user frontend asks; return whether that was done."""
-        return False
-
-    def handles(self, index: int) -> bool:
-        """Say whether :meth:`notified` is called for kicks of a queue; if not, a task answers its ``kick`` bell."""
-        return type(self).notified is not Device.notified
-
-    def activate(self, memory: GuestMemory, interrupt: Interrupt) -> None:
-        """Begin: the driver is ready. What this raises ends in needs_reset."""
-
-    def deactivate(self) -> None:
-        """End: memory, queues and bells are not to be touched when this returns. Called after a failed activate too."""
-
-    def notified(self, index: int) -> None:
-        """Work a queue: it was kicked. What this raises breaks the queue."""
-
-    def queue_enable(self, index: int) -> None:
-        """Begin with a queue that the driver set up while the device was live."""
-
-    def queue_drain(self, index: int) -> bool:
-        """Take no more chains from a queue, and give back soon those that you have: it is about to be stopped.
-
-        :meth:`notified` is not called for it any more. Returns at once: True (the default), and whoever stops the queue
-        waits for a while, without the lock; False: nothing comes back soon. Then comes :meth:`queue_reset`, and chains
-        that are still out are void: they come again when the queue goes on, but for those that later ones overtook.
-        """
-        return True
-
-    def queue_reset(self, index: int) -> None:
-        """End with one queue: it is not to be touched when this returns."""
-
-    def queue_muted(self, index: int) -> None:
-        """Take note that ``queues[index].muted`` was set: while it is, :meth:`notified` is not called for it."""
-
-    def call_changed(self, index: int) -> None:
-        """Take note that ``queues[index].call`` is another bell."""
-
-    def config_written(self, offset: int, data: bytes) -> bool:
-        """Take what the driver wrote to the config space (within its bounds); False, the default: it may not."""
-        return False
-
-    def pause(self) -> None:
-        """Let no task touch a queue until :meth:`resume`: for a snapshot, or because the transport forbids it."""
-
-    def resume(self) -> None:
-        """Undo :meth:`pause`."""
-
-    def save(self) -> dict[str, Any]:
-        """Return what a snapshot needs of the subclass, JSON-able."""
-        return {}
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`save` gave; called before :meth:`activate`."""
 
     # ---- for subclasses ----
 
