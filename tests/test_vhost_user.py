@@ -23,7 +23,7 @@ from virtio.constants import NetFeature
 from virtio.errors import Disconnected, VhostUserError
 from virtio.net import CallPort, Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
-from virtio.vhost_user.messages import ADDRESS, CONFIG, LOG_RING, NO_FD, REGION, U64, BackendRequest, Request
+from virtio.vhost_user.messages import ADDRESS, CONFIG, LOG_RING, NO_FD, REGION, STATE, U64, BackendRequest, Request
 from virtio.vhost_user.session import LOG_ALL
 
 BUFFERS = GPA + 0x100000
@@ -197,6 +197,28 @@ def test_a_ring_without_kicks_is_looked_at_again_and_again(tmp_path: Path) -> No
             wait_for(lambda: driver.nused)
             driver.dequeue_burst()
             assert frontend.memory.read(BUFFERS + 0x1000, 3) == text.upper()
+
+
+def test_a_ring_without_kicks_that_goes_on_is_looked_at_as_a_new_one(tmp_path: Path) -> None:
+    """It may look as the last one did when that was seen last: the chains of each are counted from 0."""
+    device = Upper()
+    with served(device, tmp_path / "s") as (server, frontend):
+        use = frontend.negotiate()
+        frontend.share_memory()
+        layout = layout_of(0, False)
+        driver = frontend.driver(0, layout, use)
+        frontend.place(0, layout)
+        frontend.order(R.SET_VRING_KICK, U64.pack(0 | NO_FD))
+        frontend.enable(0, True)
+        assert server._backend is not None
+        polling = server._backend.rings.polling
+        for _ in range(2):
+            driver.enqueue([(BUFFERS, 3)], [(BUFFERS + 0x1000, 16)], cookie=None)
+            wait_for(lambda: driver.nused)
+            driver.dequeue_burst()
+            polling._seen[0] = (1, 0, True)  # as if it was stopped before another look
+            frontend.order(R.SET_VRING_BASE, STATE.pack(0, frontend.stop(0)))
+            frontend.order(R.SET_VRING_KICK, U64.pack(0 | NO_FD))
 
 
 def test_a_ring_starts_disabled_if_the_frontend_knows_of_that(tmp_path: Path) -> None:

@@ -22,6 +22,11 @@ class Polling:
         self.pause = SHORT
         self._seen: dict[int, tuple[int, int, bool]] = {}
 
+    def forget(self, index: int) -> None:
+        """Take note that a queue starts anew: its counters do, too. It is looked at soon."""
+        self._seen.pop(index, None)
+        self.pause = SHORT
+
     def look(self, indices: Iterable[int]) -> None:
         """Look at some queues."""
         found = False

@@ -123,7 +123,7 @@ class RingMessages:
             self.device.set_kick(ring.index, ring.kick or Bell())
         self.device.start_queue(ring.index, queue, muted=None if self.session.starts_enabled else not ring.enabled)
         ring.running = True
-        self.polling.pause = SHORT
+        self.polling.forget(ring.index)
         self._watch(ring, True)
 
     def _stop(self, ring: Ring, drain: float) -> None:
