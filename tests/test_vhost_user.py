@@ -11,7 +11,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +397,25 @@ def test_a_channel_for_requests_that_is_full_holds_nobody(tmp_path: Path, monkey
             ours.settimeout(10)
             while ours.recv(1 << 16):  # whole messages, then its end
                 pass
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("count", [0, 1], ids=["plain", "with a descriptor"])
+def test_nor_one_that_the_frontend_fills_and_sets_blocking(count: int, tmp_path: Path) -> None:
+    device = Upper()
+    with served(device, tmp_path / "s") as (server, frontend):
+        bits = ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ | ProtocolFeature.BACKEND_SEND_FD
+        frontend.negotiate(protocol=bits | ProtocolFeature.REPLY_ACK)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with ours, theirs:
+            frontend.order(R.SET_BACKEND_REQ_FD, b"", [theirs.fileno()])
+            theirs.setblocking(False)
+            with suppress(BlockingIOError):
+                while theirs.send(b"x"):
+                    pass
+            theirs.setblocking(True)
+            assert server._backend is not None
+            assert not server._backend.tell(BackendRequest.CONFIG_CHANGE_MSG, b"", [ours.fileno()] * count)
 
 
 def descriptors() -> int:

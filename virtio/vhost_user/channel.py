@@ -89,9 +89,11 @@ class Channel:
         """Send a message; the descriptors stay the caller's."""
         data = HEADER.pack(request, VERSION | flags, len(payload)) + payload
         try:
-            sent = socket.send_fds(self.socket, [data], list(fds)) if fds else self.socket.send(data)
+            # the frontend may share what is behind the socket, and set it blocking: how long it waits is ours to say
+            extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+            sent = self.socket.sendmsg([data], extra, socket.MSG_DONTWAIT)
             if sent < len(data):
-                self.socket.sendall(data[sent:])
+                self.socket.sendall(data[sent:], socket.MSG_DONTWAIT)
         except TimeoutError:
             raise Disconnected(f"an answer was not taken within {PATIENCE:.0f} s") from None
         except OSError as error:
