@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import select
 import socket
 import time
@@ -446,6 +447,33 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
         for i in range(30):
             once(i)
         assert descriptors() <= before
+
+
+def test_a_connection_ends_whole_without_any_descriptor_left(tmp_path: Path) -> None:
+    with NetDevice(Loopback()) as device, Server(device, tmp_path / "s") as server:
+        frontend = Frontend(str(tmp_path / "s"))
+        running(frontend, False, index=1)
+        frontend.start(0, layout_of(0, False))
+        before = Path("/proc/self/maps").read_text().count("memfd:guest")
+        held: list[int] = []
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, limits[1]), limits[1]))
+        try:
+            with suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            frontend.socket.close()
+            wait_for(lambda: not server.connected)
+            assert server.error is None
+        finally:
+            for fd in held:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        gc.collect()
+        assert Path("/proc/self/maps").read_text().count("memfd:guest") == before - 1  # what is left is the frontend's
+        frontend.close()
+        with Frontend(str(tmp_path / "s")) as frontend:
+            running(frontend, False, index=1)
 
 
 def test_features_that_contradict_each_other_leave_nothing(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import selectors
 import socket
 import threading
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import ClassVar, Protocol
 
 from virtio._bell import Bell
@@ -129,14 +130,13 @@ class Backend:
             raise VhostUserError(f"frontend truncated the {what}, or its file system is full")
 
     def _close(self) -> None:
-        try:
-            self.device.reset()
-        finally:
-            self.rings.close()
-            self.memory.clear()
-            self.requests.close()
-            self._wait.close()
-            self.channel.close()
+        with ExitStack() as steps:  # the last one is done first; each, whatever the others raise
+            steps.callback(self.channel.close)
+            steps.callback(self._wait.close)
+            steps.callback(self.requests.close)
+            steps.callback(self.memory.clear)
+            steps.callback(self.rings.close)
+            steps.callback(self.device.reset)
 
     def _message(self) -> None:
         message = self.channel.receive()

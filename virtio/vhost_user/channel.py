@@ -69,11 +69,14 @@ class Channel:
                 raise Disconnected(f"{len(data)} of {size} bytes came within {self.patience:.0f} s") from None
             except OSError as error:
                 raise Disconnected(f"connection lost: {error}") from None
+            before = len(fds)
             for level, kind, content in extra:
                 if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                     got = array.array("i")
                     got.frombytes(content[: len(content) - len(content) % got.itemsize])
                     fds.extend(got)
+            if flags & socket.MSG_CTRUNC and len(fds) - before < FDS_MAX:  # there was space for more
+                raise VhostUserError("no file descriptors are left for those that came with a message")
             if flags & socket.MSG_CTRUNC or len(fds) > FDS_MAX:
                 raise VhostUserError(f"more than {FDS_MAX} file descriptors came with one message")
             if not part:

@@ -7,6 +7,7 @@ import os
 import selectors
 import threading
 import time
+from contextlib import suppress
 from functools import partial
 from typing import ClassVar
 
@@ -52,6 +53,7 @@ class RingMessages:
         self.rings = [Ring(index) for index in range(len(self.device.queues))]
         self.inflight: InflightFile | None = None
         self.silent = Bell()
+        self._spare = Bell()
         self.polling = Polling(self.device)
         self._wait = wait
         self._ended = ended
@@ -63,14 +65,19 @@ class RingMessages:
             self.device.queues[ring.index].trouble = Bell(partial(self._broke, ring))
 
     def close(self) -> None:
-        """Let go of all bells. The device was reset."""
+        """Let go of all bells. The device was reset. That takes no file descriptor: there may be none."""
         for ring in self.rings:
             self._watch(ring, False)
             self.device.queues[ring.index].trouble = Bell(nobody)
             self.device.set_call(ring.index, self.silent)
             if not self.device.handles(ring.index):
-                self.device.set_kick(ring.index, Bell())
+                self.device.set_kick(ring.index, self._spare)
+        indices = [ring.index for ring in self.rings]
         self.rings.clear()
+        for index in indices:  # now that the frontend's are closed; the spare one does until a ring starts again
+            if not self.device.handles(index):
+                with suppress(OSError):
+                    self.device.set_kick(index, Bell())
 
     @property
     def running(self) -> bool:
