@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,36 @@ def test_a_bad_message_ends_its_connection_and_nothing_else(name: str, tmp_path:
                 os.close(fd)
         with Frontend(str(tmp_path / "s")) as frontend:  # the next is served
             assert exchange(frontend, running(frontend, False), b"next") == b"NEXT"
+
+
+def lingering() -> tuple[socket.socket, list[socket.socket]]:
+    """A TCP socket that is not closed before all has gone that it has to send, and others that keep it from that."""
+    listener, ours = socket.create_server(("127.0.0.1", 0)), socket.socket()
+    ours.connect(listener.getsockname())
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
+    ours.setblocking(False)
+    with suppress(BlockingIOError):
+        while ours.send(bytes(4096)):
+            pass
+    return ours, [listener, listener.accept()[0]]
+
+
+@pytest.mark.parametrize("request_", [R.SET_VRING_CALL, R.SET_VRING_ERR, R.SET_BACKEND_REQ_FD, R.SET_OWNER])
+def test_a_socket_that_lingers_holds_nobody(request_: int, tmp_path: Path) -> None:
+    with served(Upper(), tmp_path / "s") as (server, frontend):
+        frontend.negotiate(protocol=PROTOCOL)
+        ours, others = lingering()
+        frontend.say(request_, U64.pack(0), [ours.fileno()])
+        ours.close()
+        if request_ != R.SET_OWNER:
+            wait_for(lambda: server.error is not None, 5)
+            assert "has a socket of AF_INET, not of AF_UNIX" in str(server.error)
+            wait_for(lambda: not server.connected, 5)
+        else:  # nobody took it
+            frontend.socket.settimeout(5)
+            frontend.ask_u64(R.GET_QUEUE_NUM)
+        for other in others:
+            other.close()
 
 
 @pytest.mark.parametrize("what", ["version", "payload", "cut", "silent"])

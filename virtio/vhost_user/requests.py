@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from virtio.errors import Disconnected, VhostUserError
 from virtio.vhost_user.channel import Channel
-from virtio.vhost_user.messages import BackendRequest, Message, Obey, ProtocolFeature, Request
+from virtio.vhost_user.messages import BackendRequest, Message, Obey, ProtocolFeature, Request, require_local
 from virtio.vhost_user.session import Session
 
 log = logging.getLogger("virtio.vhost_user")
@@ -50,11 +50,8 @@ class Requests:
             self.channel.close()
 
     def _set_channel(self, message: Message) -> None:
-        try:
-            connection = socket.socket(fileno=message.only_fd())
-        except OSError as error:
-            raise VhostUserError(f"{message.name}: {error}") from None
-        message.take()
+        require_local(message.only_fd(), message.name)
+        connection = socket.socket(fileno=message.take())
         self.close()
         self.channel = Channel(connection, patience=0)  # a data thread may be who sends
 

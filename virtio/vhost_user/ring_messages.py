@@ -18,7 +18,7 @@ from virtio.constants import Feature, Status
 from virtio.errors import VhostUserError
 from virtio.slot import nobody
 from virtio.vhost_user.inflight import InflightFile
-from virtio.vhost_user.messages import ADDRESS, INDEX_MASK, NO_FD, STATE, Message, Obey, Request
+from virtio.vhost_user.messages import ADDRESS, INDEX_MASK, NO_FD, STATE, Message, Obey, Request, require_local
 from virtio.vhost_user.polling import SHORT, Polling
 from virtio.vhost_user.rings import Ring
 from virtio.vhost_user.session import Session
@@ -255,6 +255,8 @@ class RingMessages:
         # user-mode Linux is called by a socket
         if what != EVENTFD and (message.request == Request.SET_VRING_KICK or not what.startswith(("socket:", "pipe:"))):
             raise VhostUserError(f"{message.name} of ring {ring.index} has {what}, which is no eventfd")
+        if what.startswith("socket:"):
+            require_local(message.fds[0], f"{message.name} of ring {ring.index}")
         os.set_blocking(message.fds[0], False)  # neither side may keep the other waiting
         return ring, Bell(message.take(), own=True)
 
