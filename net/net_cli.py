@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import resource
 import signal
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from virtio.errors import VirtioError
@@ -97,6 +98,13 @@ def status_of(joined: Joined, path: str | None) -> AbstractContextManager[object
         return nullcontext()
 
 
+def raise_limit() -> None:
+    """Have as many file descriptors as we may: each ring of a guest takes up to three."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def run(options: argparse.Namespace) -> int:
     """Run until SIGTERM or SIGINT: both end it cleanly, with exit code 0."""
     from virtio.net.endpoints import Joined, give_descriptors, parse
@@ -107,6 +115,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.workers is not None and not 1 <= options.workers <= WORKERS_MAX:
         return complain(f"--workers {options.workers} is not within 1 to {WORKERS_MAX}")
+    raise_limit()
     stop = Stop(signal.SIGTERM, signal.SIGINT)
     try:
         ends = give_descriptors([parse(text) for text in options.endpoints], options.fd or activated)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
 import socket
 import struct
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,14 @@ def test_it_serves_until_it_is_told_to_stop(number: int, tmp_path: Path) -> None
         assert (process.returncode, err) == (0, "")
         assert list(json.loads(out)) == [f"vhost-user:{path},queues=2"]
         assert not path.exists()
+
+
+def test_it_takes_as_many_descriptors_as_it_may(tmp_path: Path) -> None:
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (256, hard))
+    with started(f"vhost-user:{tmp_path / 's'}", "null", preexec_fn=few) as process:
+        ready(process)
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
 
 
 @pytest.mark.parametrize(
