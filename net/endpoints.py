@@ -207,9 +207,6 @@ class Joined:
         for worker in self.workers:
             worker.start()
             self._stack.callback(worker.stop)
-        for made in self.ports:  # before the workers are stopped: one may wait in it for a pipe's reader
-            if isinstance(made, PcapWriter):
-                self._stack.callback(made.close)
         for server in self.servers:
             self._stack.enter_context(server)
 
@@ -277,6 +274,9 @@ class Joined:
 
     def close(self) -> None:
         """End all: frontends are cut off, sockets and interfaces that are ours go."""
+        for made in self.ports:  # before all that waits for the workers: one may wait in it for a pipe's reader
+            if isinstance(made, PcapWriter):
+                made.close()
         self._stack.close()
 
     def __enter__(self) -> Joined:
