@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,10 @@ from netcommand import ready, started
 from vhost_frontend import GPA, Frontend, layout_of
 
 from virtio import Feature
+from virtio.net import status as status_module
 from virtio.net.status import CLIENTS, PATIENCE, Status, StatusSocket
 from virtio.net.top_cli import HEAD, label, rows
+from virtio.vhost_user.server import somebody_listens
 
 TOP = [sys.executable, "-m", "virtio", "top"]
 
@@ -138,6 +141,24 @@ def test_two_at_once_and_the_process_ends_meanwhile(tmp_path: Path) -> None:
         for top in tops:
             _, err = top.communicate(timeout=60)
             assert (top.returncode, err) == (1, "virtio top: the process has ended\n")
+
+
+def test_one_who_takes_no_connections_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither who looks at it, nor who would listen at its socket."""
+    monkeypatch.setattr(status_module, "PATIENCE", 1)
+    path = str(tmp_path / "s")
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(path)
+        with pytest.raises(ConnectionError, match="nobody takes connections"):
+            Status(path)
+        assert somebody_listens(path)
 
 
 def test_a_killed_process_is_not_in_the_way(tmp_path: Path) -> None:

@@ -191,6 +191,7 @@ def listen(path: str) -> socket.socket:
 def somebody_listens(path: str) -> bool:
     """Say whether a connection to the socket at path is taken."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a listener may leave its queue full: EAGAIN, somebody
         try:
             probe.connect(path)
         except ConnectionRefusedError:
