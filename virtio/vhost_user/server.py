@@ -106,6 +106,7 @@ class Server:
     def _run(self) -> None:
         # what a frontend shares may raise a signal, or need one to be left: see truncation.h, foreign_bell.h
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])  # a call may be a socket that nobody reads
         if self._given is not None:
             given, self._given = self._given, None
             self._serve(given)
