@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from netcommand import ready, started
 from vhost_frontend import GPA, Frontend, layout_of
+from vhost_guest import Guest
 
 from virtio import Feature
 from virtio.net import status as status_module
@@ -89,6 +90,17 @@ def test_what_a_port_dropped_has_a_line_of_its_own() -> None:
     assert rows(before, after)[2:] == [
         ("tap:a", "port", "", "", "", "", "3", "receive EPROTO 2, send EIO 4, send no taker 3"),
     ]
+
+
+def test_nobody_counts_kicks_of_rings_that_are_polled(tmp_path: Path) -> None:
+    path = str(tmp_path / "status")
+    with started(f"vhost-user:{tmp_path}/s", "loopback", "--poll", "--status", path) as process:
+        ready(process)
+        with Guest(f"{tmp_path}/s"), Status(path) as status:
+            found = status.read()
+            while not any(row[1] == "tx0" for row in rows(found, found)):
+                found = status.read()
+    assert [row[4] for row in rows(found, found)[1:]] == ["-", "-"]
 
 
 def test_endpoints_are_told_apart() -> None:
