@@ -188,6 +188,7 @@ class Joined:
         self.splice: Splice | None = None
         self.workers: list[Worker] = []
         self._over = over
+        self._poll = poll
         self._guests = sum(isinstance(end, VhostUser) for end in self.ends)  # that are there, or may come
         self._lock = threading.Lock()
         self._stack = ExitStack()
@@ -207,9 +208,6 @@ class Joined:
         for worker in self.workers:
             worker.start()
             self._stack.callback(worker.stop)
-        for made in self.ports:  # before the workers are stopped: one may wait in it for a pipe's reader
-            if isinstance(made, PcapWriter):
-                self._stack.callback(made.close)
         for server in self.servers:
             self._stack.enter_context(server)
 
@@ -273,10 +271,18 @@ class Joined:
             first, second = (end.text for end in self.ends)
             names = (first, second if second != first else f"{second} (2)")
             return dict(zip(names, self.splice.statistics(), strict=True))
-        return {text: device.statistics() for text, device in self.devices.items()}
+        found = {text: device.statistics() for text, device in self.devices.items()}
+        if self._poll:  # kicks are counted where they are read, which nobody does
+            for figures in found.values():
+                for queue in figures.values():
+                    queue.pop("kicks", None)
+        return found
 
     def close(self) -> None:
         """End all: frontends are cut off, sockets and interfaces that are ours go."""
+        for made in self.ports:  # before all that waits for the workers: one may wait in it for a pipe's reader
+            if isinstance(made, PcapWriter):
+                made.close()
         self._stack.close()
 
     def __enter__(self) -> Joined:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Self
 
+from virtio._cable import CableEnd
+from virtio._loopback import Loopback
 from virtio._port import Port
 from virtio._splice import PortSplice
 from virtio._worker import Worker
@@ -18,15 +20,21 @@ class Splice:
     """What ``a`` receives, ``b`` is sent, and the other way round; queue pair i to pair i, of those that both have.
 
     ``workers`` run pair i on worker i, modulo their number; without any, :meth:`poll` does. Raises RuntimeError if a
-    port has a user already, ConfigError for one port as both ends. A context manager; :meth:`close` lets go of the
-    ports, which remain the caller's to close, and of what was read from one and not yet taken by the other (one burst
-    at most, and only of an end that has no room).
+    port has a user already, ConfigError for one port as both ends, and for a cable's end joined to another or to a
+    loopback: either delivers of itself, into the other. A context manager; :meth:`close` lets go of the ports, which
+    remain the caller's to close, and of what was read from one and not yet taken by the other (one burst at most, and
+    only of an end that has no room).
     """
 
     def __init__(self, a: Port, b: Port, workers: Sequence[Worker] = ()) -> None:
         if a is b:
             raise ConfigError(f"{a!r} at both ends")
         self.ports = (a, b)
+        if any(isinstance(port, CableEnd) for port in self.ports) and all(
+            isinstance(port, CableEnd | Loopback) for port in self.ports
+        ):
+            # the far device's interrupt would be rung under the locks of the near one's queue
+            raise ConfigError(f"{a!r} and {b!r} both deliver of themselves")
         self.workers = tuple(workers)
         self.pairs = min(a.queues, b.queues)
         self._attached: list[Port] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import tempfile
 import threading
 import time
@@ -145,8 +146,13 @@ class Status:
     def __init__(self, path: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
+            # settimeout() comes later: with one, connect fails at once where it is to wait for its turn
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(PATIENCE), 0))
             self._socket.connect(path)
-            self._socket.settimeout(PATIENCE)  # with one, connect fails where it would wait for its turn
+            self._socket.settimeout(PATIENCE)
+        except BlockingIOError:
+            self._socket.close()
+            raise ConnectionError(f"nobody takes connections at {path}") from None
         except BaseException:
             self._socket.close()
             raise

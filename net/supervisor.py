@@ -99,9 +99,14 @@ class Stop:
 
     @contextmanager
     def breaks(self) -> Iterator[None]:
-        """Let signals break off what the main thread does within: it may wait, for a pipe's reader. Raises Stopped."""
+        """Let signals break off what the main thread does within: it may wait, for a pipe's reader. Raises Stopped.
+
+        At once, if one came before.
+        """
         self._may_break = True
         try:
+            if self.wait(0):
+                raise Stopped
             yield
         finally:
             self._may_break = False
@@ -111,8 +116,8 @@ class Stop:
         with suppress(BlockingIOError):  # it is set many times already
             os.write(self._write, b"\0")
 
-    def wait(self) -> None:
-        """Sleep until it is set."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Sleep until it is set, or for so long; return whether it is."""
         waiting = select.poll()
         waiting.register(self._read, select.POLLIN)
-        waiting.poll()
+        return bool(waiting.poll(None if seconds is None else seconds * 1000))

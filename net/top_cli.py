@@ -23,7 +23,8 @@ def add_to(commands: Any) -> None:
     command = commands.add_parser(
         "top",
         help="live rates of a running virtio net",
-        description="Show rates, kicks, calls and drops of a running `virtio net`, each queue a line.",
+        description="Show rates, kicks, calls and drops of a running `virtio net`, each queue a line. "
+        "With --poll nobody reads kicks, nor counts them: they are shown as -.",
     )
     command.add_argument(
         "process", nargs="?", default="", metavar="PID|SOCKET", help="which one (default: the one there is)"
@@ -113,7 +114,7 @@ def rows(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str,
 
         figures = (
             f"{rate('frames'):,.0f}", f"{rate('bytes') * 8 / 1e6:,.1f}",
-            f"{rate('kicks'):,.0f}", f"{rate('calls'):,.0f}",
+            *(f"{rate(key):,.0f}" if key in queue else "-" for key in ("kicks", "calls")),  # -: nobody counts
         )  # fmt: skip
         reasons = dropped(queue)
         drops = max(0, sum(reasons.values()) - sum(dropped(last).values())) / seconds

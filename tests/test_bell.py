@@ -165,15 +165,18 @@ for _ in range(3):
         bell.ring()
         os._exit(bell.dead)
     assert os.waitstatus_to_exitcode(os.wait()[1]) == 1
-assert signal.getsignal(signal.SIGURG) is signal.SIG_DFL  # what Python knows of
 """
+# a program that handles the signal itself, and would have the write begin again
+HANDLED = "import signal; signal.signal(signal.SIGURG, print); signal.siginterrupt(signal.SIGURG, False)\n"
+UNHANDLED = "\nassert signal.getsignal(signal.SIGURG) is signal.SIG_DFL  # what Python knows of"
 
 
 @pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 @pytest.mark.skipif("lib" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer has poll already")
-def test_a_write_that_holds_its_thread_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", [HELD + UNHANDLED, HANDLED + HELD], ids=["alone", "beside a handler"])
+def test_a_write_that_holds_its_thread_is_ended(tmp_path: Path, program: str) -> None:
     (tmp_path / "liar.c").write_text(LIAR)
     liar = str(tmp_path / "liar.so")
     subprocess.run(["cc", "-shared", "-fPIC", "-o", liar, tmp_path / "liar.c"], check=True)
     environment = os.environ | {"LD_PRELOAD": liar, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", HELD], env=environment, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)

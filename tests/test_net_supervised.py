@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 from netcommand import COMMAND, PATIENCE, frames, joined, ready, started, stopped, until
 from vhost_frontend import GPA, Frontend, layout_of
+from vhost_guest import Guest
 
 from virtio import Feature
 from virtio.net.status import Status
+from virtio.net.supervisor import Stop, Stopped
 from virtio.vhost_user.messages import Request
 
 OPENAT = {"x86_64": 257, "aarch64": 56}
@@ -267,6 +269,20 @@ def test_it_ends_although_a_pipes_reader_reads_nothing(tmp_path: Path) -> None:
         os.close(reader)
 
 
+def test_it_ends_with_a_guest_although_a_pipes_reader_reads_nothing(tmp_path: Path) -> None:
+    """The guest's server waits for its queue, whose worker waits in the pipe."""
+    pipe, path = tmp_path / "pipe", str(tmp_path / "s")
+    os.mkfifo(pipe)
+    with started(f"vhost-user:{path}", f"pcap:{pipe}", "--json", "--status", str(tmp_path / "status")) as process:
+        reader = os.open(pipe, os.O_RDONLY)
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
+        ready(process)
+        with Guest(path) as guest:
+            until(lambda: not guest.send(bytes(1400)))  # nothing is taken any more
+            assert f"vhost-user:{path}" in stopped(process)
+        os.close(reader)
+
+
 def test_it_ends_while_it_waits_for_a_pipes_reader(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -275,6 +291,20 @@ def test_it_ends_while_it_waits_for_a_pipes_reader(tmp_path: Path) -> None:
         process.terminate()
         assert process.communicate(timeout=PATIENCE) == ("", "")
         assert process.returncode == 0
+
+
+def test_a_signal_that_came_early_is_not_missed() -> None:
+    before, wakeup = signal.getsignal(signal.SIGUSR1), signal.set_wakeup_fd(-1)
+    try:
+        stop = Stop(signal.SIGUSR1)
+        with stop.breaks():
+            pass
+        signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(Stopped), stop.breaks():
+            pytest.fail("it goes on")
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGUSR1, before)
 
 
 def opens_to_write(pid: int) -> bool:

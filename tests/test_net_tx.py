@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import select
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -446,18 +447,49 @@ def test_an_interrupt_when_nothing_more_comes(packed: bool) -> None:
 
 
 @FORMATS
-def test_an_interrupt_before_a_pause(packed: bool) -> None:
+def test_an_interrupt_waits_while_the_device_is_paused(packed: bool) -> None:
     device, nic, worker, bell = worked(packed)
     with device:
         nic.send([(NONE, payload(60))])
         worker.poll()
-        assert bell.rings == 0
         device.pause()
-        assert bell.rings == 1
+        for _ in range(1000):
+            worker.poll()
+        assert bell.rings == 0
         device.resume()
         for _ in range(1000):
             worker.poll()
         assert bell.rings == 1
+
+
+@FORMATS
+def test_an_interrupt_when_the_queue_is_stopped(packed: bool) -> None:
+    """With no lock held: what handles it may wait for another thread that wants the device."""
+    device, nic, worker, _ = worked(packed)
+    stuck = []
+
+    def handle() -> None:
+        other = threading.Thread(target=device.snapshot, daemon=True)
+        other.start()
+        other.join(30)
+        stuck.append(other.is_alive())
+
+    device.set_call(1, Bell(handle))
+    with device:
+        nic.send([(NONE, payload(60))])
+        worker.poll()
+        assert not stuck
+        device.stop_queue(1)
+        assert stuck == [False]
+
+
+def test_no_interrupt_at_a_reset() -> None:
+    device, nic, worker, bell = worked(False)
+    with device:
+        nic.send([(NONE, payload(60))])
+        worker.poll()
+        device.reset()
+        assert bell.rings == 0
 
 
 @FORMATS

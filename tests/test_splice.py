@@ -13,7 +13,7 @@ from virtio._splice import PortSplice
 from virtio._worker import Worker
 from virtio.errors import ConfigError
 from virtio.net.netns import Namespace
-from virtio.net.ports import Generator, Loopback, PcapReader, PcapWriter, Port, Sink
+from virtio.net.ports import Cable, Generator, Loopback, PcapReader, PcapWriter, Port, Sink
 from virtio.net.splice import Splice
 
 
@@ -135,6 +135,15 @@ def test_ends_belong_to_one(tmp_path: Path) -> None:
         Splice(Generator(), null)
     with Splice(null, Loopback()), pytest.raises(ValueError, match="queue 1 out of range"):
         PortSplice(null, Sink(queues=2), 1)
+
+
+def test_of_two_ends_one_at_most_delivers_of_itself() -> None:
+    one, other, loopback = Cable(), Cable(), Loopback()
+    for a, b in ((one.a, other.b), (one.a, loopback), (loopback, one.a)):
+        with pytest.raises(ConfigError, match="both deliver of themselves"):
+            Splice(a, b)
+    with Splice(one.a, Sink()) as splice, Splice(loopback, Loopback()) as idle:
+        assert splice.poll() == idle.poll() == 0
 
 
 def test_a_tap_into_a_file(space: Namespace, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +15,13 @@ from pathlib import Path
 import pytest
 from netcommand import ready, started
 from vhost_frontend import GPA, Frontend, layout_of
+from vhost_guest import Guest
 
 from virtio import Feature
+from virtio.net import status as status_module
 from virtio.net.status import CLIENTS, PATIENCE, Status, StatusSocket
 from virtio.net.top_cli import HEAD, label, rows
+from virtio.vhost_user.server import somebody_listens
 
 TOP = [sys.executable, "-m", "virtio", "top"]
 
@@ -88,6 +92,17 @@ def test_what_a_port_dropped_has_a_line_of_its_own() -> None:
     ]
 
 
+def test_nobody_counts_kicks_of_rings_that_are_polled(tmp_path: Path) -> None:
+    path = str(tmp_path / "status")
+    with started(f"vhost-user:{tmp_path}/s", "loopback", "--poll", "--status", path) as process:
+        ready(process)
+        with Guest(f"{tmp_path}/s"), Status(path) as status:
+            found = status.read()
+            while not any(row[1] == "tx0" for row in rows(found, found)):
+                found = status.read()
+    assert [row[4] for row in rows(found, found)[1:]] == ["-", "-"]
+
+
 def test_endpoints_are_told_apart() -> None:
     texts = ("vhost-user:/a,queues=2", "vhost-user:,fd=3,queues=2", "gen:size=64,rate=5", "loopback")
     assert [label(text) for text in texts] == ["vhost-user:/a", "vhost-user:,fd=3", "gen:size=64", "loopback"]
@@ -138,6 +153,24 @@ def test_two_at_once_and_the_process_ends_meanwhile(tmp_path: Path) -> None:
         for top in tops:
             _, err = top.communicate(timeout=60)
             assert (top.returncode, err) == (1, "virtio top: the process has ended\n")
+
+
+def test_one_who_takes_no_connections_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither who looks at it, nor who would listen at its socket."""
+    monkeypatch.setattr(status_module, "PATIENCE", 1)
+    path = str(tmp_path / "s")
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        with suppress(BlockingIOError):
+            while True:
+                client = stack.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(path)
+        with pytest.raises(ConnectionError, match="nobody takes connections"):
+            Status(path)
+        assert somebody_listens(path)
 
 
 def test_a_killed_process_is_not_in_the_way(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,6 +64,16 @@ def test_a_ring_stops_when_all_has_come_back(packed: bool, tmp_path: Path) -> No
         assert driver.dequeue_burst() == [(5, 5), (4, 5)]
         for thread in device.threads:
             thread.join()
+
+
+def test_a_frontend_that_goes_is_not_waited_for(tmp_path: Path) -> None:
+    device = Keeping()
+    with holding(device, False, tmp_path / "s", drain=3600) as (frontend, _):
+        frontend.say(Request.GET_VRING_BASE, STATE.pack(0, 0))
+        wait_for(lambda: device.queues[0].halted)
+        frontend.socket.shutdown(socket.SHUT_RDWR)
+        with Frontend(str(tmp_path / "s")) as other:
+            assert other.ask_u64(Request.GET_FEATURES) & Feature.VERSION_1
 
 
 @FORMATS

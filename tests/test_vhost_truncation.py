@@ -52,6 +52,33 @@ def memory_file(kind: str, folder: Path) -> int:
     return os.open(folder / "memory", os.O_RDWR | os.O_CREAT) if kind == "file" else os.memfd_create("guest")
 
 
+PIPES = """
+import os, signal, socket, sys
+from test_vhost_user import BUFFERS, Upper, running, wait_for
+from vhost_frontend import Frontend
+from virtio.vhost_user import Server
+from virtio.vhost_user.messages import U64, Request
+signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+with Server(Upper(), sys.argv[1]):
+    frontend = Frontend(sys.argv[1])
+    driver = running(frontend, False)
+    call, reader = socket.socketpair()
+    frontend.order(Request.SET_VRING_CALL, U64.pack(0), [call.fileno()])
+    call.close()
+    reader.close()
+    driver.enqueue([(BUFFERS, 4)], [(BUFFERS + 64, 64)], cookie=1)
+    driver.notify()
+    frontend.kick(0)
+    wait_for(lambda: driver.dequeue())
+"""
+
+
+def test_a_call_that_nobody_reads_ends_no_program(tmp_path: Path) -> None:
+    """One that has SIGPIPE's default action, unlike Python's own."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", PIPES, str(tmp_path / "s")], env=environment, check=True, timeout=120)
+
+
 def cut(fd: int, size: int) -> None:
     """In another process."""
     subprocess.run([sys.executable, "-c", f"import os; os.ftruncate({fd}, {size})"], pass_fds=[fd], check=True)

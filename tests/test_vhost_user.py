@@ -24,10 +24,11 @@ from virtio.constants import NetFeature
 from virtio.errors import Disconnected, VhostUserError
 from virtio.net import CallPort, Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
-from virtio.vhost_user.messages import ADDRESS, CONFIG, LOG_RING, NO_FD, REGION, STATE, U64, BackendRequest, Request
+from virtio.vhost_user.messages import ADDRESS, CONFIG, NO_FD, REGION, STATE, U64, BackendRequest, Request
 from virtio.vhost_user.session import LOG_ALL
 
 BUFFERS = GPA + 0x100000
+LOG_RING = 1  # flag of SET_VRING_ADDR: log writes to the used ring
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 R = Request
 

@@ -190,11 +190,6 @@ cdef inline virtio_bell *call_due(net_tx *tx, uint32_t done) noexcept nogil:
     return tx.call if device_needs_notification(tx.q) else NULL
 
 
-cdef inline virtio_bell *call_now(net_tx *tx) noexcept nogil:
-    """The same when nothing is polled from here on."""
-    return tx.call if tx.q.pending and device_needs_notification(tx.q) else NULL
-
-
 cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
     cdef net_tx *tx = (<net_tx_task *>task).tx
     cdef virtio_device_queue *q = tx.q
@@ -229,7 +224,8 @@ cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
     if not virtio_trylock(&tx.q.lock):
         return True
     if task.active:
-        bell = call_now(tx)
+        if tx.q.pending and device_needs_notification(tx.q):  # nothing is polled from here on
+            bell = tx.call
         if tx.full and not tx.closed:
             work = tx.port.arm_send(tx.port, tx.pair, wait)
         else:
@@ -303,18 +299,6 @@ cdef class NetTransmit(Task):
     def __dealloc__(self):
         free(self.tx.segs)
         executor_free(self.tx.executor)
-
-    def pause(self):
-        """Stop it, and interrupt the guest if that was still to come; then no burst is under way, and none begins."""
-        cdef net_tx *tx = &self.tx
-        cdef virtio_bell *bell
-        Task.pause(self)
-        with nogil:
-            queue_lock(&tx.q.lock)
-            bell = call_now(tx)
-            queue_unlock(&tx.q.lock)
-            if bell is not NULL:
-                virtio_bell_ring(bell)
 
     def set_call(self, Bell bell not None):
         """Interrupt the guest by this bell from now on."""

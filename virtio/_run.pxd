@@ -151,15 +151,6 @@ cdef inline bint run_next(virtio_run *run, uint32_t flags, bint packed) noexcept
     return True
 
 
-cdef inline void run_take(virtio_run *run, bint packed) noexcept nogil:
-    run.limit -= 1
-    run.taken += 1
-    run.at += 1
-    if packed and virtio_unlikely(run.at == run.wrap):
-        run.at = 0
-        run.marks ^= run_both()
-
-
 cdef inline void run_keep(virtio_run *run, uint64_t *entries, uint32_t written, bint packed) noexcept nogil:
     """Take the chain looked at, to be used with the bytes written."""
     if packed:

@@ -213,6 +213,7 @@ cdef class Worker:
             os.sched_setaffinity(threading.get_native_id(), {self.cpu})
         # what others share with us may raise a signal, or need one to be left: see truncation.h, foreign_bell.h
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])  # a call may be a socket that nobody reads
         try:
             while True:
                 virtio_store32(&self._attention, 0)

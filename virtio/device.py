@@ -486,12 +486,13 @@ class Device(Hooks):
 
         Chains that are out are void. They are put back, the last one first, up to one after which others were used
         already: those are "outstanding" in the state. An inflight region has all of them; then none is put back.
+        An interrupt that the driver is still owed goes out: whoever goes on with the queue may know only where it is.
         """
         with self._control():
             slot = self.queues[index]
             if not slot.enabled:
                 return None
-            queue = self.device_queue(index)
+            queue, call = self.device_queue(index), slot.call
             if self.live:
                 self.queue_reset(index)
             if queue.inflight is None:
@@ -500,9 +501,12 @@ class Device(Hooks):
                         queue.unpop(chain)
                     except ValueError:
                         break
+            owed = queue.needs_notification() or slot.owed
             state = queue.state()
             slot.clear()
-            return state
+        if owed:
+            call.ring()
+        return state
 
     def mute_queue(self, index: int, muted: bool) -> None:
         """Keep a queue from having any effect, or let it have some again."""

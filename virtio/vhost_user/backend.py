@@ -68,7 +68,10 @@ class Backend:
         self._wait.register(self._end.fileno(), selectors.EVENT_READ, self._end.answer)
         self._wait.register(self._lost.fileno(), selectors.EVENT_READ, self._look)
         self.memory = MemoryMessages(self.session, self._lost)
-        self.rings = RingMessages(self.session, self.memory.table.memory, self._wait, drain, self._ended, self._lost)
+        self.rings = RingMessages(
+            self.session, self.memory.table.memory, self._wait, drain,
+            lambda: self._ended.is_set() or self.channel.gone(), self._lost,
+        )  # fmt: skip
         self.configuration = ConfigMessages(self.session)
         self.requests = Requests(self.session)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import select
 import socket
 import time
 from collections.abc import Sequence
@@ -101,6 +102,12 @@ class Channel:
             raise Disconnected(f"an answer was not taken within {PATIENCE:.0f} s") from None
         except OSError as error:
             raise Disconnected(f"connection lost: {error}") from None
+
+    def gone(self) -> bool:
+        """Say whether the other side has closed it, whatever there is still to be received."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
 
     def shut(self) -> None:
         """End what another thread waits for here: it finds that the other side is gone."""

@@ -36,7 +36,6 @@ INFLIGHT = struct.Struct("=QQHH")  # size, offset in the file, queues, size of e
 CONFIG_MAX = 256  # bytes of a config space: what QEMU takes
 NO_FD = 0x100  # of SET_VRING_KICK, _CALL and _ERR: no descriptor comes with it
 INDEX_MASK = 0xFF
-LOG_RING = 1  # flag of SET_VRING_ADDR: log writes to the used ring
 
 
 class Request(IntEnum):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import selectors
-import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import ClassVar
@@ -33,8 +33,8 @@ class RingMessages:
     """From messages to the queues of the session's device, whose rings are in ``memory``.
 
     Kicks that the device wants to be told of are read by ``wait``. ``drain``: seconds that the device may take to give
-    back the chains of a ring that is stopped; ``ended`` cuts that short. ``bell`` is rung when the frontend cut the
-    inflight file shorter (see Region.from_fd).
+    back the chains of a ring that is stopped; no longer once ``ended`` says so. ``bell`` is rung when the
+    frontend cut the inflight file shorter (see Region.from_fd).
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RingMessages:
         memory: GuestMemory,
         wait: selectors.BaseSelector,
         drain: float,
-        ended: threading.Event,
+        ended: Callable[[], bool],
         bell: Bell,
     ) -> None:
         self.session = session
@@ -161,7 +161,8 @@ class RingMessages:
         Without the device's lock, which it may need for that; on the thread of this connection, so that no other waits.
         """
         end, pause = time.monotonic() + seconds, SHORT
-        while (held := len(queue.outstanding)) and time.monotonic() < end and not self._ended.wait(pause):
+        while (held := len(queue.outstanding)) and time.monotonic() < end and not self._ended():
+            time.sleep(pause)
             pause = min(2 * pause, CHECK)
         return held
 

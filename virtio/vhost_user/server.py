@@ -106,6 +106,7 @@ class Server:
     def _run(self) -> None:
         # what a frontend shares may raise a signal, or need one to be left: see truncation.h, foreign_bell.h
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])  # a call may be a socket that nobody reads
         if self._given is not None:
             given, self._given = self._given, None
             self._serve(given)
@@ -191,6 +192,7 @@ def listen(path: str) -> socket.socket:
 def somebody_listens(path: str) -> bool:
     """Say whether a connection to the socket at path is taken."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)  # a listener may leave its queue full: EAGAIN, somebody
         try:
             probe.connect(path)
         except ConnectionRefusedError:

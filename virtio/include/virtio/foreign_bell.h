@@ -90,9 +90,14 @@ static void virtio_no_effect(int number)
 static void virtio_end_write(virtio_writer *writer, uint64_t turn)
 {
     struct sigaction now, ours = {.sa_handler = virtio_no_effect};
-    if (sigaction(SIGURG, NULL, &now) == 0 && !(now.sa_flags & SA_SIGINFO)
-        && (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN))
-        sigaction(SIGURG, &ours, NULL); /* no SA_RESTART */
+    if (sigaction(SIGURG, NULL, &now) == 0) {
+        if (!(now.sa_flags & SA_SIGINFO) && (now.sa_handler == SIG_DFL || now.sa_handler == SIG_IGN)) {
+            sigaction(SIGURG, &ours, NULL);
+        } else if (now.sa_flags & SA_RESTART) { /* the write would begin again */
+            now.sa_flags &= ~SA_RESTART;
+            sigaction(SIGURG, &now, NULL);
+        }
+    }
     __atomic_store_n(&writer->ended, turn, __ATOMIC_RELEASE);
     syscall(SYS_tgkill, getpid(), __atomic_load_n(&writer->id, __ATOMIC_RELAXED), SIGURG);
 }
