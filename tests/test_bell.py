@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 import select
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +184,23 @@ def test_a_write_that_holds_its_thread_is_ended(tmp_path: Path, program: str) ->
     subprocess.run(["cc", "-shared", "-fPIC", "-o", liar, tmp_path / "liar.c"], check=True)
     environment = os.environ | {"LD_PRELOAD": liar, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+
+
+def test_a_bell_whose_descriptor_is_long_in_closing_holds_no_other_thread() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as ours:
+        ours.connect(listener.getsockname())
+        theirs = listener.accept()[0]
+        ours.setblocking(False)
+        with suppress(BlockingIOError):
+            while ours.send(bytes(4096)):
+                pass
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 2))
+        bells = [Bell(ours.detach(), own=True)]
+        closer = threading.Thread(target=bells.clear)
+        start = time.monotonic()
+        closer.start()
+        time.sleep(0.05)
+        assert time.monotonic() - start < 1
+        assert closer.is_alive()
+        theirs.close()
+        closer.join()

@@ -79,7 +79,8 @@ cdef class Bell:
         if self.c.foreign:
             virtio_watch_end()
         if self.own and self.c.fd >= 0:
-            close(self.c.fd)  # not os.close: at the interpreter's end there is no os any more
+            with nogil:  # it may be a socket that takes its time
+                close(self.c.fd)  # not os.close: at the interpreter's end there is no os any more
 
     def ring(self):
         """Wake the other side."""
