@@ -92,8 +92,8 @@ cdef virtio_bell *splice_flush(virtio_sink *sink) noexcept nogil:
     """For givers that deliver of themselves (loopback): our own burst flushes itself."""
     cdef port_splice *s = of_sink(sink)
     send_held(s)
-    # The giver's locks are held. A taker that has a bell to ring delivers of itself: Splice refuses two such ports, unless
-    # both are loopbacks, which have nothing to give each other.
+    # The giver's locks are held. A taker that has a bell to ring delivers of itself: Splice refuses two such ports,
+    # unless both are loopbacks, which have nothing to give each other.
     port_ring(s.taker, s.queue, port_flush(s.taker, s.queue))
     return NULL
 
