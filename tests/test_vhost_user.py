@@ -184,15 +184,21 @@ def test_kicks_before_the_start_count(tmp_path: Path) -> None:
         wait_for(lambda: driver.nused == 1)
 
 
+def running_without_kicks(frontend: Frontend) -> DriverQueue:
+    """Start ring 0, split; return its driver end."""
+    use = frontend.negotiate()
+    frontend.share_memory()
+    layout = layout_of(0, False)
+    driver = frontend.driver(0, layout, use)
+    frontend.place(0, layout)
+    frontend.order(R.SET_VRING_KICK, U64.pack(0 | NO_FD))
+    frontend.enable(0, True)
+    return driver
+
+
 def test_a_ring_without_kicks_is_looked_at_again_and_again(tmp_path: Path) -> None:
     with served(Upper(), tmp_path / "s") as (_, frontend):
-        use = frontend.negotiate()
-        frontend.share_memory()
-        layout = layout_of(0, False)
-        driver = frontend.driver(0, layout, use)
-        frontend.place(0, layout)
-        frontend.order(R.SET_VRING_KICK, U64.pack(0 | NO_FD))
-        frontend.enable(0, True)
+        driver = running_without_kicks(frontend)
         for text in (b"one", b"two"):
             frontend.memory.write(BUFFERS, text)
             driver.enqueue([(BUFFERS, 3)], [(BUFFERS + 0x1000, 16)], cookie=None)
@@ -205,13 +211,7 @@ def test_a_ring_without_kicks_that_goes_on_is_looked_at_as_a_new_one(tmp_path: P
     """It may look as the last one did when that was seen last: the chains of each are counted from 0."""
     device = Upper()
     with served(device, tmp_path / "s") as (server, frontend):
-        use = frontend.negotiate()
-        frontend.share_memory()
-        layout = layout_of(0, False)
-        driver = frontend.driver(0, layout, use)
-        frontend.place(0, layout)
-        frontend.order(R.SET_VRING_KICK, U64.pack(0 | NO_FD))
-        frontend.enable(0, True)
+        driver = running_without_kicks(frontend)
         assert server._backend is not None
         polling = server._backend.rings.polling
         for _ in range(2):

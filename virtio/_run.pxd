@@ -168,17 +168,22 @@ cdef inline void run_keep(virtio_run *run, uint64_t *entries, uint32_t written, 
     run.taken += 1
 
 
+cdef inline void run_skip(virtio_run *run, uint32_t n) noexcept nogil:
+    """Go on behind n used descriptors, a lap at most."""
+    run.used_at += n
+    if run.used_at >= run.wrap:
+        run.used_at -= run.wrap
+        run.used_marks ^= run_both()
+
+
 cdef inline void run_put_packed(virtio_run *run, const uint64_t *entries, uint32_t n) noexcept nogil:
     """Use n descriptors, the last first: the driver polls the first one, and each look at its line takes it away."""
     cdef uint64_t *slot
-    cdef uint64_t marks = run.used_marks
-    cdef uint32_t at = run.used_at + n
+    cdef uint64_t marks
+    cdef uint32_t at
     cdef uint32_t i = n
-    if virtio_unlikely(at >= run.wrap):
-        at -= run.wrap
-        run.used_marks ^= run_both()
-        marks = run.used_marks
-    run.used_at = at
+    run_skip(run, n)
+    at, marks = run.used_at, run.used_marks
     while True:
         if virtio_unlikely(at == 0):
             at = run.wrap
@@ -191,14 +196,6 @@ cdef inline void run_put_packed(virtio_run *run, const uint64_t *entries, uint32
         virtio_store64(slot, entries[i] | marks)
     # release: buffers and later used descriptors are visible before the one that the driver looks at first
     virtio_store64_release(slot, entries[0] | marks)
-
-
-cdef inline void run_skip(virtio_run *run, uint32_t n) noexcept nogil:
-    """Leave out n used descriptors, fewer than a lap."""
-    run.used_at += n
-    if run.used_at >= run.wrap:
-        run.used_at -= run.wrap
-        run.used_marks ^= run_both()
 
 
 cdef inline void run_commit(virtio_run *run, const uint64_t *entries, uint32_t n, bint batch,
