@@ -243,7 +243,7 @@ cdef class Generator(Sink):
             raise ValueError("raw frames have no checksum: partial and gso_size are for TCP")
         if not 0 <= gso_size <= 65535:
             raise ValueError(f"gso_size {gso_size} is not within 0 to 65535")
-        if not 0 <= flow <= FLOWS_MAX - queues:
+        if not 0 <= flow <= <int>FLOWS_MAX - queues:
             raise ValueError(f"flow {flow} of {queues} queues is not within 0 to {FLOWS_MAX - queues}")
         if count is not None and count < 1:
             raise ValueError(f"count {count}: limit 1 at least")

@@ -272,13 +272,13 @@ def open_capture(path):
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         head = b""
-        while len(head) < FILE_HEADER and (more := os.read(fd, FILE_HEADER - len(head))):
+        while len(head) < <int>FILE_HEADER and (more := os.read(fd, FILE_HEADER - len(head))):
             head += more
         if head[:4] == b"\x0a\x0d\x0d\x0a":
             raise ConfigError(f"{path} is a pcapng file: convert it (editcap -F nsecpcap)")
         known = {b"\xa1\xb2\xc3\xd4": (">", False), b"\xd4\xc3\xb2\xa1": ("<", False),
                  b"\xa1\xb2\x3c\x4d": (">", True), b"\x4d\x3c\xb2\xa1": ("<", True)}
-        if len(head) < FILE_HEADER or head[:4] not in known:
+        if len(head) < <int>FILE_HEADER or head[:4] not in known:
             raise ConfigError(f"{path} is no capture file: it begins with {head[:4].hex() or 'nothing'}")
         order, nanoseconds = known[head[:4]]
         version, link = struct.unpack(f"{order}H14xI", head[4:])
@@ -503,7 +503,7 @@ cdef class PcapWriter(Port):
     def __init__(self, path, *, int snaplen=RECORD_MAX, uint32_t offloads=0, int queues=1):
         if self._w.buffer is not NULL:
             raise TypeError("capture file is open already")
-        if not 1 <= snaplen <= RECORD_MAX:
+        if not 1 <= snaplen <= <int>RECORD_MAX:
             raise ValueError(f"snaplen {snaplen} is not within 1 to {RECORD_MAX}")
         if not 1 <= queues <= 256:
             raise ValueError(f"queues {queues} is not within 1 to 256")
