@@ -1,7 +1,7 @@
 #!/bin/bash
 # peers.sh: install Debian's packages that tests, benchmarks and sanitizers want. Needs root, or sudo.
 #   gcc libc6-dev python3-dev make  the build            util-linux  taskset, setarch
-#   xz-utils                        unpacking ringtest's source (make bench fetches linux-source-6.1 itself)
+#   xz-utils                        unpacking ringtest's source (make bench fetches the kernel's source itself)
 #   libasan8 libubsan1 libtsan2     the sanitizers' run-time libraries
 #   qemu-system-x86 lz4 busybox-static ethtool  Linux guests; their kernels are fetched by the tests themselves
 #   iproute2                        namespaces, in which the kernel is a peer and an oracle
