@@ -143,9 +143,8 @@ class Model:
     def apply(self, name: str, value: int, touched: set[int]) -> None:
         if name == "driver_features":
             self.raw_features = value
-            if not self.status & DRIVER_OK:
-                lacking = sum(bit for bit, need in NEEDS.items() if not value & need)
-                self.negotiated = value & OFFERED & ~lacking
+            lacking = sum(bit for bit, need in NEEDS.items() if not value & need)
+            self.negotiated = value & OFFERED & ~lacking
         elif name == "pfn" and self.there:
             self.pfns[self.select] = value
             if 3 in touched:

@@ -119,11 +119,12 @@ def test_the_next_decision_is_yes_whatever_the_event_index() -> None:
 @pytest.mark.parametrize("legacy", [False, True])
 def test_before_driver_ok(legacy: bool) -> None:
     guest = Guest(Echo(), legacy=legacy).negotiate(0 if legacy else MODERN).setup(0)
-    guest.send(b"early")
+    guest.send(b"early", kick=not legacy)  # a legacy driver's kick would start it
     new = move(guest, Echo())
     assert new.device.told == []
     assert new.calls.rings() == 0
     new.go()
+    new.device.kick(0)
     assert new.queues[0].dequeue() is not None
     assert new.device.told == ["activate"]
 

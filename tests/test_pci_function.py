@@ -219,17 +219,22 @@ def test_register_and_doorbell_reach_the_device(memory):
     assert guest.function.read(ISR, 1) == 1
 
 
-def test_kicks_before_driver_ok_are_served_then(memory):
+@pytest.mark.parametrize("by", ["register", "doorbell"])
+def test_kicks_before_driver_ok_are_served(memory, by):
     """Legacy drivers use their queues before they say DRIVER_OK (VIRTIO 1.4, 3.1.2)."""
     function = LegacyFunction(Counter(), memory)
     function.write(STATUS, 1, 3)
     function.write(PFN, 4, RING >> 12)
     queue = DriverQueue(memory, QueueLayout.legacy(256, RING))
-    queue.enqueue([], [(BUFFER, 1)])
-    function.write(NOTIFY, 2, 0)
-    assert queue.dequeue() is None
-    function.write(STATUS, 1, 7)
-    assert queue.dequeue() is not None
+    for status in (3, 7):
+        queue.enqueue([], [(BUFFER, 1)])
+        if by == "register":
+            function.write(NOTIFY, 2, 0)
+        else:
+            function.doorbell(0).ring()
+        assert queue.dequeue() is not None
+        assert function.read(ISR, 1) == 1
+        function.write(STATUS, 1, status)
 
 
 # ---- bus mastering ----

@@ -23,9 +23,8 @@ from virtio.serving import Serving
 from virtio.slot import QueueSlot
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_kick_before_driver_ok_is_remembered(legacy: bool) -> None:
-    guest = Guest(Echo(), legacy=legacy).negotiate(0 if legacy else MODERN).setup(0, 1)
+def test_a_kick_before_driver_ok_is_remembered() -> None:
+    guest = Guest(Echo()).negotiate().setup(0, 1)
     guest.send(b"early")
     assert guest.received() == []
     assert guest.calls.rings() == 0

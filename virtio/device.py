@@ -18,7 +18,7 @@ from virtio._chain import Chain
 from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
-from virtio.errors import ConfigError, MemoryFault, NegotiationError, VirtioError
+from virtio.errors import ConfigError, MemoryFault, NegotiationError, RingError, VirtioError
 from virtio.features import LEGACY_BITS, Features, choose, closed, legacy_only, names_of, refusals
 from virtio.hooks import Hooks
 from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
@@ -211,15 +211,14 @@ class Device(Hooks):
             if allowed == self._dma:
                 return
             self._dma = allowed
-            if not self.live:
-                if allowed and self.status & (Status.DRIVER_OK | Status.FAILED) == Status.DRIVER_OK:
-                    self._start()
-            elif allowed:
-                self.resume()
+            if self.live:
+                (self.resume if allowed else self.pause)()
+            elif allowed and self.status & (Status.DRIVER_OK | Status.FAILED) == Status.DRIVER_OK:
+                self._start()
             else:
-                self.pause()
+                self._begin()
             for slot in self.queues:
-                if allowed and slot.enabled:
+                if allowed and self.live and slot.enabled:
                     slot.kick.ring()
 
     @property
@@ -239,15 +238,19 @@ class Device(Hooks):
     def driver_features(self, bits: int) -> None:
         """Take the features that the driver wants: checked when it says FEATURES_OK; at once by the legacy interface.
 
-        There what it may have of them is negotiated, as it cannot be told of a refusal.
+        There what it may have of them is negotiated, as it cannot be told of a refusal; and it may write them at any
+        time: Linux before 2.6.30 does so after it has used its queues, and after DRIVER_OK.
         """
         with self._control():
-            if self.status & (Status.FEATURES_OK | Status.DRIVER_OK):
-                self._refuse("features", NegotiationError("features are negotiated already", self.negotiated, bits))
-                return
-            self._acked = bits
             if self.legacy:
+                before, self._acked = self.negotiated, bits
                 self._negotiate()
+                if self.negotiated != before:
+                    self._renew()
+            elif self.status & (Status.FEATURES_OK | Status.DRIVER_OK):
+                self._refuse("features", NegotiationError("features are negotiated already", self.negotiated, bits))
+            else:
+                self._acked = bits
 
     def _negotiate(self) -> bool:
         try:
@@ -296,8 +299,34 @@ class Device(Hooks):
             self._refuse("status", VirtioError("DRIVER_OK after FAILED"))
         else:
             self.status |= Status.DRIVER_OK
-            if self._dma:
+            if self._dma and not self.live:
                 self._start()
+
+    def _may_begin(self, slot: QueueSlot) -> bool:
+        """Say whether a kick of the queue starts the device before DRIVER_OK: legacy drivers wait for it (3.1.2)."""
+        stopped = self.status & (Status.FAILED | Status.DEVICE_NEEDS_RESET)
+        return self.legacy and slot.early and self._dma and not stopped
+
+    def _begin(self) -> None:
+        if not self.live and any(map(self._may_begin, self.queues)):
+            self._start()
+
+    def _renew(self) -> None:
+        """Go on with the features that a legacy driver has just written: each queue from where it stands."""
+        live = self.live
+        self._stop()
+        try:
+            for slot in self.queues:
+                if slot.queue is not None:
+                    state = slot.leave(slot.queue) | {"features": self.negotiated}
+                    slot.queue = DeviceQueue.restore(self._memory(), state)
+        except (MemoryFault, RingError, ValueError) as error:
+            self._fault(f"features: {error}", error)
+            return
+        if live:
+            self._start()
+            for slot in self.queues:
+                slot.kicked = slot.kicked or (slot.enabled and self.handles(slot.index))
 
     def _start(self) -> None:
         if self.memory is None or self._interrupt is None:
@@ -345,9 +374,14 @@ class Device(Hooks):
                 self._refuse("config", ConfigError(f"config write of {len(data)} bytes at {offset}: read-only"))
 
     def kick(self, index: int) -> None:
-        """Take a notification of the driver. Before DRIVER_OK it is remembered."""
+        """Take a notification of the driver. Before DRIVER_OK it is remembered; a legacy driver's starts the device.
+
+        The bells of queues that :meth:`handles` does not name count from the start on, as QEMU's ioeventfds do.
+        """
         if self._has(index):
             self.queues[index].kick.ring()
+            if self.legacy and not self.live:
+                self.soon(self._begin)
 
     def setup_queue(self, index: int, layout: QueueLayout) -> bool:
         """Enable a queue at ``layout``; return whether the driver may. While live: after :meth:`reset_queue`."""
@@ -367,6 +401,7 @@ class Device(Hooks):
                 self.needs_reset(f"queue {index}: {error}")
                 return False
             slot.layout, slot.size, slot.enabled = layout, layout.size, True
+            slot.stood = slot.kick.rings
             if self.live:
                 self.queue_enable(index)
                 if not self._dma:
@@ -431,9 +466,12 @@ class Device(Hooks):
 
     def _servable(self, slot: QueueSlot) -> bool:
         wanted = slot.kicked and slot.enabled and not (slot.muted or slot.halted)
-        return self.live and self._dma and wanted and slot.broken is None
+        return wanted and slot.broken is None and (self._dma if self.live else self._may_begin(slot))
 
     def _serve(self, slot: QueueSlot) -> None:
+        self._begin()
+        if not self.live:
+            return
         epoch = self._epoch
         try:
             self.notified(slot.index)
@@ -495,14 +533,8 @@ class Device(Hooks):
             queue, call = self.device_queue(index), slot.call
             if self.live:
                 self.queue_reset(index)
-            if queue.inflight is None:
-                for chain in reversed(queue.outstanding):
-                    try:
-                        queue.unpop(chain)
-                    except ValueError:
-                        break
             owed = queue.needs_notification() or slot.owed
-            state = queue.state()
+            state = slot.leave(queue)
             slot.clear()
         if owed:
             call.ring()

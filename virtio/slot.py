@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from virtio._bell import Bell
 from virtio._device_queue import DeviceQueue
@@ -58,6 +58,26 @@ class QueueSlot:
         self.halted = False  # it is about to be stopped: nothing new is taken from it
         self.kicked = False  # the driver rang, and notified() was not called for it yet
         self.owed = False  # the driver is to be interrupted as soon as no lock is held
+        self.stood: int | None = None  # rings of `kick` when the driver set the queue up by setup_queue()
+
+    @property
+    def early(self) -> bool:
+        """Whether the driver kicked it since it set it up."""
+        return self.enabled and self.stood is not None and self.kick.rings != self.stood
+
+    def leave(self, queue: DeviceQueue) -> dict[str, Any]:
+        """Return where a queue that nothing works any more stands.
+
+        Chains that are out are put back, the last one first, up to one after which others were used already: those are
+        "outstanding" in the state. An inflight region has all of them; then none is put back.
+        """
+        if queue.inflight is None:
+            for chain in reversed(queue.outstanding):
+                try:
+                    queue.unpop(chain)
+                except ValueError:
+                    break
+        return queue.state()
 
     def fail(self, reason: str) -> None:
         """Take note that the device works it no more."""

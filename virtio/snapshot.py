@@ -35,6 +35,7 @@ def take(device: Device) -> dict[str, Any]:
                     {
                         "layout": asdict(slot.layout) if slot.layout else None,
                         "broken": slot.broken,
+                        "early": slot.early,
                         "state": slot.queue.state() if slot.queue else None,
                     }
                     for slot in device.queues
@@ -92,12 +93,17 @@ def _put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
             if layout.size > slot.size_max or layout.is_packed != bool(device.negotiated & Feature.RING_PACKED):
                 raise ValueError(f"state has queue {slot.index} as {layout}, which this device cannot have")
             slot.layout, slot.size, slot.enabled, slot.broken = layout, layout.size, True, saved["broken"]
+            slot.stood = slot.kick.rings
         if saved["state"]:
             slot.queue = DeviceQueue.restore(memory, saved["state"])
     device.load(state["own"])
     if device._dma and device.status & Status.DRIVER_OK and not device.status & Status.FAILED:
         device._start()
+    # kicks are the driver's word that a legacy queue may be used before DRIVER_OK: then only those that came count
+    kicks = not device.legacy or device.status & Status.DRIVER_OK or any(saved["early"] for saved in state["queues"])
     for slot in device.queues:
         if slot.enabled:
             slot.owed = device.live
-            slot.kick.ring()
+            if kicks:
+                slot.kick.ring()
+    device._begin()
