@@ -477,11 +477,11 @@ class Device(Hooks):
             self.notified(slot.index)
         except Exception as error:
             reason = f"queue {slot.index}: {type(error).__name__}: {error}"
-            if epoch == self._epoch:
+            if epoch != self._epoch:  # the hook reset the device: what it failed at is gone
+                log.error("%r: %s, after a reset", self, reason, exc_info=error)
+            elif not slot.stands_still():
                 slot.fail(reason)
                 self._fault(reason, error)
-            else:  # the hook reset the device: what it failed at is gone
-                log.error("%r: %s, after a reset", self, reason, exc_info=error)
 
     def _raise_config(self) -> None:
         if self._interrupt is not None:

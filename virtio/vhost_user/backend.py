@@ -16,6 +16,7 @@ from virtio.device import Device
 from virtio.errors import Disconnected, NegotiationError, VhostUserError, VirtioError
 from virtio.vhost_user.channel import Channel
 from virtio.vhost_user.config_messages import ConfigMessages
+from virtio.vhost_user.memory import Slot
 from virtio.vhost_user.memory_messages import MemoryMessages
 from virtio.vhost_user.messages import U64, Answer, BackendRequest, Message, Obey, ProtocolFeature, Request
 from virtio.vhost_user.requests import Requests
@@ -69,7 +70,7 @@ class Backend:
         self._wait.register(self._lost.fileno(), selectors.EVENT_READ, self._look)
         self.memory = MemoryMessages(self.session, self._lost)
         self.rings = RingMessages(
-            self.session, self.memory.table.memory, self._wait, drain,
+            self.session, self.memory.table, self._wait, drain,
             lambda: self._ended.is_set() or self.channel.gone(), self._lost,
         )  # fmt: skip
         self.configuration = ConfigMessages(self.session)
@@ -185,12 +186,10 @@ class Backend:
             names = ", ".join(self.device.names(beyond))
             raise VhostUserError(f"{message.name}: {names} not offered")
         changed = (bits ^ self.session.features) & ~(LOG_ALL | PROTOCOL_FEATURES)
-        if changed and self.rings.running:
-            names = ", ".join(self.device.names(changed))
-            raise VhostUserError(f"{message.name}: {names} changed while rings run")
-        self.session.features = bits
-        if changed:
+        if changed:  # of another driver, if rings run: user-mode Linux stops none when it unbinds one
+            self.rings.stop_all()
             self.device.reset()
+        self.session.features = bits
         if self.session.starts_enabled:
             self.rings.enable_all()
         self.memory.set_log()
@@ -233,8 +232,18 @@ class Backend:
         return U64.pack(self.status | self.device.status & Status.DEVICE_NEEDS_RESET)
 
     def _set_mem_table(self, message: Message) -> None:
-        self.memory.table.set(message)
-        self.rings.replace()
+        self._install(self.memory.table.whole(message))
+
+    def _add_mem_reg(self, message: Message) -> None:
+        self._install(self.memory.table.added(message))
+
+    def _rem_mem_reg(self, message: Message) -> None:
+        self._install(self.memory.table.removed(message))
+
+    def _install(self, slots: list[Slot] | None) -> None:
+        if slots is not None:
+            with self.rings.moving(slots):
+                self.memory.table.install(slots)
 
     OBEY: ClassVar[Obey] = {
         Request.GET_FEATURES: _get_features,
@@ -249,4 +258,6 @@ class Backend:
         Request.SET_STATUS: _set_status,
         Request.GET_STATUS: _get_status,
         Request.SET_MEM_TABLE: _set_mem_table,
+        Request.ADD_MEM_REG: _add_mem_reg,
+        Request.REM_MEM_REG: _rem_mem_reg,
     }

@@ -25,7 +25,9 @@ AVAIL_BYTE = USED_BYTE = 0x80  # in the last two bytes of a packed descriptor
 class Ring:
     """One virtqueue of a connection. Addresses are the frontend's. The bells own its eventfds.
 
-    ``stood``: of a split ring that was stopped, the ``base`` that the frontend was told, and used.idx.
+    ``stood``: of a split ring that was stopped, the ``base`` that the frontend was told, and used.idx. ``waiting``: it
+    was started, and stands still until its memory is there. ``stalled``: so is a chain's, and the log says it.
+    ``watched``: the bell whose rings the connection reads.
     """
 
     index: int
@@ -42,11 +44,23 @@ class Ring:
     polled: bool = False  # no kicks come
     enabled: bool = False
     running: bool = False
+    waiting: bool = False
+    stalled: bool = False
+    watched: Bell | None = None
 
     @property
     def complete(self) -> bool:
         """Whether all was said that it takes to run it."""
         return self.size > 0 and self.placed and (self.kick is not None or self.polled)
+
+    def is_away(self, memory: GuestMemory) -> bool:
+        """Say whether a part of it begins in no region. One that begins in a region and ends outside cannot be."""
+        try:
+            for address in (self.desc, self.avail, self.used):
+                memory.uaddr_to_gpa(address)
+        except MemoryFault:
+            return True
+        return False
 
     def layout(self, memory: GuestMemory, packed: bool) -> QueueLayout:
         """Return where it lies in guest memory. Raises VhostUserError if that is nowhere, or cannot be."""
