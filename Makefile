@@ -18,8 +18,13 @@ bench: $(VENV)/dev
 lint: $(VENV)/dev
 	tools/lint.sh $(BIN)
 
+# all parts; each alone: sanitize-address-kernels, -address-rings, -address-devices, -address-vhost, -address-network,
+# sanitize-thread
 sanitize: $(VENV)/dev
 	tools/sanitize.sh $(BIN)/python
+
+sanitize-%: $(VENV)/dev
+	tools/sanitize.sh $(BIN)/python $*
 
 fuzz: $(VENV)/dev
 	tools/fuzz.sh $(BIN)/python

@@ -20,6 +20,7 @@ cdef struct script_frame:
 
 
 cdef struct script_queue:
+    uint32_t lock             # held for all below, and taken last: a worker's thread and a test's use them
     script_frame **given      # what receive() will give
     uint32_t first, count, size
     script_frame **sent       # what send() took

@@ -16,6 +16,7 @@ from virtio._worker cimport virtio_wait, virtio_wait_bell
 
 cdef extern from "virtio/atomic.h" nogil:
     uint32_t virtio_load32(const uint32_t *p)
+    void virtio_store32(uint32_t *p, uint32_t v)
 
 
 cdef extern from "time.h" nogil:
@@ -37,7 +38,7 @@ cdef inline double thread_ns() noexcept nogil:
 
 cdef inline void check_lock(bench_sink *s) noexcept nogil:
     if not virtio_load32(&s.lock):
-        s.busy += 1
+        add_count(&s.busy, 1)
 
 
 cdef inline uint8_t *sink_slot(bench_sink *s, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
@@ -97,7 +98,7 @@ cdef void sink_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len
 cdef virtio_bell *sink_flush(virtio_sink *sink) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     check_lock(s)
-    s.flushes += 1
+    add_count(&s.flushes, 1)
     if not s.fresh:
         return NULL
     s.fresh = 0
@@ -107,12 +108,12 @@ cdef virtio_bell *sink_flush(virtio_sink *sink) noexcept nogil:
 cdef bint sink_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     check_lock(s)
-    s.armed = 1
+    virtio_store32(&s.armed, 1)
     return virtio_wait_bell(wait, s.freed) or s.count < s.size
 
 
 cdef void sink_disarm(virtio_sink *sink) noexcept nogil:
-    (<bench_sink *>sink).armed = 0
+    virtio_store32(&(<bench_sink *>sink).armed, 0)  # without the lock
 
 
 cdef class MemorySink:
@@ -167,16 +168,16 @@ cdef class MemorySink:
 
     @property
     def flushes(self):
-        return self.c.flushes
+        return counted(&self.c.flushes)
 
     @property
     def unlocked(self):
         """Calls that came without the lock held."""
-        return self.c.busy
+        return counted(&self.c.busy)
 
     @property
     def armed(self):
-        return bool(self.c.armed)
+        return virtio_load32(&self.c.armed) != 0
 
     def ring_function(self, function):
         """Ring a function in place of an eventfd."""
@@ -205,7 +206,7 @@ cdef class MemorySink:
             self.c.first = (self.c.first + 1) % self.c.size
             self.c.count -= 1
         self.unlock()
-        if frames and self.c.armed:
+        if frames and self.armed:
             self.freed.ring()
         return frames
 
