@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from virtio.device import Device
-from virtio.errors import VirtioError
+from virtio.errors import VirtioError, bare, in_full
 from virtio.vhost_user.backend import Backend
 
 log = logging.getLogger("virtio.vhost_user")
@@ -135,7 +135,7 @@ class Server:
                 raise
         except OSError as error:
             if not self._ended.is_set():
-                log.debug("%s: %s", self.name, error)
+                log.debug("%s: %s", self.name, str(error))
                 self._ended.wait(RETRY)
             return None
         return connection
@@ -144,7 +144,7 @@ class Server:
         try:
             backend = Backend(self.device, connection, **self.options)
         except OSError as error:  # no file descriptors are left
-            log.error("%s: a frontend is turned away: %s", self.name, error)
+            log.error("%s: a frontend is turned away: %s", self.name, str(error))
             self.error = bare(error)
             connection.close()
             self._ended.wait(RETRY)
@@ -161,17 +161,11 @@ class Server:
             self.error = bare(error)
             log.error("%s: %s", self.name, str(error))
         except Exception as error:  # a bug of ours
-            log.exception("%s: the connection is given up", self.name)
+            log.error("%s: the connection is given up\n%s", self.name, in_full(error))
             self.error = bare(error)
         finally:
             with self._lock:
                 self._backend = None
-
-
-def bare(error: Exception) -> Exception:
-    """An error without its traceback and causes, which would keep all that the connection had."""
-    error.__traceback__ = error.__cause__ = error.__context__ = None
-    return error
 
 
 def listen(path: str) -> socket.socket:
