@@ -30,6 +30,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from fuzz_offloads import CORPUS, HEADER, Mutator, load
+from test_vhost_ghost import nested
 from test_vhost_user import Upper, wait_for
 from vhost_frontend import GPA, SIZE, UADDR, Frontend, layout_of
 from vhost_guest import Guest, Neighbours
@@ -61,7 +62,8 @@ HALF = SIZE // 2
 DATA = GPA + 0x100000
 ODD = (0, 1, 2, 3, 4, 5, 63, 64, 65, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 1 << 31, (1 << 32) - 1)
 WIDE = (*ODD, GPA, GPA + SIZE - 1, GPA + SIZE, UADDR, UADDR + SIZE - 16, SIZE, 1 << 63, (1 << 64) - 1)
-KINDS = ("memfd", "small", "sealable", "sealed", "cut", "eventfd", "full", "socket", "pipe", "null", "zero", "folder")
+CHANNELS = ("eventfd", "full", "socket", "pipe", "itself", "nested")
+KINDS = ("memfd", "small", "sealable", "sealed", "cut", *CHANNELS, "null", "zero", "folder")
 NET = (
     NetFeature.CSUM | NetFeature.GUEST_CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6 | NetFeature.GUEST_TSO4
     | NetFeature.GUEST_TSO6 | NetFeature.MRG_RXBUF | NetFeature.CTRL_VQ | NetFeature.MQ | NetFeature.HOST_USO
@@ -250,6 +252,10 @@ class Player:
             one, other = socket.socketpair()
             fd = one.detach()
             self.own.append(other.detach())
+        elif kind == "itself":  # an end of this connection: the other side then holds it
+            fd = os.dup(self.frontend.socket.fileno())
+        elif kind == "nested":
+            fd = nested(self.frontend.socket.fileno())
         elif kind == "pipe":
             other_fd, fd = os.pipe()
             self.own.append(other_fd)
@@ -286,7 +292,7 @@ class Player:
         files = ("memfd", "memfd", "cut", "sealable", "sealed", "small", "zero")
         places = (layout.desc + move, layout.device + move, layout.driver + move)
         off = rng.choice((0, 0, 16, 4096, -64))
-        channels = ("eventfd", "eventfd", "full", "socket", "pipe")
+        channels = (*["eventfd"] * 4, *CHANNELS)
         request, payload, kind = rng.choice((
             (Request.SET_VRING_CALL, U64.pack(index), rng.choice(channels)),
             (Request.SET_VRING_KICK, U64.pack(index), rng.choice(channels)),

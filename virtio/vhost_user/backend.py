@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import selectors
 import socket
@@ -26,6 +27,8 @@ from virtio.vhost_user.session import LOG_ALL, PROTOCOL, PROTOCOL_FEATURES, U64_
 log = logging.getLogger("virtio.vhost_user")
 
 DRAIN = 10.0  # seconds
+LOOK = 5.0  # seconds between two looks at whether an idle frontend reads
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC)  # no fault of the code
 
 
 class Part(Protocol):
@@ -61,18 +64,21 @@ class Backend:
         self.channel = Channel(connection)
         self.session = Session.begin(device, name, mask, protocol)
         self.status = 0
-        self._ended = threading.Event()
+        self._ended = ended = threading.Event()
         self._end = Bell()
         self._lost = Bell()
         self._wait = selectors.DefaultSelector()
-        self._wait.register(self.channel, selectors.EVENT_READ, self._message)
-        self._wait.register(self._end.fileno(), selectors.EVENT_READ, self._end.answer)
-        self._wait.register(self._lost.fileno(), selectors.EVENT_READ, self._look)
         self.memory = MemoryMessages(self.session, self._lost)
-        self.rings = RingMessages(
-            self.session, self.memory.table, self._wait, drain,
-            lambda: self._ended.is_set() or self.channel.gone(), self._lost,
-        )  # fmt: skip
+        channel = self.channel  # the function below must not hold what holds it
+
+        def over() -> bool:
+            return ended.is_set() or channel.gone() or channel.deaf()
+
+        try:
+            self.rings = RingMessages(self.session, self.memory.table, self._wait, drain, over, self._lost)
+        except BaseException:
+            self._wait.close()
+            raise
         self.configuration = ConfigMessages(self.session)
         self.requests = Requests(self.session)
 
@@ -102,24 +108,33 @@ class Backend:
 
     def run(self) -> None:
         """Serve. Returns when the frontend has gone; raises VhostUserError for what cannot be."""
-        self.device.bind(self.memory.table.memory, self)
-        self.rings.attach()
         try:
+            self._wait.register(self.channel, selectors.EVENT_READ, self._message)
+            self._wait.register(self._end.fileno(), selectors.EVENT_READ, self._end.answer)
+            self._wait.register(self._lost.fileno(), selectors.EVENT_READ, self._look)
+            self.device.bind(self.memory.table.memory, self)
+            self.rings.attach()
             while not self._ended.is_set():
-                pause = self.rings.pause
-                for key, _ in self._wait.select(pause):
-                    key.data()
-                    if self._ended.is_set():
-                        break
-                if pause is not None:
-                    self.rings.look()
+                self._turn()
         except Disconnected as error:
-            log.info("%s: %s", self.name, error)
+            log.info("%s: %s", self.name, str(error))
         except Exception:
             self._look()  # memory that turned to zeroes has many effects: name the cause
             raise
         finally:
             self._close()
+
+    def _turn(self) -> None:
+        pause = self.rings.pause
+        events = self._wait.select(LOOK if pause is None else pause)
+        for key, _ in events:
+            key.data()
+            if self._ended.is_set():
+                return
+        if pause is not None:
+            self.rings.look()
+        if not events and self.channel.deaf():
+            raise Disconnected("the other side reads no more")
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread, whatever the frontend has begun."""
@@ -139,14 +154,20 @@ class Backend:
             steps.callback(self._wait.close)
             steps.callback(self.requests.close)
             steps.callback(self.memory.clear)
+            steps.callback(self.device.unbind)  # it is not ours any more
             steps.callback(self.rings.close)
             steps.callback(self.device.reset)
 
     def _message(self) -> None:
         message = self.channel.receive()
+        brought = bool(message.fds)
         try:
             answer = self._obey(message)
-        except VirtioError as error:
+            if brought and self.channel.deaf():
+                raise VhostUserError(f"{message.name} has an end of a vhost-user connection")
+        except (VirtioError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in SCARCE:
+                raise
             self._acknowledge(message, 1)
             if isinstance(error, VhostUserError):
                 raise
@@ -225,7 +246,7 @@ class Backend:
                 if self.session.features & Feature.VERSION_1:
                     self.device.check_features(self.session.driver_features())
             except NegotiationError as error:
-                log.warning("%s: %s", self.name, error)
+                log.warning("%s: %s", self.name, str(error))
                 self.status &= ~int(Status.FEATURES_OK)
 
     def _get_status(self, message: Message) -> bytes:

@@ -17,9 +17,10 @@ from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
 from virtio.errors import MemoryFault, VhostUserError, VirtioError
 from virtio.slot import nobody, nothing
+from virtio.vhost_user.descriptors import make_write_only
 from virtio.vhost_user.inflight import InflightFile
 from virtio.vhost_user.memory import MemoryTable, Slot, overlap
-from virtio.vhost_user.messages import ADDRESS, INDEX_MASK, NO_FD, STATE, Message, Obey, Request, require_local
+from virtio.vhost_user.messages import ADDRESS, INDEX_MASK, NO_FD, STATE, Message, Obey, Request
 from virtio.vhost_user.polling import SHORT, Polling
 from virtio.vhost_user.rings import Ring
 from virtio.vhost_user.session import Session
@@ -346,7 +347,7 @@ class RingMessages:
         if what != EVENTFD and (message.request == Request.SET_VRING_KICK or not what.startswith(("socket:", "pipe:"))):
             raise VhostUserError(f"{message.name} of ring {ring.index} has {what}, which is no eventfd")
         if what.startswith("socket:"):
-            require_local(message.fds[0], f"{message.name} of ring {ring.index}")
+            make_write_only(message.fds[0], f"{message.name} of ring {ring.index}")
         os.set_blocking(message.fds[0], False)  # neither side may keep the other waiting
         return ring, Bell(message.take(), own=True)
 
