@@ -76,7 +76,7 @@ mount_all() {
 
 lend() { # path of this machine: make it readable in the root, below /machine
     local path=$1
-    [ ! -e "$root/machine$path" ] || return 0
+    ! mountpoint -q "$root/machine$path" || return 0
     if [ -d "$path" ]; then
         mkdir -p "$root/machine$path"
     else
@@ -100,11 +100,17 @@ configure() { # names, proxies, and pip: each setting of each file and variable,
     while read -r name value; do
         words=
         for word in ${value//\\n/ }; do
-            if [ -e "${word#file://}" ] && [[ ${word#file://} = /* ]]; then
-                lend "${word#file://}"
-                word=${word/\///machine/}
-                [[ $word != file:* ]] || word=file:///machine${word#file:/machine//}
-            fi
+            case $word in
+            file:///*) # an index: what its pages link to lies beside it
+                word=${word#file://}
+                lend "$(dirname "$word")" && word=file:///machine$word
+                ;;
+            /*)
+                if [ -e "$word" ]; then
+                    lend "$word" && word=/machine$word
+                fi
+                ;;
+            esac
             words="$words $word"
         done
         sed -i "/^$name =/d" "$root/etc/pip.conf"
