@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from offloads import Guarded
+from guardpages import Guarded
 
 from virtio import _checksum, _segments, offload
 from virtio.constants import NetFeature

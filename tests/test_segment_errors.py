@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from frames import Made, frames
+from guardpages import Guarded
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from offloads import Guarded
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, IPv6ExtHdrHopByHop, PadN
 from scapy.layers.ipsec import AH
