@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import struct
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -19,6 +20,7 @@ from virtio.constants import DeviceType, Feature, NetFeature
 from virtio.device import Device
 from virtio.errors import ConfigError
 from virtio.features import Features, parse
+from virtio.hooks import DRAIN
 from virtio.net.device_control import COMMAND_MAX, GUEST_OFFLOAD_FEATURES, Control
 from virtio.net.rarp import reverse_arp
 from virtio.offload import net_header_size
@@ -31,6 +33,8 @@ PAIRS_MAX = 0x8000
 SPEED_UNKNOWN, DUPLEX_UNKNOWN = 0xFFFFFFFF, 0xFF
 GUEST_GSO = GUEST_OFFLOAD_FEATURES & ~NetFeature.GUEST_CSUM & ~NetFeature.GUEST_ECN
 FRAME_MAX = 65589
+ETHERNET, VLAN_TAGS = 14, 8  # bytes of a header, and of two tags
+LOOK = 0.001  # seconds
 ROUNDS = 256  # bursts of each queue that a poll by hand does at most: a port may have frames for ever
 
 Workers = Worker | Sequence[Worker] | Literal["own", "busy"] | None
@@ -140,6 +144,8 @@ class NetDevice(Device):
         self.workers = worker
         self._link = link
         self._announce = False
+        self._draining = False
+        self._frontend_mtu: int | None = None
         self._speed = SPEED_UNKNOWN if speed is None else speed
         self._duplex = {None: DUPLEX_UNKNOWN, "half": 0, "full": 1}[duplex]
         self._tasks: dict[int, NetReceive | NetTransmit] = {}
@@ -183,8 +189,13 @@ class NetDevice(Device):
         return self.max_pairs
 
     def frontend_mtu(self, mtu: int) -> bool:
-        """Check the MTU that a frontend tells its driver of."""
-        return MTU_MIN <= mtu <= (self.mtu or MTU_MAX)
+        """Take the MTU that a frontend tells its driver of."""
+        if not MTU_MIN <= mtu <= (self.mtu or MTU_MAX):
+            return False
+        self._frontend_mtu = mtu
+        for task in self._receivers():
+            task.limit(self._limit())
+        return True
 
     def frontend_rarp(self, mac: bytes) -> bool:
         """Send the RARP of a guest that moved here."""
@@ -251,6 +262,11 @@ class NetDevice(Device):
 
     # ---- life ----
 
+    def bind(self, memory: GuestMemory, interrupt: Interrupt) -> None:
+        """Forget what another transport's frontend has said, too."""
+        super().bind(memory, interrupt)
+        self._frontend_mtu = None
+
     def activate(self, memory: GuestMemory, interrupt: Interrupt) -> None:
         """Begin to work the queues that the driver set up. Raises ConfigError once it was closed."""
         if self._ended:  # its port may be another device's by now
@@ -284,12 +300,13 @@ class NetDevice(Device):
                 frame_max=self._frame_max(), by_hand=by_hand,
             )  # fmt: skip
             task.accept(self._accepted())
+            task.limit(self._limit())
             task.filter(**self.control.filter())
         self._tasks[index] = task
         self._kicks[index] = slot.kick.rings
         self._close(index, task)
         if self._dma:
-            task.resume()
+            self._resume(task)
         if isinstance(task, NetReceive):
             task.connect()
         if worker := self._worker_of(pair):
@@ -305,6 +322,8 @@ class NetDevice(Device):
         if isinstance(task, NetReceive):
             task.disconnect()
         task.pause()
+        if isinstance(task, NetReceive):
+            task.abandon()
         worker = self._worker_of(index // 2)
         if worker is not None and task in worker.tasks:
             worker.remove(task)
@@ -317,9 +336,9 @@ class NetDevice(Device):
         self._ended_counts = totals, frozenset()
 
     def deactivate(self) -> None:
-        """Let go of all queues."""
-        while self._tasks:
-            self._end(*next(iter(self._tasks.items())))
+        """Let go of all queues: of those that send first, as what they send may come back to the others."""
+        for index in sorted(self._tasks, key=lambda index: index % 2 == 0):
+            self._end(index, self._tasks[index])
         for thread in self._threads:
             with suppress(RuntimeError):  # it is this very thread: it ends when it is back in its loop
                 thread.stop()
@@ -329,13 +348,14 @@ class NetDevice(Device):
         """Go back to where the device was before a driver came: its own MAC address, promiscuous."""
         with self._control():
             super().reset()
-            self._announce = self._restored = False
+            self._announce = self._restored = self._draining = False
             self.control.reset(0)
             self.control.mac = self.control.own_mac
             self._write_config()
 
     def close(self) -> None:
-        """Reset, and give the port back. A driver that starts it again is told that it needs a reset, for ever."""
+        """Drain, reset, and give the port back. A driver that starts it again is told that it needs a reset."""
+        self.drain()
         self._ended = True
         self.reset()
         self.port.detach()
@@ -381,7 +401,34 @@ class NetDevice(Device):
     def resume(self) -> None:
         """Undo pause()."""
         for task in self._tasks.values():
+            self._resume(task)
+
+    def _resume(self, task: NetReceive | NetTransmit) -> None:
+        if not self._draining:
             task.resume()
+        elif isinstance(task, NetReceive):
+            task.drain()
+            task.resume()
+
+    def drain(self, seconds: float = DRAIN) -> bool:
+        """Take no more frames, of the guest or of the port, until a reset; return whether those taken are delivered.
+
+        A frame of the port for which the guest has no buffers waits for them, ``seconds`` at most.
+        """
+        with self._control():
+            if self._draining:
+                return True
+            self._draining = True
+            tasks = self.tasks
+        end = time.monotonic() + seconds
+        stopped = [task.pause(end - time.monotonic()) for task in tasks if isinstance(task, NetTransmit)]
+        left = [task for task in tasks if isinstance(task, NetReceive)]
+        while left := [task for task in left if task.drain()]:
+            if time.monotonic() >= end:
+                return False
+            if not sum(task.poll() for task in left):
+                time.sleep(LOOK)
+        return all(stopped)
 
     # ---- what the driver says ----
 
@@ -435,10 +482,15 @@ class NetDevice(Device):
     def _guest_offloads(self) -> int:
         return guest_offloads(self._accepted())
 
+    def _limit(self) -> int | None:
+        """Return the MTU that the driver has negotiated, beyond which it is to get no frames (5.1.4.1)."""
+        return self._frontend_mtu or self.mtu if self.negotiated & NetFeature.MTU else None
+
     def _frame_max(self) -> int:
+        """Return how large a frame the port is asked for: one byte more than may be, so that what is longer shows."""
         if self.negotiated & GUEST_GSO or self.mtu is None:
             return FRAME_MAX
-        return min(self.mtu + 18, FRAME_MAX)
+        return min(self.mtu + ETHERNET + VLAN_TAGS + 1, FRAME_MAX)
 
     def _closed(self, index: int) -> bool:
         return not self._link or index // 2 >= self.control.pairs or self.queues[index].muted

@@ -278,8 +278,19 @@ class Joined:
                     queue.pop("kicks", None)
         return found
 
+    def drain(self) -> None:
+        """Take no more frames of any end, and give to the other what was taken, as far as it has room in half a second.
+
+        Of all ends before any of them ends: none is to send to one that has gone.
+        """
+        for device in self.devices.values():
+            device.drain()
+        if self.splice is not None:
+            self.splice.drain()
+
     def close(self) -> None:
         """End all: frontends are cut off, sockets and interfaces that are ours go."""
+        self.drain()
         for made in self.ports:  # before all that waits for the workers: one may wait in it for a pipe's reader
             if isinstance(made, PcapWriter):
                 made.close()

@@ -127,6 +127,7 @@ def run(options: argparse.Namespace) -> int:
             notify("READY=1")
             stop.wait()
             notify("STOPPING=1")
+            joined.drain()
             figures = joined.statistics()
     except Stopped:
         return 0

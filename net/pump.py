@@ -79,10 +79,11 @@ class Pump:
 
     def pause(self) -> None:
         """Stop it, until :meth:`resume`: no burst is under way when this returns."""
-        for transmit, receive in self.tasks:
+        for _, receive in self.tasks:  # first: what they send may come back here, by a loopback
+            receive.pause()
+        for transmit, _ in self.tasks:
             transmit.disconnect()
             transmit.pause()
-            receive.pause()
 
     def close(self) -> None:
         """End the threads, and let go of the port."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -11,8 +12,10 @@ from virtio._port import Port
 from virtio._splice import PortSplice
 from virtio._worker import Worker
 from virtio.errors import ConfigError
+from virtio.hooks import DRAIN
 
 HEADER_SIZE = 24  # bytes: of the longest virtio_net_hdr, so that nothing need be left out
+LOOK = 0.001
 OFFLOADS = 0x1FF  # VIRTIO_OFFLOAD_*: what either may give undone, for what the other cannot do is done on the way
 
 
@@ -22,8 +25,8 @@ class Splice:
     ``workers`` run pair i on worker i, modulo their number; without any, :meth:`poll` does. Raises RuntimeError if a
     port has a user already, ConfigError for one port as both ends, and for a cable's end joined to another or to a
     loopback: either delivers of itself, into the other. A context manager; :meth:`close` lets go of the ports, which
-    remain the caller's to close, and of what was read from one and not yet taken by the other (one burst at most, and
-    only of an end that has no room).
+    remain the caller's to close. What was read from one and finds no room in the other within half a second is dropped,
+    and counted.
     """
 
     def __init__(self, a: Port, b: Port, workers: Sequence[Worker] = ()) -> None:
@@ -76,14 +79,29 @@ class Splice:
             end["port"] = port.statistics()
         return ends
 
+    def drain(self, seconds: float = DRAIN) -> bool:
+        """Ask the ports for no more, and wait until what they gave was taken; return whether it was, in ``seconds``."""
+        end = time.monotonic() + seconds
+        while [task for both in self.tasks for task in both if task.drain()]:
+            if time.monotonic() >= end:
+                return False
+            if not self.poll():
+                time.sleep(LOOK)
+        return True
+
     def close(self) -> None:
-        """Stop: no frame passes when this returns. It may be called again."""
+        """Drain, and stop: no frame passes when this returns. It may be called again."""
+        if self._attached:
+            self.drain()
         for i, both in enumerate(self.tasks):
             for task in both:
                 if self.workers and task in (worker := self.workers[i % len(self.workers)]).tasks:
                     worker.remove(task)
-                task.disconnect()
                 task.pause()
+        for both in self.tasks:  # when nothing is sent any more: one's giver may be the other's taker
+            for task in both:
+                task.disconnect()
+                task.abandon()
         for port in self._attached:
             port.detach()
         self._attached.clear()

@@ -105,18 +105,21 @@ def test_a_port_of_too_few_queues() -> None:
 @pytest.mark.parametrize(
     ("mtu", "accept", "size"),
     [
-        (1500, F(0), 1518),
-        (1500, F.GUEST_CSUM, 1518),
+        (1500, F(0), 1523),
+        (1500, F.GUEST_CSUM, 1523),
         (1500, F.GUEST_CSUM | F.GUEST_TSO4, 65589),
         (None, F(0), 65589),
-        (68, F(0), 86),
-        (65535, F(0), 65553),
+        (68, F(0), 91),
+        (65535, F(0), 65558),
     ],
 )
 def test_how_large_a_frame_a_port_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, mtu: int | None, accept: F, size: int
 ) -> None:
-    """The MTU counts what is behind an Ethernet header of 14 bytes and a VLAN tag of 4; what is uncut may be any."""
+    """The MTU counts the bytes behind an Ethernet header of 14 and two VLAN tags of 4, and one more shows as too long.
+
+    Frames that are uncut may have any length.
+    """
     asked = []
 
     class Noting(NetReceive):

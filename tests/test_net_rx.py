@@ -155,7 +155,7 @@ def test_back_pressure(packed: bool, in_place: bool) -> None:
 def test_a_frame_waits_until_all_its_buffers_are_there(packed: bool, in_place: bool) -> None:
     """In the port, or, as how large it is shows only when it is read, with us; and those behind it wait, too."""
     device, nic, port = machine(packed=packed, in_place=in_place, mtu=5000, without=GUEST & ~F.GUEST_CSUM)
-    frame = payload(5018)
+    frame = payload(5014)
     port.give([(NONE, frame), (NONE, frame[:60])])
     for _ in range(9):
         nic.post(1, 512)

@@ -1,5 +1,6 @@
 # The receive filter (VIRTIO 1.4, 5.1.9.5.1 to 5.1.9.5.3): which frames a driver wants. As QEMU has it, whose order of
-# questions drivers rely on: promiscuous passes all, VLAN filter included; then the VLAN; then the address.
+# questions drivers rely on: promiscuous passes all, VLAN filter included; then the VLAN; then the address. A tag of
+# VLAN 0 has a priority and no VLAN (IEEE 802.1Q): such frames pass the VLAN filter always.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 
@@ -60,6 +61,6 @@ cdef inline bint filter_passes(const net_filter *f, const uint8_t *p) noexcept n
         return True
     if f.vlan_filter and p[12] == 0x81 and p[13] == 0:
         vid = (<uint32_t>p[14] << 8 | p[15]) & 0xfff
-        if not f.vlans[vid >> 6] >> (vid & 63) & 1:
+        if vid and not f.vlans[vid >> 6] >> (vid & 63) & 1:
             return False
     return filter_address(f, load_mac(p))

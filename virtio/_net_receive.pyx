@@ -12,6 +12,10 @@ from virtio._port cimport *
 from virtio._ring cimport *
 
 
+cdef enum:
+    ETHERNET = 14  # bytes of its header
+
+
 cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
     cdef net_rx *rx = (<net_rx_task *>task).rx
     cdef virtio_bell *bell = NULL
@@ -25,7 +29,7 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
                 done += rx_settle(rx)
             else:
                 rx_refuse(rx, 0)
-        if not rx.pending:
+        if not rx.pending and not rx.draining:
             done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST)
         if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
             device_disable_notification(rx.q)
@@ -47,7 +51,7 @@ cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
     if task.active and not rx.idle:
         if rx.blocked:
             work = rx.sink.arm(&rx.sink, wait)
-        else:
+        elif not rx.draining:
             work = rx.port.arm_receive(rx.port, rx.pair, wait)
     queue_unlock(&rx.q.lock)
     return work
@@ -66,7 +70,7 @@ cdef void task_disarm(virtio_task *task) noexcept nogil:
 
 # ---- the Python face ----
 
-_DROPS = ("closed", "broken", "too_large", "segment", "checksum")
+_DROPS = ("closed", "broken", "too_large", "segment", "checksum", "mtu")
 
 
 def guest_offloads(features):
@@ -157,6 +161,36 @@ cdef class NetReceive(Task):
         queue_unlock(self.rx.sink.lock)
         if self.worker is not None:
             self.worker.wake()
+
+    def limit(self, mtu):
+        """Drop frames that are longer than this MTU, and a frame to be cut if its segments are; None: none.
+
+        The Ethernet header and VLAN tags count on top.
+        """
+        cdef uint32_t limit = RX_NO_LIMIT if mtu is None else mtu + ETHERNET
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+        self.rx.limit = limit
+        queue_unlock(self.rx.sink.lock)
+
+    def drain(self):
+        """Ask the port for no more; return whether a frame waits that was read of it, and finds no room yet."""
+        cdef bint pending
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+        self.rx.draining = 1
+        pending = self.rx.pending
+        queue_unlock(self.rx.sink.lock)
+        return pending
+
+    def abandon(self):
+        """Drop the frame that waits for room, if there is one: the queue ends."""
+        cdef net_rx *rx = &self.rx
+        with nogil:
+            queue_lock(rx.sink.lock)
+        add_count(&rx.dropped[RX_DROP_CLOSED], rx.pending)
+        rx.pending = 0
+        queue_unlock(rx.sink.lock)
 
     def filter(self, *, int modes, bytes mac, unicast=(), multicast=(), vlans=None):
         """Filter frames: ``modes`` are FILTER_* bits, addresses are 6 bytes, ``vlans`` 512 bytes of bits or None."""

@@ -26,7 +26,10 @@ cdef enum:
     RX_DROP_TOO_LARGE = 2    # no buffer, or not all of them together, takes it
     RX_DROP_SEGMENT = 3      # it is to be cut, and cannot be
     RX_DROP_CHECKSUM = 4     # there is no checksum field where the header says
-    RX_DROPS = 5
+    RX_DROP_MTU = 5          # it is longer than the MTU that was negotiated, uncut or in segments
+    RX_DROPS = 6
+
+    RX_NO_LIMIT = 0xffffffff
 
 
 cdef struct net_rx
@@ -43,8 +46,10 @@ cdef struct net_rx:
     uint32_t header          # bytes of virtio_net_hdr
     uint32_t mergeable
     uint32_t flags           # of a header, those that the guest accepts
+    uint32_t limit           # bytes of a frame without VLAN tags: the MTU and an Ethernet header; or RX_NO_LIMIT
     uint32_t closed          # frames are dropped
     uint32_t idle            # and the port is not asked for any
+    uint32_t draining        # the port is not asked for any; what was read of it is put in
     uint32_t used            # chains[0 .. used) are written, [used .. popped) are free
     uint32_t popped
     uint32_t published       # something was, since the last flush
@@ -89,7 +94,7 @@ cdef struct net_rx:
     uint64_t filtered
     uint64_t bad_chains      # not writable, or smaller than a header
     uint64_t stalls
-    uint64_t dropped[5]      # RX_DROPS
+    uint64_t dropped[6]      # RX_DROPS
 
 
 # Set the sink up. q, header, chains, segs and scratch are there; flags, mergeable and sink.offloads come later.

@@ -27,6 +27,11 @@ cdef enum:
     NEVER = -1
     TCP_FIELD = 16
     UDP_FIELD = 6
+    UDP_HEADER = 8
+    TCP_OFFSET = 12   # of the byte that has the header's length
+    TPID = 0x8100
+    TPID_SERVICE = 0x88a8
+    TAG = 4           # bytes
     RESERVES = 3      # frames that are popped for when a port reads one: it is not alone
 
 
@@ -200,6 +205,42 @@ cdef bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uin
     return filter_passes(&rx.filter, head)
 
 
+cdef uint32_t limit_of(const net_rx *rx, const iovec *pieces, uint32_t skip) noexcept nogil:
+    """Return how long a frame may be that begins skip bytes into the pieces: VLAN tags count on top of the MTU."""
+    cdef uint8_t head[20]
+    cdef uint32_t at = 12, tpid
+    collect(head, pieces, skip, sizeof(head))
+    while at < sizeof(head):
+        tpid = <uint32_t>head[at] << 8 | head[at + 1]
+        if tpid != TPID and tpid != TPID_SERVICE:
+            break
+        at += TAG
+    return rx.limit + at - 12
+
+
+cdef uint32_t segment_length(const virtio_net_hdr *hdr, uint32_t length, const iovec *pieces,
+                             uint32_t skip) noexcept nogil:
+    """Return how long a frame's segments are, by its header: without a checksum to complete, by a mere hint."""
+    cdef uint32_t headers = hdr.hdr_len, kind = hdr.gso_type & NET_HDR_GSO_MASK
+    cdef uint8_t offset = 0
+    if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        headers = hdr.csum_start
+        if kind == VIRTIO_NET_HDR_GSO_UDP_L4:
+            headers += UDP_HEADER
+        elif kind != VIRTIO_NET_HDR_GSO_UDP and headers + TCP_OFFSET < length:
+            collect(&offset, pieces, skip + headers + TCP_OFFSET, 1)
+            headers += (offset >> 4) * 4
+    return headers + hdr.gso_size
+
+
+cdef bint exceeds(const net_rx *rx, const virtio_net_hdr *hdr, uint32_t length, const iovec *pieces,
+                  uint32_t skip) noexcept nogil:
+    """Say whether a frame of more than rx.limit bytes is longer than the MTU allows, tags and GSO considered."""
+    if hdr.gso_type & NET_HDR_GSO_MASK:
+        length = segment_length(hdr, length, pieces, skip)
+    return length > limit_of(rx, pieces, skip)
+
+
 # ---- the sink ----
 
 cdef inline uint32_t beyond(const net_rx *rx, const virtio_net_hdr *hdr) noexcept nogil:
@@ -226,6 +267,9 @@ cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noex
     if segment_plan_pieces(s, source, packet.nsegs, packet.hdr.gso_type, packet.hdr.gso_size,
                            SEGMENT_PARTIAL if rx.sink.offloads & VIRTIO_OFFLOAD_CSUM else 0, EXECUTE_SEGMENTS_MAX):
         add_count(&rx.dropped[RX_DROP_SEGMENT], 1)
+        return True
+    if packet.len > rx.limit and segment_header_size(s, 0) + segment_payload_size(s, 0) > limit_of(rx, source, 0):
+        add_count(&rx.dropped[RX_DROP_MTU], 1)
         return True
     key = frame_key(s)
     if rx.resume_len == packet.len and rx.resume_key == key:
@@ -263,9 +307,13 @@ cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) no
     cdef bint summed = False
     cdef iovec *to
     cdef int n
-    if beyond(rx, hdr):
-        if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
-            return cut(rx, packet, source)
+    cdef uint32_t undone = beyond(rx, hdr)
+    if undone and hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
+        return cut(rx, packet, source)
+    if virtio_unlikely(packet.len > rx.limit) and exceeds(rx, hdr, packet.len, source, 0):
+        add_count(&rx.dropped[RX_DROP_MTU], 1)
+        return True
+    if undone:
         if <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > packet.len:
             add_count(&rx.dropped[RX_DROP_CHECKSUM], 1)
             return True
@@ -350,14 +398,14 @@ cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint3
     """Put plain frames into plain chains, up to the first that is not; return how many."""
     cdef virtio_run run
     cdef const virtio_packet *packet = packets
-    cdef uint32_t header = rx.header, total
+    cdef uint32_t header = rx.header, limit = rx.limit, total
     cdef uint64_t size = 0
     if run_start(&run, rx.q, min(n, <uint32_t>VIRTIO_BURST), packed) == 0:
         return 0
     run_ahead(&run, True, packed)
     while run_next(&run, VIRTIO_DESC_F_WRITE, packed):
         total = header + packet.len
-        if virtio_unlikely(total > run.length or not is_plain(packet)):
+        if virtio_unlikely(total > run.length or packet.len > limit or not is_plain(packet)):
             break
         if virtio_unlikely(not write_plain(rx, <uint8_t *>run.host, packet,
                                            <const uint8_t *>segs[packet.first].iov_base, header)):
@@ -467,7 +515,7 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
         rx_refuse(rx, 1)
         return
     if length > rx.room and not rx.mergeable and not cut:
-        add_count(&rx.dropped[RX_DROP_TOO_LARGE], 1)
+        add_count(&rx.dropped[RX_DROP_MTU if length > <uint64_t>rx.limit + 2 * TAG else RX_DROP_TOO_LARGE], 1)
         return
     if length > rx.room or cut:
         put_aside(rx, hdr, length)
@@ -476,6 +524,9 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
     npieces = pieces_of(rx, rx.reserved)
     if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, to, npieces, rx.header):
         add_count(&rx.filtered, 1)
+        return
+    if virtio_unlikely(length > rx.limit) and exceeds(rx, hdr, length, to, rx.header):
+        add_count(&rx.dropped[RX_DROP_MTU], 1)
         return
     if undone:
         if not complete(to, npieces, rx.header, hdr, length):
@@ -537,6 +588,7 @@ cdef void rx_disarm(virtio_sink *sink) noexcept nogil:
 cdef void rx_start(net_rx *rx) noexcept nogil:
     rx.filter.modes = FILTER_PROMISC
     rx.size_seen = 1526
+    rx.limit = RX_NO_LIMIT
     rx.sink.lock = &rx.q.lock
     rx.sink.deliver, rx.sink.reserve, rx.sink.commit = rx_deliver, rx_reserve, rx_commit
     rx.sink.flush, rx.sink.arm, rx.sink.disarm = rx_flush, rx_arm, rx_disarm

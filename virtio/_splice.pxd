@@ -25,6 +25,7 @@ cdef struct port_splice:
     virtio_port *giver
     virtio_port *taker
     uint32_t queue            # of both
+    uint32_t draining         # nothing more is asked of the giver
     uint32_t full             # the taker did not take all: it is asked before the giver
     net_executor *executor    # does what the taker cannot
     const void *begun         # where the frame lies of which the taker has some segments
@@ -39,6 +40,7 @@ cdef struct port_splice:
     uint64_t frames           # taken
     uint64_t bytes
     uint64_t stalls           # bursts that were not taken whole
+    uint64_t dropped          # read, and not sent until the end
 
 
 cdef class PortSplice(Task):

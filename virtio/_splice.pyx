@@ -123,8 +123,9 @@ cdef uint32_t splice_poll(virtio_task *task) noexcept nogil:
         send_held(s)
         if s.count == 0:
             s.full = 0
-            done = s.giver.receive(s.giver, s.queue, &s.shown.sink, VIRTIO_BURST)
-            send_held(s)
+            if not s.draining:
+                done = s.giver.receive(s.giver, s.queue, &s.shown.sink, VIRTIO_BURST)
+                send_held(s)
         bell = port_flush(s.taker, s.queue)
         if done == 0:
             done = <uint32_t>(s.frames - before)
@@ -142,7 +143,7 @@ cdef bint splice_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
         # without room a frame that waits is no work: the giver is not asked to wake us for it
         if s.full or s.count:
             work = s.taker.arm_send(s.taker, s.queue, wait)
-        else:
+        elif not s.draining:
             work = s.giver.arm_receive(s.giver, s.queue, wait)
     queue_unlock(&s.lock)
     return work
@@ -205,9 +206,27 @@ cdef class PortSplice(Task):
             self.connected = False
             self.giver.connect(self.c.queue, NULL, None)
 
+    def drain(self):
+        """Ask the giver for no more; return whether frames wait that were read of it, or a burst is under way."""
+        cdef bint held
+        if not virtio_trylock(&self.c.lock):
+            return True
+        self.c.draining = 1
+        held = self.c.count != 0
+        queue_unlock(&self.c.lock)
+        return held
+
+    def abandon(self):
+        """Drop what was read and is not sent. For a task that is paused."""
+        add_count(&self.c.dropped, self.c.count - self.c.at)
+        self.c.at = self.c.count = self.c.used = 0
+
     def statistics(self):
-        """Return frames, bytes, stalls (bursts not taken whole), and executed: what was done to frames on the way."""
+        """Return frames, bytes, stalls (bursts not taken whole), dropped (by abandon), and executed: what was done to
+        frames on the way.
+        """
         return {
             "frames": counted(&self.c.frames), "bytes": counted(&self.c.bytes), "stalls": counted(&self.c.stalls),
+            "dropped": counted(&self.c.dropped),
             "executed": executor_figures(self.c.executor),
         }

@@ -3,12 +3,13 @@
 import os
 import signal
 import threading
+import time
 
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from virtio._bell cimport Bell, virtio_bell_answer, virtio_bell_drain
-from virtio._queue cimport add_count, counted, virtio_load32, virtio_relax, virtio_store32
+from virtio._queue cimport add_count, counted, virtio_load32, virtio_relax, virtio_store32, virtio_trylock
 from virtio._ring cimport queue_lock, queue_unlock
 
 
@@ -31,6 +32,9 @@ cdef extern from "sched.h" nogil:
 
 cdef enum:
     ROUNDS = 256  # polls of all tasks between two looks at the clock or at what Python wants
+
+
+LOOK = 100e-6  # seconds between two tries to stop a task amid a burst
 
 
 cdef inline int64_t now_ns() noexcept nogil:
@@ -62,13 +66,25 @@ cdef class Task:
             if worker is not None:
                 worker.wake()  # it may sleep, and wait for nothing of a task that was paused
 
-    def pause(self):
-        """Stop it: when this returns no burst is under way, and none begins."""
-        if self.task is not NULL:
+    def pause(self, seconds=None):
+        """Stop it: when this returns True no burst is under way, and none begins.
+
+        ``seconds`` is how long a burst that is under way is waited for (None: until it ends); False: it goes on.
+        """
+        if self.task is NULL:
+            return True
+        if seconds is None:
             with nogil:
                 queue_lock(self.lock)
-                virtio_store32(&self.task.active, 0)
-                queue_unlock(self.lock)
+        else:
+            end = time.monotonic() + seconds
+            while not virtio_trylock(self.lock):
+                if time.monotonic() >= end:
+                    return False
+                time.sleep(LOOK)
+        virtio_store32(&self.task.active, 0)
+        queue_unlock(self.lock)
+        return True
 
     @property
     def active(self):

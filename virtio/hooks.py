@@ -8,12 +8,14 @@ from typing import Any
 from virtio._memory import GuestMemory
 from virtio.slot import Interrupt, QueueSlot
 
+DRAIN = 0.5  # seconds that what was taken may wait for room, when all is to end
+
 
 class Hooks:
     """The hooks of :class:`~virtio.device.Device`, as they are unless overridden.
 
-    All but :meth:`queue_sizes` and :meth:`handles`, which its ``__init__`` calls, run under the device's lock, one at a
-    time; interrupts that they raise go out when it is free.
+    All but :meth:`drain`, :meth:`queue_sizes` and :meth:`handles` run under the device's lock, one at a time;
+    interrupts that they raise go out when it is free.
     """
 
     queue_size: int
@@ -78,6 +80,13 @@ class Hooks:
 
     def resume(self) -> None:
         """Undo :meth:`pause`."""
+
+    def drain(self, seconds: float = DRAIN) -> bool:
+        """Take nothing more in, and finish what was taken, within ``seconds``; return whether that was done.
+
+        Called without the device's lock, by whoever is about to stop the device. It lasts until a reset.
+        """
+        return True
 
     def save(self) -> dict[str, Any]:
         """Return what a snapshot needs of the subclass, JSON-able."""

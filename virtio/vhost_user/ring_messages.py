@@ -109,8 +109,11 @@ class RingMessages:
             self._watch(ring, None)
 
     def reset(self, *, drain: bool = False) -> None:
-        """Stop all rings; without ``drain`` whatever is in flight, since the driver begins anew."""
-        for ring in self.rings:
+        """Stop all rings; without ``drain`` whatever is in flight, since the driver begins anew.
+
+        The last one first: of a network device the queue that sends before the one that it may send to.
+        """
+        for ring in reversed(self.rings):
             self._stop(ring, self.drain if drain else 0)
             self._watch(ring, None)
             ring.enabled = self.session.starts_enabled

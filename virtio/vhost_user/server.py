@@ -77,7 +77,9 @@ class Server:
         return self._backend is not None
 
     def close(self) -> None:
-        """End: the frontend is cut off, the socket file removed."""
+        """End: the device drains, the frontend is cut off, the socket file removed."""
+        if self.connected:
+            self.device.drain()
         self._ended.set()
         with self._lock:
             if self._backend is not None:
