@@ -195,7 +195,10 @@ class Backend:
         self.memory.set_log()
 
     def _get_protocol_features(self, message: Message) -> bytes:
-        return U64.pack(self.session.protocol_offered)
+        return U64.pack(self.session.protocol_shown())
+
+    def _set_owner(self, message: Message) -> None:
+        self.session.owned = True
 
     def _set_protocol_features(self, message: Message) -> None:
         bits = message.number()
@@ -248,7 +251,7 @@ class Backend:
     OBEY: ClassVar[Obey] = {
         Request.GET_FEATURES: _get_features,
         Request.SET_FEATURES: _set_features,
-        Request.SET_OWNER: _nothing,
+        Request.SET_OWNER: _set_owner,
         Request.RESET_OWNER: _reset_device,
         Request.SET_LOG_FD: _nothing,
         Request.GET_PROTOCOL_FEATURES: _get_protocol_features,
