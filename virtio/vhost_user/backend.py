@@ -42,8 +42,8 @@ class Backend:
     the frontend goes, or says what cannot be, or cuts a file short that we map: then it raises VhostUserError; the
     device is reset in any case. :meth:`stop` ends it from another thread.
 
-    Rings run from SET_VRING_KICK to GET_VRING_BASE. The device is activated when the first of them starts, with the
-    features of that moment, and reset when other ones are set while none runs.
+    Rings run from SET_VRING_KICK to GET_VRING_BASE, or to a message that sets them up again. The device is activated
+    when the first of them starts, with the features of that moment, and reset when other ones are set.
     """
 
     def __init__(
