@@ -358,3 +358,19 @@ def test_a_region_too_short_for_its_ring_is_refused(packed: bool, tmp_path: Path
         assert frontend.payload() == U64.pack(1)
         wait_for(lambda: server.error is not None)
         assert "ring 0: 1024 bytes at 0x40000000 are outside of any one region" in str(server.error)
+
+
+def test_a_ring_that_would_not_be_aligned_is_refused(tmp_path: Path) -> None:
+    """The same addresses, and a file whose bytes are elsewhere: no ring can be worked there."""
+    with served(Upper(), tmp_path / "s") as (server, frontend):
+        use = frontend.negotiate(flags(False), PROTOCOL)
+        add(frontend, LOW)
+        layout = layout_of(0, False)
+        driver = frontend.driver(0, layout, use)
+        frontend.start(0, layout)
+        exchange(frontend, driver, b"x")
+        odd = TABLE.pack(1, 0) + REGION.pack(GPA, HALF, UADDR, 4)
+        frontend.say(R.SET_MEM_TABLE, odd, [frontend.fd], NEED_REPLY)
+        assert frontend.payload() == U64.pack(1)
+        wait_for(lambda: server.error is not None)
+        assert "aligned differently" in str(server.error)

@@ -21,7 +21,7 @@ from vhost_frontend import GPA, PROTOCOL_FEATURES, UADDR, Frontend, layout_of
 from vhost_guest import HEADER, Guest
 
 from virtio import Feature
-from virtio.constants import NetFeature
+from virtio.constants import NetFeature, Status
 from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import ProtocolFeature, Server
 from virtio.vhost_user.messages import ADDRESS, NO_FD, STATE, U64, Request
@@ -352,3 +352,22 @@ def test_a_ring_that_was_kept_busy_is_stopped_in_time(tmp_path: Path, caplog: py
         frontend.eventfd(R.SET_VRING_KICK, 0, frontend.kicks)
         wait_for(lambda: len(device.kept) == 2)
         assert device.texts == [b"text0", b"text1"]
+
+
+@FORMATS
+def test_a_queue_that_broke_is_whole_again(packed: bool, tmp_path: Path) -> None:
+    """The memory of a ring whose driver is gone holds anything; with the first ring of the next the device is reset."""
+    device = Upper()
+    with served(device, tmp_path / "s") as (server, frontend):
+        driver = running(frontend, packed, protocol=ProtocolFeature.STATUS)
+        driver.enqueue([(1 << 60, 64)], cookie=None)
+        frontend.kick(0)
+        wait_for(lambda: device.reason)
+        assert frontend.ask_u64(R.GET_STATUS) == Status.DEVICE_NEEDS_RESET
+        layout = layout_of(OTHER, packed)
+        again = frontend.driver(0, layout, flags(packed))
+        frontend.start(0, layout, 0x8000 if packed else 0)
+        assert exchange(frontend, again, b"on") == b"ON"
+        assert frontend.ask_u64(R.GET_STATUS) == 0
+        assert device.reason is None
+        assert server.error is None

@@ -45,8 +45,8 @@ class Backend:
     the frontend goes, or says what cannot be, or cuts a file short that we map: then it raises VhostUserError; the
     device is reset in any case. :meth:`stop` ends it from another thread.
 
-    Rings run from SET_VRING_KICK to GET_VRING_BASE. The device is activated when the first of them starts, with the
-    features of that moment, and reset when other ones are set while none runs.
+    Rings run from SET_VRING_KICK to GET_VRING_BASE, or to a message that sets them up again. The device is activated
+    when the first of them starts, with the features of that moment, and reset when other ones are set.
     """
 
     def __init__(
@@ -216,7 +216,10 @@ class Backend:
         self.memory.set_log()
 
     def _get_protocol_features(self, message: Message) -> bytes:
-        return U64.pack(self.session.protocol_offered)
+        return U64.pack(self.session.protocol_shown())
+
+    def _set_owner(self, message: Message) -> None:
+        self.session.owned = True
 
     def _set_protocol_features(self, message: Message) -> None:
         bits = message.number()
@@ -269,7 +272,7 @@ class Backend:
     OBEY: ClassVar[Obey] = {
         Request.GET_FEATURES: _get_features,
         Request.SET_FEATURES: _set_features,
-        Request.SET_OWNER: _nothing,
+        Request.SET_OWNER: _set_owner,
         Request.RESET_OWNER: _reset_device,
         Request.SET_LOG_FD: _nothing,
         Request.GET_PROTOCOL_FEATURES: _get_protocol_features,

@@ -146,9 +146,8 @@ class RingMessages:
         queue = self.device.queues[ring.index].queue
         try:
             layout = ring.layout(planned, self.session.packed)
-            for gpa, length in layout.areas:
-                planned.translate(gpa, length)
-        except (MemoryFault, VhostUserError):
+            DeviceQueue(planned, layout)  # raises if an area is not there as a whole, or not aligned there
+        except (MemoryFault, ValueError, VhostUserError):
             return False
         return queue is not None and queue.layout == layout
 
@@ -260,6 +259,8 @@ class RingMessages:
 
     def _go_live(self) -> None:
         device = self.device
+        if device.status & Status.DEVICE_NEEDS_RESET and not any(ring.running for ring in self.rings):
+            device.reset()  # a driver begins anew, whose frontend may know no other way to say so
         if device.live:
             return
         bits = self.session.driver_features()
