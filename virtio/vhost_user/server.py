@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
@@ -13,11 +12,12 @@ from typing import Any, Self
 
 from virtio.device import Device
 from virtio.errors import VirtioError, bare, in_full
+from virtio.logs import limited
 from virtio.vhost_user.backend import Backend
 from virtio.vhost_user.descriptors import close_socket
 from virtio.vhost_user.listener import PathListener
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 RETRY = 0.2  # seconds between two attempts to connect
 
