@@ -6,7 +6,6 @@ virtio.pci) shows a device to a driver. Source: VIRTIO 1.4, chapter 2 and sectio
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,10 +21,11 @@ from virtio.errors import ConfigError, MemoryFault, NegotiationError, RingError,
 from virtio.features import LEGACY_BITS, Features, choose, closed, legacy_only, names_of, refusals
 from virtio.hooks import Hooks
 from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
+from virtio.logs import limited
 from virtio.serving import Serving
 from virtio.slot import Interrupt, QueueSlot, nobody
 
-log = logging.getLogger("virtio.device")
+log = limited("virtio.device")
 
 QUEUES_MAX = 0x10000
 CHAINS_MAX = 4096  # that one call of notified() serves

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import selectors
 import socket
 import threading
@@ -15,6 +14,7 @@ from virtio._bell import Bell
 from virtio.constants import Feature, Status
 from virtio.device import Device
 from virtio.errors import Disconnected, NegotiationError, VhostUserError, VirtioError
+from virtio.logs import limited
 from virtio.vhost_user.channel import Channel
 from virtio.vhost_user.config_messages import ConfigMessages
 from virtio.vhost_user.memory import Slot
@@ -24,7 +24,7 @@ from virtio.vhost_user.requests import Requests
 from virtio.vhost_user.ring_messages import RingMessages
 from virtio.vhost_user.session import LOG_ALL, PROTOCOL, PROTOCOL_FEATURES, U64_BITS, Session
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 DRAIN = 10.0  # seconds
 LOOK = 5.0  # seconds between two looks at whether an idle frontend reads

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import ClassVar
 
 from virtio.errors import VhostUserError
+from virtio.logs import limited
 from virtio.vhost_user.messages import CONFIG, CONFIG_MAX, Message, Obey, Request
 from virtio.vhost_user.session import Session
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 
 class ConfigMessages:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Sequence
 from typing import ClassVar
 
 from virtio.errors import Disconnected, VhostUserError
+from virtio.logs import limited
 from virtio.vhost_user.channel import Channel
 from virtio.vhost_user.descriptors import make_write_only
 from virtio.vhost_user.messages import BackendRequest, Message, Obey, ProtocolFeature, Request
 from virtio.vhost_user.session import Session
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 
 class Requests:

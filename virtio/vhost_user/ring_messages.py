@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import selectors
 import time
@@ -16,6 +15,7 @@ from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
 from virtio.errors import MemoryFault, VhostUserError, VirtioError
+from virtio.logs import limited
 from virtio.slot import nobody, nothing
 from virtio.vhost_user.descriptors import make_write_only
 from virtio.vhost_user.inflight import InflightFile
@@ -25,7 +25,7 @@ from virtio.vhost_user.polling import SHORT, Polling
 from virtio.vhost_user.rings import Ring
 from virtio.vhost_user.session import Session
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 EVENTFD = "anon_inode:[eventfd]"
 CHECK = 0.02  # seconds between two looks at whether a device has given back what it had

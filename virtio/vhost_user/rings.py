@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,10 @@ from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.errors import MemoryFault, RingError, VhostUserError
 from virtio.layout import QueueLayout
+from virtio.logs import limited
 from virtio.vhost_user.inflight import InflightFile
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 WRAP = 0x8000
 DESC_SIZE = 16
