@@ -172,8 +172,6 @@ class NetDevice(Device):
             less |= NetFeature.MTU & ~more
         if self.max_pairs == 1:
             less |= NetFeature.MQ & ~more
-        if less & NetFeature.CSUM:
-            less |= NetFeature.GSO & ~more
         try:
             net_header_size(more & ~less)
         except ValueError as error:

@@ -268,7 +268,9 @@ class Vtnet(Traffic, Driver):
         if self._mac is not None:
             self._tell_mac(self._mac)
         self.filter.restore()
-        self._link = self.link_up
+        if self.link_up != self._link:  # it changed, or was down before we came: the next tick tells
+            self.transport.config_bell.ring()
+        self._answer_announce()
 
     def stopping(self) -> None:
         """Nothing works the queues when this returns."""
@@ -288,6 +290,10 @@ class Vtnet(Traffic, Driver):
             self.counters["link_changes"] += 1
             if self.on_link is not None:
                 self.on_link(up)
+        self._answer_announce()
+
+    def _answer_announce(self) -> None:
+        """Announce the interface if the device wants it: its interrupt may have come before there was a driver."""
         if self.features & Net.GUEST_ANNOUNCE and self.config(STATUS_AT, 2) & ANNOUNCE:
             self.announce()
             self.command(CTRL_ANNOUNCE, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from nic import ALL, attach
 from test_net_device import F, both_ways
+from undone import ufo, undone
 
 from virtio._devicebench import ScriptPort
 from virtio.constants import Feature
@@ -62,6 +63,27 @@ def test_a_bit_that_was_not_offered_is_refused_by_name() -> None:
         device.check_features(device.device_features & ~F.GUEST_CSUM)
 
 
-def test_withheld_checksums_take_the_legacy_offload_bit_along() -> None:
-    assert not NetDevice(withhold="CSUM").offered & F.GSO
-    assert NetDevice(withhold="HOST_TSO4").offered & F.GSO
+@pytest.mark.parametrize("bit", ["CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN", "HOST_UFO"])
+def test_the_legacy_offload_bit_is_offered_with_all_that_it_stands_for(bit: str) -> None:
+    """A legacy driver takes it for all kinds of GSO: Linux before 2.6.25 knows no other bit, FreeBSD asks for both."""
+    assert NetDevice().offered & F.GSO
+    assert not NetDevice(withhold=bit).offered & F.GSO
+    assert NetDevice(withhold="HOST_USO").offered & F.GSO  # younger than it
+    if bit != "CSUM":
+        assert NetDevice(withhold=bit, offer="GSO").offered & F.GSO
+
+
+@pytest.mark.parametrize("kind", ["tcp4", "tcp6", "tcp4-ecn", "ufo"])
+def test_the_legacy_offload_bit_stands_for_all_kinds(kind: str) -> None:
+    """A legacy guest that accepts CSUM and GSO may ask for TSO of IPv4 and IPv6, with ECN, and for UFO."""
+    port = ScriptPort(offloads=0x1FF)
+    nic = attach(NetDevice(port), int(F.CSUM | F.GSO), legacy=True)
+    header, frame = ufo(4000, 1480) if kind == "ufo" else undone(kind, 4000, 1000)
+    nic.send([(header, frame)])
+    nic.device.poll()
+    assert [found for _, found in port.take()] == [frame]
+    assert nic.device.statistics()["tx0"]["dropped"] == {}
+    modern = attach(NetDevice(ScriptPort(offloads=0x1FF), offer=int(F.GSO)), int(F.CSUM | Feature.VERSION_1))
+    modern.send([(header, frame)])
+    modern.device.poll()
+    assert modern.device.statistics()["tx0"]["dropped"] == {"gso_feature": 1}

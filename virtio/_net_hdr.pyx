@@ -125,7 +125,7 @@ cdef uint32_t offloads_of(object features, bint to_driver) except? 0:
         known += 1
     if not to_driver and has_any(&have, &GSO) and not has_any(&have, &VERSION_1):
         # the legacy bit for all of what there was then (5.1.3.2)
-        offloads |= VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
+        offloads |= VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN | VIRTIO_OFFLOAD_UFO
     return offloads
 
 

@@ -345,10 +345,14 @@ class Driver:
         return status
 
     def check(self) -> bool:
-        """Answer the configuration interrupt: check the status, call :meth:`config_changed`. False: there was none."""
-        if not self.transport.config_bell.answer():
-            return False
+        """Check the status, and answer the configuration interrupt by :meth:`config_changed`. False: there was none.
+
+        The status is read in any case: an interrupt may be lost, or not be there (no vector was left for it).
+        """
+        rung = self.transport.config_bell.answer()
         self.check_status()
+        if not rung:
+            return False
         self.config_changed()
         return True
 

@@ -80,7 +80,11 @@ NET = Table(
         _N.HASH_TUNNEL: (_N.CTRL_VQ, _N.RSS | _N.HASH_REPORT),
         _N.RSS_CONTEXT: (_N.CTRL_VQ, _N.RSS),
     },
-    useless=dict.fromkeys((_N.CTRL_GUEST_OFFLOADS, _N.CTRL_RX_EXTRA, _N.HASH_REPORT), (_N.CTRL_VQ,)),  # 5.1.4.1
+    useless={
+        **dict.fromkeys((_N.CTRL_GUEST_OFFLOADS, _N.CTRL_RX_EXTRA, _N.HASH_REPORT), (_N.CTRL_VQ,)),  # 5.1.4.1
+        # to a legacy driver it is the word for all kinds that there were then: Linux before 2.6.25 knows no other
+        _N.GSO: (_N.CSUM, _N.HOST_TSO4, _N.HOST_TSO6, _N.HOST_ECN, _N.HOST_UFO),
+    },
     legacy_only=_N.GSO,
 )
 
