@@ -371,3 +371,29 @@ def test_a_queue_that_broke_is_whole_again(packed: bool, tmp_path: Path) -> None
         assert frontend.ask_u64(R.GET_STATUS) == 0
         assert device.reason is None
         assert server.error is None
+
+
+@FORMATS
+@pytest.mark.parametrize("again", ["another ring", "the same ring"])
+def test_an_inflight_region_is_for_the_next_driver(packed: bool, again: str, tmp_path: Path) -> None:
+    """With nothing in flight it says no more where the ring stands: SET_VRING_BASE does, or where it stood."""
+    with served(Upper(), tmp_path / "s") as (server, frontend):
+        use = negotiate_inflight(frontend, packed)
+        layout = layout_of(0, packed)
+        driver = frontend.driver(0, layout, use)
+        with Region(frontend, packed) as region:
+            region.give(frontend)
+            frontend.start(0, layout)
+            for i in range(7):
+                exchange(frontend, driver, b"x%d" % i)
+            if again == "another ring":
+                layout = layout_of(OTHER, packed)
+                driver = frontend.driver(0, layout, use)
+                frontend.start(0, layout, 0x8000 if packed else 0)
+            else:
+                frontend.order(R.SET_VRING_NUM, STATE.pack(0, layout.size))
+                frontend.eventfd(R.SET_VRING_KICK, 0, frontend.kicks)
+            for i in range(70):
+                assert exchange(frontend, driver, b"y%d" % i) == b"Y%d" % i
+            assert region.inflight() == []
+        assert server.error is None

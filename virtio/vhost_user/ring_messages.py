@@ -180,7 +180,7 @@ class RingMessages:
         away = isinstance(fault, MemoryFault) and overlap(self.table.gone, fault.gpa, fault.length)
         if away and not ring.stalled:
             ring.stalled = True
-            log.info("%s: ring %d stands still: %s", self.session.name, ring.index, fault)
+            log.info("%s: ring %d stands still: %s", self.session.name, ring.index, str(fault))
         return away
 
     def lost(self) -> str | None:
@@ -210,10 +210,11 @@ class RingMessages:
         if self.device.handles(ring.index):  # tasks read the kicks of other queues
             self._watch(ring, partial(self._kicked, ring))
 
-    def _stop(self, ring: Ring, drain: float) -> None:
+    def _stop(self, ring: Ring, drain: float) -> bool:
+        """Stop a ring, if it runs; return whether it did, and has nothing in flight."""
         ring.waiting = False
         if not ring.running:
-            return
+            return False
         self._watch(ring, None)
         ring.running = False
         queue = self.device.halt_queue(ring.index)
@@ -222,7 +223,7 @@ class RingMessages:
         held = self._await(queue, drain) if queue is not None else 0
         state = self.device.stop_queue(ring.index)
         if state is None:
-            return
+            return False
         ring.stopped_at(state, self.session.packed)
         tracked = self.inflight is not None and ring.index < self.inflight.queues
         if held and drain and not tracked:
@@ -232,6 +233,7 @@ class RingMessages:
                 "when the ring goes on, %d are lost",
                 self.session.name, ring.index, held, drain, held - lost, lost,
             )  # fmt: skip
+        return not state["outstanding"]
 
     def _await(self, queue: DeviceQueue, seconds: float) -> int:
         """Wait until a device has given back what it popped; return how many chains it did not.
@@ -248,7 +250,8 @@ class RingMessages:
         """Stop a ring that is set up again while it runs. It starts at its next kick, of the same descriptor too."""
         if not (ring.running or ring.waiting):
             return
-        self._stop(ring, self.drain)
+        if self._stop(ring, self.drain) and self.inflight is not None:
+            self.inflight.clear(ring.index, self.session.packed)  # it would say where the next driver's ring stands
         if ring.kick is not None:
             ring.kick.answer()  # that one was for what is stopped
             self._watch(ring, partial(self._kicked_again, ring))
