@@ -16,6 +16,7 @@ cdef struct script_frame:
     uint8_t *data
     uint32_t len
     uint32_t nsegs
+    uint32_t resume           # segments of it that are out
     iovec segs[64]
 
 

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
 from virtio._net_hdr cimport NetHeader
-from virtio._port cimport VIRTIO_PACKET_PIECES, virtio_packet, virtio_sink, virtio_wait
+from virtio._port cimport VIRTIO_PACKET_PIECES, sink_deliver, virtio_packet, virtio_sink, virtio_turn, virtio_wait
 from virtio._ring cimport *
 
 
@@ -34,7 +34,7 @@ cdef script_frame *copy_packet(const virtio_packet *packet, const iovec *segs) n
 
 
 cdef uint32_t script_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                          const iovec *segs) noexcept nogil:
+                          const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef script_state *c = <script_state *>port.owner
     cdef script_queue *q = &c.queues[queue]
     cdef int64_t room
@@ -58,9 +58,9 @@ cdef uint32_t script_send(virtio_port *port, uint32_t queue, const virtio_packet
     return taken
 
 
-cdef bint give_in_place(script_frame *frame, virtio_sink *sink) noexcept nogil:
+cdef bint give_in_place(script_frame *frame, virtio_sink *sink, virtio_turn *turn) noexcept nogil:
     cdef iovec room[VIRTIO_PACKET_PIECES]
-    cdef uint32_t n = sink.reserve(sink, room, VIRTIO_PACKET_PIECES), i = 0, at = 0, part
+    cdef uint32_t n = sink.reserve(sink, room, VIRTIO_PACKET_PIECES, turn), i = 0, at = 0, part
     if n == 0:
         return False
     while at < frame.len and i < n:
@@ -72,22 +72,27 @@ cdef bint give_in_place(script_frame *frame, virtio_sink *sink) noexcept nogil:
     return True
 
 
-cdef bint give_copy(script_frame *frame, virtio_sink *sink) noexcept nogil:
+cdef bint give_copy(script_frame *frame, virtio_sink *sink, virtio_turn *turn) noexcept nogil:
     cdef virtio_packet packet
     packet.hdr = frame.hdr
     packet.first = 0
     packet.nsegs = frame.nsegs
     packet.len = frame.len
-    return sink.deliver(sink, &packet, 1, frame.segs) == 1
+    return sink_deliver(sink, &packet, 1, frame.segs, turn, &frame.resume) == 1
 
 
-cdef uint32_t script_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
+cdef uint32_t script_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit,
+                             virtio_turn *turn) noexcept nogil:
     cdef script_state *c = <script_state *>port.owner
     cdef script_queue *q = &c.queues[queue]
-    cdef uint32_t done = 0
+    cdef script_frame *frame
+    cdef uint32_t done = 0, before
     queue_lock(&q.lock)
-    while done < limit and q.count:
-        if not (give_in_place(q.given[q.first], sink) if c.in_place else give_copy(q.given[q.first], sink)):
+    while done < limit and q.count and turn.left > 0:
+        frame = q.given[q.first]
+        before = frame.resume
+        if not (give_in_place(frame, sink, turn) if c.in_place else give_copy(frame, sink, turn)):
+            done += frame.resume > before
             break
         free_frame(q.given[q.first])
         q.first += 1

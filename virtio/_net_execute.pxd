@@ -6,13 +6,13 @@
 # the checksum are copied, of segments only the headers. The input is never written to. It may be a guest's memory, and
 # change at any moment: then the frames are garbage, but none is read or written out of bounds.
 #
-# Where less was taken than was made, the input packet in the middle of which it stopped is not done: it is given again
-# as the first of the next burst, and continued behind the segments that are out (x.resume).
+# Where less was taken than was made, or the turn is over, the input packet in the middle of which it stopped is not
+# done: it is given again as the first of the next burst, and continued behind the segments that are out (its `done`).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport *
-from virtio._port cimport virtio_packet, virtio_port
+from virtio._port cimport virtio_packet, virtio_port, virtio_turn
 from virtio._segment cimport virtio_segmenter
 
 
@@ -34,6 +34,8 @@ cdef struct net_executor:
     iovec segs[4096]
     uint32_t count
     uint32_t npieces
+    uint32_t limit            # packets that it may have
+    uint64_t bytes            # of its packets
     uint32_t input_of[64]     # the input packet that each is of, by its index,
     uint32_t segment_of[64]   # and its number among that one's segments
     # the input
@@ -43,7 +45,6 @@ cdef struct net_executor:
     uint32_t offloads         # VIRTIO_OFFLOAD_* that may be left undone
     uint32_t at               # input packet to go on with,
     uint32_t segment          # behind so many of its segments
-    uint32_t resume           # segments of the next input's first packet that are out already
     bint planned              # plan is that of input[at]
     virtio_segmenter plan
     # figures since it was made
@@ -63,15 +64,17 @@ cdef void executor_free(net_executor *x) noexcept nogil
 # header is one that net_hdr_check passes; bytes that it cannot be true of are dropped and counted.
 cdef void execute_start(net_executor *x, const virtio_packet *packets, uint32_t n, const iovec *segs,
                         uint32_t offloads) noexcept nogil
-# Make the next batch: x.packets[0 .. count), whose pieces are in x.segs. Returns count; 0: nothing is left.
+# Make the next batch, of x.limit packets at most: x.packets[0 .. count), whose pieces are in x.segs. Returns count; 0:
+# nothing is left.
 cdef uint32_t execute_next(net_executor *x) noexcept nogil
-# Of this batch only the first `taken` packets were, fewer than all: end, and return how many input packets are done.
-cdef uint32_t execute_stop(net_executor *x, uint32_t taken) noexcept nogil
+# Of this batch only the first `taken` packets were, fewer than all: end, and return how many input packets are done;
+# *resume: segments of the next one that are out.
+cdef uint32_t execute_stop(net_executor *x, uint32_t taken, uint32_t *resume) noexcept nogil
 
 # port.send for packets that may need more than port.offloads; the same answer. Unless all are taken, give the first
 # that was not again as the first of the next call.
 cdef uint32_t execute_send(net_executor *x, virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                           const iovec *segs) noexcept nogil
+                           const iovec *segs, virtio_turn *turn) noexcept nogil
 
 
 cdef inline uint32_t net_hdr_needs(const virtio_net_hdr *hdr) noexcept nogil:

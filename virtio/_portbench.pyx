@@ -8,13 +8,14 @@ from libc.string cimport memcpy, memset
 from virtio._bell cimport Bell, virtio_bell
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport NetHeader, virtio_net_hdr
-from virtio._port cimport VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet, virtio_sink
+from virtio._port cimport VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet, virtio_sink, virtio_turn
 from virtio._port_counts cimport add_count, counted
 from virtio._ring cimport queue_lock, queue_unlock
 from virtio._worker cimport virtio_wait, virtio_wait_bell
 
 
 cdef extern from "virtio/atomic.h" nogil:
+    bint virtio_is_locked(const uint32_t *lock)
     uint32_t virtio_load32(const uint32_t *p)
     void virtio_store32(uint32_t *p, uint32_t v)
 
@@ -28,6 +29,10 @@ cdef extern from "time.h" nogil:
     int clock_gettime(int clock, timespec *now)
 
 
+cdef enum:
+    WHOLE = 1 << 30  # units of work: a burst is never over before its end
+
+
 cdef inline double thread_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
@@ -37,7 +42,7 @@ cdef inline double thread_ns() noexcept nogil:
 # ---- the sink ----
 
 cdef inline void check_lock(bench_sink *s) noexcept nogil:
-    if not virtio_load32(&s.lock):
+    if not virtio_is_locked(&s.lock):
         add_count(&s.busy, 1)
 
 
@@ -54,8 +59,8 @@ cdef inline uint8_t *sink_slot(bench_sink *s, const virtio_net_hdr *hdr, uint32_
     return frame.data
 
 
-cdef uint32_t sink_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n,
-                           const iovec *segs) noexcept nogil:
+cdef uint32_t bench_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                            virtio_turn *turn) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     cdef uint32_t i, j
     cdef uint8_t *to
@@ -70,7 +75,7 @@ cdef uint32_t sink_deliver(virtio_sink *sink, const virtio_packet *packets, uint
     return n
 
 
-cdef uint32_t sink_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil:
+cdef uint32_t sink_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     cdef uint32_t left = sink.frame_max
     cdef uint32_t n = 0
@@ -127,7 +132,7 @@ cdef class MemorySink:
         if self.c.frames is not NULL:
             raise TypeError("made already")
         self.c.sink.lock = &self.c.lock
-        self.c.sink.deliver = sink_deliver
+        self.c.sink.deliver = bench_deliver
         self.c.sink.reserve = sink_reserve
         self.c.sink.commit = sink_commit
         self.c.sink.flush = sink_flush
@@ -220,6 +225,7 @@ def connect(Port port not None, uint32_t queue, MemorySink sink):
 
 def send(Port port not None, frames, uint32_t queue=0):
     """Send frames, each (NetHeader or None, [piece of bytes, ...]), in one burst; return how many were taken."""
+    cdef virtio_turn turn
     cdef virtio_packet *packets
     cdef iovec *segs
     cdef NetHeader hdr
@@ -241,8 +247,9 @@ def send(Port port not None, frames, uint32_t queue=0):
             packets[n].len += <uint32_t>len(piece)
             at += 1
         n += 1
+    turn.left, turn.resume = WHOLE, 0
     with nogil:
-        taken = port.c.send(&port.c, queue, packets, n, segs)
+        taken = port.c.send(&port.c, queue, packets, n, segs, &turn)
         port_ring(&port.c, queue, port_flush(&port.c, queue))
     free(packets)
     free(segs)
@@ -251,10 +258,12 @@ def send(Port port not None, frames, uint32_t queue=0):
 
 def receive(Port port not None, MemorySink sink not None, uint32_t limit=64, uint32_t queue=0):
     """Receive a burst as a device's receive task does; return how many the port says it took."""
+    cdef virtio_turn turn
     cdef uint32_t taken
+    turn.left, turn.resume = WHOLE, 0
     with nogil:
         queue_lock(&sink.c.lock)
-        taken = port.c.receive(&port.c, queue, &sink.c.sink, limit)
+        taken = port.c.receive(&port.c, queue, &sink.c.sink, limit, &turn)
         sink.c.sink.flush(&sink.c.sink)
         queue_unlock(&sink.c.lock)
     return taken
