@@ -73,7 +73,7 @@ cdef uint32_t send(net_tx *tx, uint32_t n, bint says) noexcept nogil:
     cdef uint64_t size = 0
     cdef const virtio_packet *packet
     for i in range(n if says else 0):
-        needs |= net_hdr_needs(&tx.packets[i].hdr)
+        needs |= packet_needs(&tx.packets[i], tx.segs)
     if virtio_likely(needs & ~port_offloads(tx.port) == 0):
         tx.executor.resume = 0
         taken = tx.port.send(tx.port, tx.pair, tx.packets, n, tx.segs)

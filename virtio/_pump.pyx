@@ -77,7 +77,7 @@ cdef uint32_t receive_poll(virtio_task *task) noexcept nogil:
         n = rx_take_merged(rx, VIRTIO_BURST)
         if n:
             # what a port can do may change: a TAP's tunnels do
-            if not rx.given & LEFT_UNDONE & ~port_offloads(pump.port):
+            if not rx.typed and not rx.given & LEFT_UNDONE & ~port_offloads(pump.port):
                 sent = pump.port.send(pump.port, pump.queue, rx_packets(rx), n, rx_segs(rx))
             else:
                 sent = execute_send(pump.executor, pump.port, pump.queue, rx_packets(rx), n, rx_segs(rx))
