@@ -10,10 +10,13 @@
 # done: it is given again as the first of the next burst, and continued behind the segments that are out (its `done`).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from virtio._frame cimport get_be16, get_be32
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport *
 from virtio._port cimport virtio_packet, virtio_port, virtio_turn
-from virtio._segment cimport virtio_segmenter
+from virtio._segment cimport (
+    SEGMENT_NO_CHECKSUM, SEGMENT_OUTER_CHECKSUM, SEGMENT_PARTIAL, virtio_segmenter
+)
 
 
 cdef enum:
@@ -98,7 +101,63 @@ cdef inline uint32_t net_hdr_needs(const virtio_net_hdr *hdr) noexcept nogil:
         needs |= VIRTIO_OFFLOAD_TUNNEL
         if hdr.flags & VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM:
             needs |= VIRTIO_OFFLOAD_TUNNEL_CSUM
+    if not hdr.flags & (VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_RSC_INFO):
+        needs |= VIRTIO_OFFLOAD_CUT  # merged by a NIC: the checksum is nothing that a taker could complete
     return needs
+
+
+# Whether the lengths in the headers of a packet with a type are those of the frame, for any packet that is parsed; that
+# of others is the taker's matter.
+cdef bint is_exact(const virtio_packet *packet, const iovec *segs) noexcept nogil
+
+
+cdef inline bint is_exact_plain(const virtio_packet *packet, const iovec *seg) noexcept nogil:
+    """is_exact() for TCP and UDP behind IP alone, which has a payload; False may be wrong."""
+    cdef const uint8_t *p = <const uint8_t *>seg.iov_base
+    cdef uint32_t head, end, l4, protocol
+    if seg.iov_len < 68 or packet.hdr.gso_type & NET_HDR_TUNNEL:
+        return False
+    head = get_be32(p + 12)  # EtherType, version, header length or traffic class
+    if head >> 8 == 0x080045:
+        end = 14 + get_be16(p + 16)
+        protocol = p[23]
+        l4 = 34
+    elif head >> 12 == 0x86dd6:
+        end = 54 + get_be16(p + 18)
+        protocol = p[20]
+        l4 = 54
+    else:
+        return False
+    if end != packet.len:
+        return False
+    if protocol == 6:
+        return end > l4 + (p[l4 + 12] >> 4) * 4
+    return protocol == 17 and end > l4 + 8 and get_be16(p + l4 + 4) == end - l4
+
+
+cdef inline uint32_t packet_needs(const virtio_packet *packet, const iovec *segs) noexcept nogil:
+    """net_hdr_needs() of a packet, which is to be cut, too, if its lengths are not the frame's or it has no payload.
+
+    VIRTIO 1.4, 5.1.9.2 has the device compute what each segment needs, so Windows writes 0, or a segment's lengths.
+    A taker of the whole frame would believe them.
+    """
+    cdef uint32_t needs = net_hdr_needs(&packet.hdr)
+    if packet.hdr.gso_type == VIRTIO_NET_HDR_GSO_NONE:
+        return needs
+    segs += packet.first
+    if not is_exact_plain(packet, segs) and not is_exact(packet, segs):
+        needs |= VIRTIO_OFFLOAD_CUT
+    return needs
+
+
+cdef inline uint32_t segment_options(const virtio_net_hdr *hdr, uint32_t offloads) noexcept nogil:
+    """The options of a plan by a frame's header, for a taker of these offloads."""
+    cdef uint32_t options = SEGMENT_PARTIAL if offloads & VIRTIO_OFFLOAD_CSUM else 0
+    if not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+        options |= SEGMENT_NO_CHECKSUM
+    if hdr.flags & VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM:
+        options |= SEGMENT_OUTER_CHECKSUM
+    return options
 
 
 cdef class Executor:

@@ -7,9 +7,11 @@ from libc.string cimport memcpy, memset
 
 from virtio._batch cimport Batch
 from virtio._checksum cimport store_sum16, sum_bytes, sum_fold, sum_gather, sum_swap
+from virtio._frame cimport frame_parse, virtio_frame
 from virtio._port cimport VIRTIO_PACKET_PIECES, VIRTIO_WORK_SEGMENT, port_offloads, virtio_work_bytes
 from virtio._queue cimport add_count, counted
 from virtio._segment cimport *
+from virtio._segment_lengths cimport lengths_exact, segment_headers_of
 from virtio._segment_write cimport segment_headers, segment_views
 
 
@@ -25,6 +27,16 @@ cdef net_executor *executor_new() noexcept nogil:
 
 cdef void executor_free(net_executor *x) noexcept nogil:
     free(x)
+
+
+cdef bint is_exact(const virtio_packet *packet, const iovec *segs) noexcept nogil:
+    cdef virtio_frame parsed
+    cdef const uint8_t *p
+    if packet.hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO or packet.nsegs > VIRTIO_PACKET_PIECES:
+        return True
+    p = segment_headers_of(segs, packet.nsegs)
+    frame_parse(&parsed, p, packet.len)
+    return lengths_exact(&parsed, p, packet.hdr.gso_type)
 
 
 cdef void execute_start(net_executor *x, const virtio_packet *packets, uint32_t n, const iovec *segs,
@@ -118,14 +130,14 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
 cdef bint add_segments(net_executor *x, const virtio_packet *packet) noexcept nogil:
     """Cut a packet. False: it goes on in the next batch, behind x.segment segments."""
     cdef virtio_segmenter *s = &x.plan
-    cdef uint32_t options = SEGMENT_PARTIAL if x.offloads & VIRTIO_OFFLOAD_CSUM else 0
     cdef uint32_t stride, n, first, views
     cdef virtio_net_hdr *hdr
     cdef uint8_t *to
     cdef int code
     if not x.planned:
         code = segment_plan_pieces(s, x.input_segs + packet.first, packet.nsegs, packet.hdr.gso_type,
-                                   packet.hdr.gso_size, options, EXECUTE_SEGMENTS_MAX)
+                                   packet.hdr.gso_size, segment_options(&packet.hdr, x.offloads),
+                                   EXECUTE_SEGMENTS_MAX)
         if code:
             add_count(&x.dropped[code], 1)
             return True
@@ -146,7 +158,7 @@ cdef bint add_segments(net_executor *x, const virtio_packet *packet) noexcept no
             x.npieces = first + 1 + views
             hdr = &x.packets[x.count].hdr
             memset(hdr, 0, sizeof(virtio_net_hdr))
-            if s.partial and s.kind != VIRTIO_SEGMENT_IPV4_FRAGMENT:
+            if s.needs_csum:
                 hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
                 hdr.csum_start = s.l4
                 hdr.csum_offset = TCP_FIELD if s.kind == VIRTIO_SEGMENT_TCP else UDP_FIELD
@@ -168,7 +180,7 @@ cdef uint32_t execute_next(net_executor *x) noexcept nogil:
     x.bytes = 0
     while x.at < x.ninput and x.count < x.limit:
         packet = x.input + x.at
-        needs = net_hdr_needs(&packet.hdr) & ~x.offloads
+        needs = packet_needs(packet, x.input_segs) & ~x.offloads
         if packet.nsegs > VIRTIO_PACKET_PIECES:
             add_count(&x.dropped[EXECUTE_BAD_PIECES], 1)
             done = True
@@ -203,7 +215,7 @@ cdef uint32_t execute_send(net_executor *x, virtio_port *port, uint32_t queue, c
                            const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef uint32_t allowed = port_offloads(port), needs = 0, i, taken
     for i in range(n):
-        needs |= net_hdr_needs(&packets[i].hdr)
+        needs |= packet_needs(&packets[i], segs)
     if needs & ~allowed == 0:
         return port.send(port, queue, packets, n, segs, turn)
     execute_start(x, packets, n, segs, allowed)
@@ -227,7 +239,8 @@ _DROPS = {
     VIRTIO_SEGMENT_FRAME: "frame", VIRTIO_SEGMENT_NETWORK: "network", VIRTIO_SEGMENT_PROTOCOL: "protocol",
     VIRTIO_SEGMENT_FRAGMENT: "fragment", VIRTIO_SEGMENT_TUNNEL: "tunnel", VIRTIO_SEGMENT_UFO_TUNNEL: "ufo-tunnel",
     VIRTIO_SEGMENT_EXTENSION: "extension", VIRTIO_SEGMENT_JUMBO: "jumbo", VIRTIO_SEGMENT_UDP_LENGTH: "udp-length",
-    VIRTIO_SEGMENT_HEADERS: "headers", VIRTIO_SEGMENT_EMPTY: "empty", VIRTIO_SEGMENT_COUNT: "count",
+    VIRTIO_SEGMENT_HEADERS: "headers", VIRTIO_SEGMENT_IP_LENGTH: "ip-length",
+    VIRTIO_SEGMENT_COUNT: "count",
     EXECUTE_BAD_CHECKSUM: "checksum", EXECUTE_BAD_PIECES: "pieces",
 }
 

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from virtio._checksum cimport store_sum16, sum_copy, sum_fold
-from virtio._net_execute cimport EXECUTE_SEGMENTS_MAX, net_hdr_needs
+from virtio._net_execute cimport EXECUTE_SEGMENTS_MAX, net_hdr_needs, segment_options
 from virtio._net_filter cimport *
 from virtio._net_hdr cimport *
 from virtio._net_pieces cimport collect, complete, scatter
@@ -264,14 +264,14 @@ cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noex
     cdef iovec *to
     cdef int n
     if segment_plan_pieces(s, source, packet.nsegs, packet.hdr.gso_type, packet.hdr.gso_size,
-                           SEGMENT_PARTIAL if rx.sink.offloads & VIRTIO_OFFLOAD_CSUM else 0, EXECUTE_SEGMENTS_MAX):
+                           segment_options(&packet.hdr, rx.sink.offloads), EXECUTE_SEGMENTS_MAX):
         add_count(&rx.dropped[RX_DROP_SEGMENT], 1)
         return True
     if packet.len > rx.limit and segment_header_size(s, 0) + segment_payload_size(s, 0) > limit_of(rx, source, 0):
         add_count(&rx.dropped[RX_DROP_MTU], 1)
         return True
     memset(&hdr, 0, sizeof(hdr))
-    if s.partial and s.kind != VIRTIO_SEGMENT_IPV4_FRAGMENT:
+    if s.needs_csum:
         hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
         hdr.csum_start = s.l4
         hdr.csum_offset = TCP_FIELD if s.kind == VIRTIO_SEGMENT_TCP else UDP_FIELD

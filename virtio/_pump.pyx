@@ -90,7 +90,7 @@ cdef uint32_t receive_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
             packets.done = before
             turn.resume = 0
             # what a port can do may change: a TAP's tunnels do
-            if not rx.given & LEFT_UNDONE & ~port_offloads(pump.port):
+            if not rx.typed and not rx.given & LEFT_UNDONE & ~port_offloads(pump.port):
                 sent = pump.port.send(pump.port, pump.queue, packets, n, rx_segs(rx), turn)
             else:
                 sent = execute_send(pump.executor, pump.port, pump.queue, packets, n, rx_segs(rx), turn)

@@ -13,8 +13,9 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio._memory cimport iovec
+from virtio._net_execute cimport net_hdr_needs
 from virtio._net_hdr cimport (
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_OK, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TO_DRIVER,
+    VIRTIO_NET_HDR_OK, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_CUT, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TO_DRIVER,
     VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL, VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO,
     VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, net_hdr_check, virtio_net_hdr
 )
@@ -200,10 +201,10 @@ cdef void accept(tap_side *side, virtio_sink *sink, virtio_net_hdr *hdr, const i
     """Give the sink the frame that was read into its room."""
     hdr.num_buffers = 1
     if hdr.flags or hdr.gso_type:
-        if not sink.offloads & VIRTIO_OFFLOAD_CSUM:
-            hdr.flags &= <uint8_t>~VIRTIO_NET_HDR_F_DATA_VALID
-        if net_hdr_check(hdr, length, sink.offloads | VIRTIO_OFFLOAD_TO_DRIVER) != VIRTIO_NET_HDR_OK:
-            # the interface was told of the sink's offloads only after it queued this frame, or the header is wrong
+        if (net_hdr_check(hdr, length, sink.offloads | VIRTIO_OFFLOAD_TO_DRIVER) != VIRTIO_NET_HDR_OK
+                or net_hdr_needs(hdr) & (VIRTIO_OFFLOAD_CUT | VIRTIO_OFFLOAD_ECN) & ~sink.offloads):
+            # The interface was told of the sink's offloads only after it queued this frame, or a NIC's LRO merged it
+            # and says nothing of the checksum, or the header is wrong
             if net_hdr_check(hdr, length, ANY | VIRTIO_OFFLOAD_TO_DRIVER) != VIRTIO_NET_HDR_OK:
                 count_error(&side.counts, EPROTO)
             elif deliver_copy(side, sink, hdr, room, pieces, length, turn):

@@ -7,7 +7,7 @@ from virtio._bell cimport virtio_bell
 from virtio._checksum cimport checksum_complete
 from virtio._frame cimport frame_parse, virtio_frame, virtio_layer
 from virtio._memory cimport iovec
-from virtio._net_execute cimport net_hdr_needs
+from virtio._net_execute cimport net_hdr_needs, segment_options
 from virtio._net_hdr cimport *
 from virtio._offload_tx cimport *
 from virtio._port cimport *
@@ -205,7 +205,7 @@ cdef int cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
 cdef int cut_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces) noexcept nogil:
     """Segment a frame by its header. As cut."""
     cdef virtio_segmenter plan
-    if segment_plan_pieces(&plan, pieces, npieces, hdr.gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN, hdr.gso_size, 0,
+    if segment_plan_pieces(&plan, pieces, npieces, hdr.gso_type, hdr.gso_size, segment_options(hdr, 0),
                            tx.q.size) != VIRTIO_SEGMENT_OK:
         return -1
     return cut(tx, &plan)
