@@ -19,8 +19,8 @@
 # - of IPv4 fragments don't-fragment is cleared. Options without the copied flag (RFC 791, 3.1) are in the first alone,
 #   and no-operations in the others, which Linux does not do here, but in ip_options_fragment;
 # - an IPv6 fragment has a Fragment header (RFC 8200, 4.5) behind all extension headers, which are in each. Its
-#   identification is a keyed hash of the datagram (RFC 7739): nobody can foretell it, two datagrams share one by a
-#   chance of 2^-32, and a frame that is planned again, as there was no room for all of it, goes on with the same;
+#   identification is a hash of the datagram, with a key of the process (RFC 7739): it cannot be foretold, and a frame
+#   that is planned again, as there was no room for all of it, goes on with the same;
 # - a payload that fits into gso_size, or none, gives one segment, with the frame's flags and fragment field.
 # Padding behind the IP packet, and behind an inner one, is not cut but left out. A tunnel within a tunnel is not cut.
 #
