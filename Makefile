@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(wildcard virtio/*.pyx virtio/*.pxd virtio/include/virtio/*.h) setup.py pyproject.toml
 
-.PHONY: demo test bench lint sanitize fuzz peers pythons clean
+.PHONY: demo test bench lint sanitize fuzz peers pythons compilers debian clean
 
 demo: $(VENV)/package
 	$(BIN)/virtio iperf
@@ -18,8 +18,13 @@ bench: $(VENV)/dev
 lint: $(VENV)/dev
 	tools/lint.sh $(BIN)
 
+# all parts; each alone: sanitize-address-kernels, -address-rings, -address-devices, -address-vhost, -address-network,
+# sanitize-thread
 sanitize: $(VENV)/dev
 	tools/sanitize.sh $(BIN)/python
+
+sanitize-%: $(VENV)/dev
+	tools/sanitize.sh $(BIN)/python $*
 
 fuzz: $(VENV)/dev
 	tools/fuzz.sh $(BIN)/python
@@ -31,6 +36,15 @@ peers:
 # build, install and try the package on each Python 3.11 to 3.13 of this machine
 pythons:
 	tools/try-pythons.sh
+
+# build without a warning with each gcc and clang of this machine, and test kernels, rings and ports
+compilers: $(VENV)/dev
+	tools/try-compilers.sh $(BIN)/python
+
+# peers, demo, lint and test in a root of Debian 13 (DEBIAN=12: of 12), made from this machine's mirror
+DEBIAN ?= 13
+debian: $(BIN)/python
+	tools/try-debian.sh $(DEBIAN)
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) .venv-* virtio/*.so

@@ -533,10 +533,11 @@ class NetDevice(Device):
         if epoch != self._epoch or not self.live:
             return
         for slot in self.queues:
-            if slot.broken is None and slot.queue is not None and slot.queue.broken is not None:
-                reason = f"queue {slot.index}: {slot.queue.broken}"
+            fault = None if slot.queue is None else slot.queue.broken
+            if fault is not None and slot.broken is None and not slot.stands_still():
+                reason = f"queue {slot.index}: {fault}"
                 slot.fail(reason)
-                self._refuse("fault", slot.queue.broken)
+                self._refuse("fault", fault)
                 self.needs_reset(reason)
 
     def _figures(self, index: int, task: NetReceive | NetTransmit) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from virtio.vhost_user.server import listen
+from virtio.vhost_user.listener import PathListener, remove_stale
 
 REQUEST_MAX = 100  # bytes of a client's line
 PATIENCE = 5.0  # seconds that either side has to send, or to take, an answer
@@ -55,7 +55,7 @@ def running() -> list[Path]:
         except ConnectionRefusedError:
             if path.stem.isdecimal() and not Path(f"/proc/{path.stem}").exists():
                 with suppress(OSError):
-                    path.unlink()
+                    remove_stale(str(path))
         except OSError:
             pass  # it goes at this moment, or is not ours
         else:
@@ -76,7 +76,8 @@ class StatusSocket:
         if path is None:
             path = str(made_folder() / f"{os.getpid()}.sock")
         self.path = path
-        self._listener = listen(path)
+        self._own = PathListener(path)
+        self._listener = self._own.socket
         os.chmod(path, 0o600)
         self._lock = threading.Lock()
         self._clients: dict[socket.socket, threading.Thread] = {}
@@ -96,9 +97,7 @@ class StatusSocket:
                     sock.shutdown(socket.SHUT_RDWR)
         for thread in threads:
             thread.join()
-        self._listener.close()
-        with suppress(OSError):
-            os.unlink(self.path)
+        self._own.close()
 
     def _run(self) -> None:
         while not self._ended:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import select
 import threading
 from typing import TYPE_CHECKING
 
 from virtio._bell import Bell
 from virtio.errors import VirtioError
+from virtio.logs import limited
 
 if TYPE_CHECKING:
     from virtio.net.vtnet import Vtnet
 
-log = logging.getLogger("virtio.vtnet")
+log = limited("virtio.vtnet")
 
 
 class Ticker:

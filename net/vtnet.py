@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import struct
 import threading
@@ -20,6 +19,7 @@ from virtio.driver import AttachedQueue, Driver, QueuePlan, Transport
 from virtio.errors import ConfigError, DeviceBroken
 from virtio.features import Features, parse
 from virtio.layout import QUEUE_SIZE_MAX
+from virtio.logs import limited
 from virtio.net.control import Ack, ControlQueue
 from virtio.net.filter import ADDR_SET, MAC, ReceiveFilter, check_mac
 from virtio.net.rarp import reverse_arp
@@ -29,7 +29,7 @@ from virtio.pci.attach import register_driver
 if TYPE_CHECKING:
     from virtio.net.pump import Pump
 
-log = logging.getLogger("virtio.vtnet")
+log = limited("virtio.vtnet")
 FRAME_MAX = 65589  # bytes of the largest frame that a device may merge (VIRTIO 1.4, 5.1.9.3)
 ETHERNET = 14
 VLAN_TAGS = 8  # two of them

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from guardpages import children
 from offloads import guarded, simd
 from spaces import space
 
-__all__ = ["guarded", "simd", "space"]
+__all__ = ["children", "guarded", "simd", "space"]

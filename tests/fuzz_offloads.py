@@ -20,9 +20,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from offloads import Guarded
+from guardpages import Guarded
 
 from virtio import _checksum, _segments, offload
+from virtio._net_execute import Executor
 from virtio.constants import NetFeature
 
 CORPUS = Path(__file__).with_name("corpus")
@@ -74,6 +75,13 @@ FEATURES = (
 )
 # of segment(), but "length", for which a frame of 4 GiB is needed
 REFUSALS = {reason for reason, _ in vars(_segments)["REASONS"].values()} - {"length"}
+EXECUTED = (
+    "a length of 0",
+    "taken with its type, but for its lengths",
+    "no payload",
+    "fragments of IPv6",
+    "without NEEDS_CSUM",
+)
 SEGMENTS = 80  # at most, of one frame: more teach nothing
 
 
@@ -114,6 +122,8 @@ class Mutator:
                 )
             )
             frame = change(frame)
+        if rng.random() < 0.2:
+            self.lengths(header, frame)
         for _ in range(rng.choice((0, 0, 1, 2, 4))):
             self.about(header, frame)
         if rng.random() < 0.03:
@@ -167,6 +177,17 @@ class Mutator:
             if 0 <= at < len(frame):
                 frame[at] = value
         return frame
+
+    def lengths(self, header: bytearray, frame: bytearray) -> None:
+        """Lengths that a driver leaves to the device: 0, or a segment's; of some headers, or of all."""
+        parsed = offload.parse(frame)
+        end = (parsed.inner or parsed.outer).payload + int.from_bytes(header[4:6], "little")
+        segment = self.rng.random() < 0.5
+        for layer in filter(None, (parsed.outer, parsed.inner)):
+            v4 = layer.l3_kind == 1
+            for at, start in ((layer.l3 + (2 if v4 else 4), layer.l3 + (0 if v4 else 40)), (layer.l4 + 4, layer.l4)):
+                if at + 2 <= len(frame) and self.rng.random() < 0.7 and (start < layer.l4 or layer.protocol == 17):
+                    frame[at : at + 2] = (end - start & 0xFFFF if segment else 0).to_bytes(2, "big")
 
     def cut(self, frame: bytearray) -> bytearray:
         parsed = offload.parse(frame)
@@ -273,6 +294,7 @@ class Fuzzer:
         self.sending(frame, features)
         self.receiving(header, frame, features)
         self.cutting(header, frame)
+        self.executing(header, frame)
         if rng.random() < 0.1:
             self.many(features)
         self.recent = [data, *self.recent[:7]]
@@ -354,7 +376,8 @@ class Fuzzer:
         assert got.segments >= 1 and bytes(view) == frame
         assert offload.complete_receive(header, view, features, to_driver=guest) == got
         if got.verdict.name == "NEEDS_CHECKSUM":
-            assert got.csum_start + got.csum_offset + 2 <= len(frame) and got.levels
+            assert got.csum_start + got.csum_offset + 2 <= len(frame)
+            assert got.levels or got.reason is offload.ReceiveReason.CSUM_ELSEWHERE
         else:
             assert bytes(view) == frame
         size = offload.net_header_size(features)
@@ -398,6 +421,39 @@ class Fuzzer:
         at = rng.randrange(len(frame) + 1)
         assert offload.segment_into([frame[:at], frame[at:]], size, gathers, kind, checksum=mode) == again
         assert [b"".join(gather) for gather in gathers] == list(map(bytes, buffers))
+
+    def executing(self, header: offload.NetHeader, frame: bytes) -> None:
+        """As a device does it: what leaves is sound, or says what is left to do; else it is dropped, once."""
+        rng = self.rng
+        if header.check(len(frame), ALL) or (len(frame) > header.gso_size * SEGMENTS and header.gso_type & 0x1F):
+            return
+        pieces: Any = self.place(frame)
+        if rng.random() < 0.3 and not isinstance(pieces, ctypes.Array):
+            at = sorted(rng.randrange(len(frame) + 1) for _ in range(rng.randrange(1, 5)))
+            pieces = [pieces[i:j] for i, j in zip([0, *at], [*at, len(frame)], strict=True)]
+        executor = Executor()
+        taken = rng.choice((0, 1, 0x1FF))
+        made = executor.execute([(header, pieces)], taken)
+        figures = executor.statistics()
+        dropped = sum(figures["dropped"].values())
+        assert (dropped == 1 and not made) or (dropped == 0 and made)
+        for reason in figures["dropped"]:
+            self.seen[f"dropped: {reason}"] += 1
+        for left, one in made:
+            assert left.check(len(one), ALL) is offload.NetHeaderFault.OK and len(one) <= len(frame) + 8
+            assert left.hdr_len <= len(one) and not left.flags & ~9
+            if figures["segments"] and left.flags == 0:
+                checks = offload.verify(one)
+                assert "BAD" not in (checks.l3.name, checks.l4.name, checks.inner_l3.name, checks.inner_l4.name)
+        if figures["segments"]:
+            parsed, after = offload.parse(frame), offload.parse(made[0][1])
+            faults = [layer.stop.is_fault for layer in (parsed.outer, parsed.inner) if layer]
+            self.seen["executed: a length of 0"] += any(faults)
+            self.seen["executed: taken with its type, but for its lengths"] += taken == 0x1FF
+            self.seen["executed: no payload"] += after.outer.payload == after.outer.end
+            six = after.outer.l3_kind == 2 and header.gso_type == 3
+            self.seen["executed: fragments of IPv6"] += six and len(made) > 1
+            self.seen["executed: without NEEDS_CSUM"] += not header.flags & 1
 
     def many(self, features: int) -> None:
         """The last inputs in one call: batches, and the coalescer."""
@@ -453,6 +509,7 @@ class Fuzzer:
             name for name in self.counters if self.counters[name]
         }
         can = {f"stop {stop.name}" for stop in offload.Stop} | set(self.counters)
+        can |= {f"executed: {what}" for what in EXECUTED}
         can |= {f"coalesced: {why}" for why in offload.Coalescer().statistics()["passed"]}
         return (can | {f"cut: {reason}" for reason in REFUSALS}) - seen
 

@@ -30,6 +30,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from fuzz_offloads import CORPUS, HEADER, Mutator, load
+from test_vhost_ghost import nested
 from test_vhost_user import Upper, wait_for
 from vhost_frontend import GPA, SIZE, UADDR, Frontend, layout_of
 from vhost_guest import Guest, Neighbours
@@ -37,7 +38,7 @@ from vhost_guest import Guest, Neighbours
 from virtio import DriverQueue, Feature
 from virtio.constants import NetFeature
 from virtio.errors import VhostUserError, VirtioError
-from virtio.vhost_user import Server, messages
+from virtio.vhost_user import PROTOCOL, Server, messages
 from virtio.vhost_user.messages import (
     ADDRESS,
     CONFIG,
@@ -61,7 +62,8 @@ HALF = SIZE // 2
 DATA = GPA + 0x100000
 ODD = (0, 1, 2, 3, 4, 5, 63, 64, 65, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 1 << 31, (1 << 32) - 1)
 WIDE = (*ODD, GPA, GPA + SIZE - 1, GPA + SIZE, UADDR, UADDR + SIZE - 16, SIZE, 1 << 63, (1 << 64) - 1)
-KINDS = ("memfd", "small", "sealable", "sealed", "cut", "eventfd", "full", "socket", "pipe", "null", "zero", "folder")
+CHANNELS = ("eventfd", "full", "socket", "pipe", "itself", "nested")
+KINDS = ("memfd", "small", "sealable", "sealed", "cut", *CHANNELS, "null", "zero", "folder")
 NET = (
     NetFeature.CSUM | NetFeature.GUEST_CSUM | NetFeature.HOST_TSO4 | NetFeature.HOST_TSO6 | NetFeature.GUEST_TSO4
     | NetFeature.GUEST_TSO6 | NetFeature.MRG_RXBUF | NetFeature.CTRL_VQ | NetFeature.MQ | NetFeature.HOST_USO
@@ -83,6 +85,7 @@ class Player:
         self.packed = rng.random() < 0.5
         self.use = self.protocol = 0
         self.drivers: dict[int, DriverQueue] = {}
+        self.regions: list[tuple[int, int, int, int]] = []  # guest address, bytes, ours, offset
         self.files = [self.frontend.fd]  # those that can be cut
         self.own: list[int] = []
 
@@ -126,14 +129,63 @@ class Player:
         self.packed = bool(self.use & Feature.RING_PACKED)
 
     def memory(self) -> None:
+        """All at once; or in two regions, in a table or one by one."""
         frontend = self.frontend
-        if self.rng.random() < 0.5:
+        self.regions = [(GPA, SIZE, UADDR, 0)]
+        if self.rng.random() < 0.3:
             frontend.share_memory()
             return
         if self.rng.random() < 0.3 and not self.drivers and self.protocol & ProtocolFeature.INFLIGHT_SHMFD:
             self.inflight()
-        table = TABLE.pack(2, 0) + REGION.pack(GPA, HALF, UADDR, 0) + REGION.pack(GPA + HALF, HALF, UADDR + HALF, HALF)
+        self.regions = [(GPA, HALF, UADDR, 0), (GPA + HALF, HALF, UADDR + HALF, HALF)]
+        if self.rng.random() < 0.5 and self.protocol & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+            for region in self.regions:
+                self.add(region)
+            return
+        table = TABLE.pack(2, 0) + b"".join(REGION.pack(*region) for region in self.regions)
         frontend.order(Request.SET_MEM_TABLE, table, [frontend.fd, frontend.fd])
+
+    def add(self, region: tuple[int, int, int, int]) -> None:
+        self.frontend.order(Request.ADD_MEM_REG, bytes(8) + REGION.pack(*region), [self.frontend.fd])
+
+    def moves(self) -> None:
+        """A region goes while rings run, and comes back, or is somewhere else, or in parts; something between."""
+        rng = self.rng
+        if not self.regions or not self.protocol & ProtocolFeature.CONFIGURE_MEM_SLOTS:
+            return
+        region = self.regions.pop(rng.randrange(len(self.regions)))
+        self.frontend.order(Request.REM_MEM_REG, bytes(8) + REGION.pack(*region))
+        self.seen["region moved, rings run"] += bool(self.drivers)
+        for _ in range(rng.choice((0, 1, 1, 3))):
+            self.do(rng.choice((self.traffic, self.traffic, *ANYTHING)))
+        gpa, size, uaddr, offset = region
+        if rng.random() < 0.2:
+            gpa += 0x1000_0000
+        cut = rng.choice((0, 0, 0x8000, 0x10000, size // 2))
+        parts = [(gpa, cut, uaddr, offset)] if cut else []
+        for part in (*parts, (gpa + cut, size - cut, uaddr + cut, offset + cut)):
+            if rng.random() < 0.9:
+                self.add(part)
+                self.regions.append(part)
+        self.traffic()
+
+    def bound_again(self) -> None:
+        """A driver that was never unbound sets its rings up anew, as user-mode Linux's; it may be another one."""
+        rng, frontend = self.rng, self.frontend
+        if rng.random() < 0.4:
+            other = rng.choice((Feature.RING_PACKED, PROTOCOL_FEATURES, *RINGS, NetFeature.MRG_RXBUF))
+            self.use ^= int(other) & frontend.ask_u64(Request.GET_FEATURES)
+            self.packed = bool(self.use & Feature.RING_PACKED)
+            frontend.order(Request.SET_FEATURES, U64.pack(self.use))
+        self.seen["bound again, rings run"] += bool(self.drivers)
+        for index in self.drivers:
+            if rng.random() < 0.9:
+                layout = layout_of(index, self.packed, rng.choice((64, 64, 32)))
+                if rng.random() < 0.8:
+                    frontend.memory.write(layout.desc, bytes(0x8000))
+                frontend.start(index, layout, 0x8000 if self.packed and rng.random() < 0.7 else 0)
+                self.drivers[index] = frontend.driver(index, layout, self.use & ~LOG_ALL)
+        self.traffic()
 
     def inflight(self) -> None:
         """A file for what is in flight, empty or with anything in it."""
@@ -148,7 +200,7 @@ class Player:
         self.frontend.order(Request.SET_FEATURES, U64.pack(self.use | LOG_ALL))
 
     def start(self) -> None:
-        index = self.rng.choice((0, 1, 0, 1, 2, 3, 4))
+        index = self.rng.choice((0, 1, 0, 1, 2, 3, 4) if self.net else (0, 1))
         for number in (index, index ^ 1 if index < 4 else index):
             if number not in self.drivers:
                 layout = layout_of(number, self.packed)
@@ -250,6 +302,10 @@ class Player:
             one, other = socket.socketpair()
             fd = one.detach()
             self.own.append(other.detach())
+        elif kind == "itself":  # an end of this connection: the other side then holds it
+            fd = os.dup(self.frontend.socket.fileno())
+        elif kind == "nested":
+            fd = nested(self.frontend.socket.fileno())
         elif kind == "pipe":
             other_fd, fd = os.pipe()
             self.own.append(other_fd)
@@ -286,7 +342,7 @@ class Player:
         files = ("memfd", "memfd", "cut", "sealable", "sealed", "small", "zero")
         places = (layout.desc + move, layout.device + move, layout.driver + move)
         off = rng.choice((0, 0, 16, 4096, -64))
-        channels = ("eventfd", "eventfd", "full", "socket", "pipe")
+        channels = (*["eventfd"] * 4, *CHANNELS)
         request, payload, kind = rng.choice((
             (Request.SET_VRING_CALL, U64.pack(index), rng.choice(channels)),
             (Request.SET_VRING_KICK, U64.pack(index), rng.choice(channels)),
@@ -303,7 +359,9 @@ class Player:
             (Request.REM_MEM_REG, bytes(8) + REGION.pack(GPA + SIZE, HALF, UADDR + SIZE, 0), ""),
             (Request.REM_MEM_REG, bytes(8) + REGION.pack(GPA, SIZE, UADDR, 0), ""),
             (Request.SET_LOG_BASE, LOG.pack(SIZE, 0), rng.choice(files)),
-            (Request.SET_FEATURES, U64.pack(self.use ^ rng.choice((0, LOG_ALL))), ""),
+            (Request.SET_FEATURES, U64.pack(self.use ^ rng.choice((0, LOG_ALL, PROTOCOL_FEATURES, *RINGS))), ""),
+            (Request.SET_PROTOCOL_FEATURES, U64.pack(self.protocol & PROTOCOL & rng.getrandbits(17)), ""),
+            (Request.SET_OWNER, b"", ""),
             (Request.SET_INFLIGHT_FD, INFLIGHT.pack(1 << 17, 0, rng.randrange(1, 6), 256), rng.choice(files)),
             (Request.GET_INFLIGHT_FD, INFLIGHT.pack(0, 0, rng.randrange(1, 6), 256), ""),
             (Request.SET_BACKEND_REQ_FD, b"", rng.choice(channels)),
@@ -387,7 +445,7 @@ class Player:
 ANYTHING = (
     Player.message, Player.near_message, Player.near_message, Player.near_message, Player.scribble, Player.descriptors,
     Player.descriptors, Player.cut_memory, Player.bells, Player.kick_all, Player.start, Player.stop, Player.memory,
-    Player.dirty_log,
+    Player.dirty_log, Player.moves, Player.moves, Player.bound_again,
 )  # fmt: skip
 
 
@@ -462,6 +520,8 @@ class Fuzzer:
             "frames received": 0.2,
             "near_message": 0.3,
             "cut_memory": 0.1,
+            "region moved, rings run": 0.08,
+            "bound again, rings run": 0.05,
         }
         rare = [
             f"{name}: {self.seen[name]} of {total}" for name, share in shares.items() if self.seen[name] < share * total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import shutil
 import subprocess
@@ -62,9 +63,11 @@ def with_modules(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, byt
     files = {}
     for name in names:
         for path in reversed(needs.get(name, [])):  # what is built into the kernel is not there
-            if Path(path).name not in order:
-                order.append(Path(path).name)
-                files[f"modules/{Path(path).name}"] = (0o100644, (folder / path).read_bytes())
+            module = Path(path).name.removesuffix(".xz")  # Debian 13 compresses them; insmod of busybox may not unpack
+            if module not in order:
+                order.append(module)
+                content = (folder / path).read_bytes()
+                files[f"modules/{module}"] = (0o100644, lzma.decompress(content) if path.endswith(".xz") else content)
     files["modules/order"] = (0o100644, "\n".join(order).encode())
     return files
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 from collections.abc import Iterator
 
 import pytest
+from guardpages import Guarded
 
 from virtio import _checksum
-
-PAGE = mmap.PAGESIZE
 
 
 @pytest.fixture(params=("scalar", "avx2", "avx512"))
@@ -34,33 +31,6 @@ def each_simd() -> Iterator[str]:
             yield name
     finally:
         _checksum.use(before)  # type: ignore[arg-type]
-
-
-class Guarded:
-    """Pages between two that cannot be touched: whoever reads or writes past an end of `view` dies."""
-
-    def __init__(self, pages: int = 1) -> None:
-        self._map = mmap.mmap(-1, (pages + 2) * PAGE)
-        anchor = ctypes.c_char.from_buffer(self._map)
-        start = ctypes.addressof(anchor)
-        del anchor
-        libc = ctypes.CDLL(None, use_errno=True)
-        for guard in (start, start + (pages + 1) * PAGE):
-            if libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(PAGE), 0):
-                raise OSError(ctypes.get_errno(), "mprotect")
-        self.view = memoryview(self._map)[PAGE : (pages + 1) * PAGE]
-
-    def last(self, data: bytes) -> memoryview:
-        """Return a view of these bytes, the last of which is the last before the guard."""
-        view = self.view[len(self.view) - len(data) :]
-        view[:] = data
-        return view
-
-    def first(self, data: bytes) -> memoryview:
-        """Return a view of these bytes, the first of which is the first behind the guard."""
-        view = self.view[: len(data)]
-        view[:] = data
-        return view
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import lzma
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -18,7 +20,8 @@ from guestprocess import GuestProcess
 from peers import need_peer
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "virtio-tests"
-LZ4 = b"\x02\x21\x4c\x18"
+# how a kernel is compressed, by its first bytes: Debian 12's cloud kernel by lz4, 13's by zstd; all else is lzma's
+UNPACKERS = {b"\x02\x21\x4c\x18": "lz4", b"\x28\xb5\x2f\xfd": "zstd"}
 CONSOLE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr random.trust_cpu=on"
 # what a device wrote shows only where the kernel has not just written zeros
 CONSOLE += " init_on_alloc=0"
@@ -33,8 +36,8 @@ def uncompressed(image: bytes) -> bytes:
     (setup,) = struct.unpack_from("<B", image, 0x1F1)
     offset, length = struct.unpack_from("<II", image, 0x248)
     payload = image[((setup or 4) + 1) * 512 + offset :][:length]
-    if payload[:4] == LZ4:  # whose end the program takes for garbage
-        command = [need_peer("lz4", "lz4"), "-dcq"]
+    if unpacker := UNPACKERS.get(payload[:4]):
+        command = [need_peer(unpacker, unpacker), "-dcq"]  # which takes the size at the end for garbage
         kernel = subprocess.run(command, input=payload, capture_output=True, check=False).stdout
     else:
         kernel = lzma.LZMADecompressor().decompress(payload)
@@ -58,6 +61,8 @@ def kernel(flavour: str) -> tuple[Path, Path]:
             subprocess.run(["apt-get", "download", "-q", package], **run)
             archive = max(cache.glob("linux-image-*.deb"))
             subprocess.run(["dpkg-deb", "-x", archive, cache], **run)
+            if not (cache / "lib").exists():  # Debian 13 has the modules in /usr/lib, where /lib is a link
+                (cache / "lib").symlink_to("usr/lib")
             (modules,) = (cache / "lib/modules").iterdir()
             subprocess.run([initramfs.program("depmod", "kmod"), "-b", cache, modules.name], **run)
             (image,) = (cache / "boot").glob("vmlinuz-*")
@@ -71,10 +76,20 @@ def kernel(flavour: str) -> tuple[Path, Path]:
     return found, modules
 
 
+@functools.cache
+def reconnect() -> str:
+    """Return the option with which a socket's client tries again each second: QEMU 11 has no longer the old one."""
+    command = [need_peer("qemu-system-x86_64", "qemu-system-x86"), "-version"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"version (\d+)\.(\d+)", text)
+    assert found, text
+    return "reconnect-ms=1000" if (int(found[1]), int(found[2])) >= (9, 2) else "reconnect=1"
+
+
 def network(sock: str, queues: int, more: str = "") -> list[str]:
     """The words for a network device at a socket, with more properties."""
     return [
-        *("-chardev", f"socket,id=c0,path={sock},reconnect=1"),
+        *("-chardev", f"socket,id=c0,path={sock},{reconnect()}"),
         *("-netdev", f"vhost-user,id=n0,chardev=c0,queues={queues}", "-device"),
         f"virtio-net-pci,netdev=n0,romfile=,vectors=0,mac={MAC}{',mq=on' if queues > 1 else ''}{more}",
     ]
@@ -83,7 +98,7 @@ def network(sock: str, queues: int, more: str = "") -> list[str]:
 def block(number: int, sock: str, more: str) -> list[str]:
     """The words for a block device at a socket, with more properties."""
     return [
-        *("-chardev", f"socket,id=b{number},path={sock},reconnect=1"),
+        *("-chardev", f"socket,id=b{number},path={sock},{reconnect()}"),
         *("-device", f"vhost-user-blk-pci,chardev=b{number},num-queues=1,vectors=0{more}"),
     ]
 

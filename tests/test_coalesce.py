@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from offloads import Guarded
+from guardpages import Guarded
 from scapy.layers.inet import IP, TCP, UDP, fragment
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import ARP, Dot1Q, Ether

@@ -426,7 +426,8 @@ def test_a_bug_in_a_handler_is_logged_with_its_traceback(caplog: pytest.LogCaptu
     assert guest.device.reason == "queue 0: ZeroDivisionError: by mistake"
     assert guest.device.status & NEEDS_RESET
     (record,) = caplog.records
-    assert record.exc_info is not None and record.exc_info[0] is ZeroDivisionError
+    assert "Traceback" in record.getMessage() and record.getMessage().endswith("ZeroDivisionError: by mistake")
+    assert record.exc_info is None  # whoever keeps the record keeps no frame, nor a guest's memory by that
     assert guest.ask(b"b", 1) == b"B"
     assert guest.device.counters["fault"] == 1
 

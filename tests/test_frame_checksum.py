@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 import numpy
 import pytest
 from frames import Layer, Made, frames
+from guardpages import Guarded
 from hypothesis import given
 from hypothesis import strategies as st
-from offloads import Guarded, each_simd, naive_checksum, naive_crc32c, naive_sum
+from offloads import each_simd, naive_checksum, naive_crc32c, naive_sum
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP, IPOption_RR
 from scapy.layers.inet6 import (
     HAO,

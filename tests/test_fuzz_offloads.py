@@ -19,7 +19,7 @@ from virtio import offload
 
 SECONDS = float(os.environ.get("VIRTIO_FUZZ_SECONDS", "0"))
 SCRIPT = Path(__file__).with_name("fuzz_offloads.py")
-SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
+SANITIZED = "address" in os.environ.get("VIRTIO_SANITIZED", "")
 SEEDS = sorted(CORPUS.glob("*.hex"))
 
 

@@ -152,6 +152,7 @@ def test_what_an_endpoint_asks_for_a_guest_sees(tmp_path: Path) -> None:
             offered = frontend.ask_u64(Request.GET_FEATURES)
             assert offered & (NetFeature.MAC | NetFeature.MTU | NetFeature.SPEED_DUPLEX | NetFeature.GUEST_TSO6)
             assert not offered & (NetFeature.MRG_RXBUF | NetFeature.GUEST_TSO4)
+            frontend.order(Request.SET_OWNER)
             protocol = frontend.ask_u64(Request.GET_PROTOCOL_FEATURES)
             assert not protocol & (ProtocolFeature.MQ | ProtocolFeature.LOG_SHMFD)
             assert protocol & ProtocolFeature.CONFIG

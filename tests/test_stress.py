@@ -105,8 +105,9 @@ def test_smallest_rings(name: str, eventfds: dict[str, int]) -> None:
     run(Pair(driver, device, count=max(1, BUFFERS // 1000), batch=1, buffers=DATA, verify=True, **eventfds))
 
 
+@pytest.mark.parametrize("verify", [False, True])
 @pytest.mark.parametrize("name", ["split", "packed"])
-def test_the_map_is_replaced_while_both_ends_run(name: str) -> None:
+def test_the_map_is_replaced_while_both_ends_run(name: str, verify: bool) -> None:
     """One shared file under two maps in turn: queues follow, nothing is lost."""
     packed, features = FORMATS[name]
     fd = os.memfd_create("guest")
@@ -115,7 +116,7 @@ def test_the_map_is_replaced_while_both_ends_run(name: str) -> None:
     layout = QueueLayout.packed(256, BASE) if packed else QueueLayout.split(256, BASE)
     driver = DriverQueue(memory, layout, features=features)
     device = DeviceQueue(memory, layout, features=features)
-    pair = Pair(driver, device, count=max(1, BUFFERS // 100), batch=16, buffers=DATA)
+    pair = Pair(driver, device, count=max(1, BUFFERS // 100), batch=16, buffers=DATA, verify=verify)
     stop = threading.Event()
 
     def replace() -> None:

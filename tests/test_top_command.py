@@ -21,7 +21,7 @@ from virtio import Feature
 from virtio.net import status as status_module
 from virtio.net.status import CLIENTS, PATIENCE, Status, StatusSocket
 from virtio.net.top_cli import HEAD, label, rows
-from virtio.vhost_user.server import somebody_listens
+from virtio.vhost_user.listener import somebody_listens
 
 TOP = [sys.executable, "-m", "virtio", "top"]
 

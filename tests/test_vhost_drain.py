@@ -245,6 +245,7 @@ AVAIL, USED = 0x80, 0x8000
         (0x8006_0001, AVAIL, (1, 0, 6, 1)),
         (0x0002_0002, 0, (2, 0, 2, 0)),
         (0x8005_8002, AVAIL, (2, 1, 2, 1)),  # used ahead of available: cannot be
+        (0x0000_8000, USED, (0, 1, 0, 1)),  # fresh, of DPDK, in memory that was not cleared
     ],
 )
 def test_a_packed_base(base: int, flags: int, expected: tuple[int, ...]) -> None:
@@ -276,8 +277,72 @@ def test_a_split_base(base: int, stood: tuple[int, int] | None, expected: tuple[
     memory = GuestMemory.allocate(0x1000, GPA)
     layout = layout_of(0, False, 8)
     memory.write_u16(layout.device + 2, 3)
+    memory.write_u16(layout.driver + 2, 7)
     found = split_position(base, memory, layout, stood)
     assert (found["next_avail"], found["next_used"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("base", "avail", "used", "expected"),
+    [
+        (0, 8, 0xBEEF, 0),  # a guest that was booted again, in memory that was not cleared
+        (0, 2, 3, 0),  # used ahead of available
+        (0xFFFE, 1, 0x7777, 0xFFFE),
+        (0, 9, 0, 0),  # the driver's fault, whatever counts
+        (0, 9, 0xBEEF, 0xBEEF),
+        (0, 9, 1, 1),  # DPDK, to whoever connects anew: both can be meant
+        (0, 1, 0xFFFA, 0xFFFA),
+    ],
+)
+def test_a_used_index_that_cannot_be_meant(base: int, avail: int, used: int, expected: int) -> None:
+    memory = GuestMemory.allocate(0x1000, GPA)
+    layout = layout_of(0, False, 8)
+    memory.write_u16(layout.device + 2, used)
+    memory.write_u16(layout.driver + 2, avail)
+    found = split_position(base, memory, layout, None)
+    assert (found["next_avail"], found["next_used"]) == (expected, expected)
+
+
+class Asking(Upper):
+    """Says when it wants kicks, and never that it does not."""
+
+    def notified(self, index: int) -> None:
+        queue, more = self.device_queue(index), True
+        while more:
+            while chain := queue.pop():
+                chain.write(chain.read().upper())
+                queue.add_used(chain)
+            more = queue.enable_notification()
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["nothing waits", "chains wait"])
+@pytest.mark.parametrize("features", [0, Feature.EVENT_IDX], ids=["flags", "event index"])
+@pytest.mark.parametrize("garbage", [b"\x01", b"\xa5\x5a\x77"], ids=bytes.hex)
+@FORMATS
+def test_what_the_device_writes_is_garbage_before(
+    packed: bool, garbage: bytes, features: int, waits: bool, tmp_path: Path
+) -> None:
+    """The driver begins anew in memory that was not cleared, and kicks only when it is asked to."""
+    with served(Asking(), tmp_path / "s") as (server, frontend):
+        use = frontend.negotiate(Feature.VERSION_1 | features | (Feature.RING_PACKED if packed else 0))
+        frontend.share_memory()
+        layout = layout_of(0, packed)
+        driver = frontend.driver(0, layout, use)
+        if waits:
+            driver.enqueue([(BUFFERS, 4)], [(BUFFERS + 0x1000, 16)], cookie=0)
+        gpa, length = layout.areas[2]
+        frontend.memory.write(gpa, (garbage * length)[:length])
+        frontend.start(0, layout, 0x8000 if packed else 0)
+        assert frontend.ask_u64(Request.GET_FEATURES)
+        wait_for(lambda: driver.nused == waits)
+        driver.dequeue_burst()
+        for number in range(200):
+            driver.enqueue([(BUFFERS, 4)], [(BUFFERS + 0x1000, 16)], cookie=number)
+            if driver.notify():
+                frontend.kick(0)
+            wait_for(lambda: driver.nused)
+            assert [cookie for cookie, _ in driver.dequeue_burst()] == [number]
+        assert server.error is None
 
 
 @pytest.mark.timeout(60)

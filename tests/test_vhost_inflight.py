@@ -267,16 +267,6 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
         assert descriptors() <= before
 
 
-def test_not_while_rings_run(tmp_path: Path) -> None:
-    with served(Upper(), tmp_path / "s") as (server, frontend):
-        negotiate(frontend, False)
-        frontend.start(0, layout_of(0, False))
-        with Region(frontend, False) as region, pytest.raises((AssertionError, *ENDED)):
-            region.give(frontend)
-        wait_for(lambda: server.error is not None)
-        assert "rings run" in str(server.error)
-
-
 def head(at: int, value: int) -> Callable[[Region], None]:
     """Put a number into the header."""
 

@@ -16,7 +16,7 @@ from qemuguest import Qemu
 from spaces import namespaces
 from umlguest import Uml
 
-from virtio.vhost_user.server import somebody_listens
+from virtio.vhost_user.listener import somebody_listens
 
 MIDST = 8 << 20  # bytes of a stream of 48 MB after which it happens
 Start = Callable[[], "subprocess.Popen[bytes]"]

@@ -70,11 +70,38 @@ def test_only_a_network_device_has_an_mtu(tmp_path: Path) -> None:
 def test_a_refused_read_of_the_configuration_has_no_payload(tmp_path: Path) -> None:
     with served(Upper(), tmp_path / "s") as (server, frontend):
         frontend.negotiate(protocol=ProtocolFeature.CONFIG)
-        for offset, size in ((0, 257), (257, 4)):
+        for offset, size in ((0, 257), (257, 4), (0x100, 8), (8, 1), (8, 0)):  # rust-vmm once counted from 0x100
             assert frontend.ask(R.GET_CONFIG, CONFIG.pack(offset, size, 0) + bytes(size)) == b""
         head = CONFIG.pack(0, 256, 0)
         assert frontend.ask(R.GET_CONFIG, head + bytes(256)) == head + b"upper".ljust(256, b"\0")
         assert server.error is None
+
+
+def test_a_device_without_configuration_has_none_to_read(tmp_path: Path) -> None:
+    device = Upper()
+    device.config = bytearray()
+    with served(device, tmp_path / "s") as (server, frontend):
+        frontend.negotiate(protocol=ProtocolFeature.CONFIG)
+        assert frontend.ask(R.GET_CONFIG, CONFIG.pack(0, 8, 0) + bytes(8)) == b""
+        assert server.error is None
+
+
+@pytest.mark.parametrize("kind", ["python", "network"])
+def test_who_is_offered_a_configuration(kind: str, tmp_path: Path) -> None:
+    """QEMU, which asks before SET_OWNER, has a network device's itself; user-mode Linux, which asks after it, not."""
+    device: Device = Upper() if kind == "python" else NetDevice(Loopback())
+    with served(device, tmp_path / "s") as (server, frontend):
+        before = frontend.ask_u64(R.GET_PROTOCOL_FEATURES)
+        frontend.order(R.SET_OWNER)
+        after = frontend.ask_u64(R.GET_PROTOCOL_FEATURES)
+        assert after & ProtocolFeature.CONFIG
+        assert before == (after if kind == "python" else after & ~ProtocolFeature.CONFIG)
+        frontend.order(R.SET_PROTOCOL_FEATURES, U64.pack(after))
+        head = CONFIG.pack(0, 1, 0)
+        assert len(frontend.ask(R.GET_CONFIG, head + bytes(1))) == len(head) + 1
+        assert server.error is None
+    if isinstance(device, NetDevice):
+        device.close()
 
 
 def test_a_region_may_be_added_for_each_queue_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

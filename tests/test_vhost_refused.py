@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import struct
 import time
@@ -14,8 +15,9 @@ from test_vhost_user import Upper, exchange, running, served, wait_for
 from vhost_frontend import SIZE, UADDR, Frontend, u32s
 
 from virtio.errors import VhostUserError
+from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, Server
-from virtio.vhost_user.messages import ADDRESS, CONFIG, NO_FD, REGION, STATE, TABLE, U64, Request
+from virtio.vhost_user.messages import ADDRESS, CONFIG, INFLIGHT, NO_FD, REGION, STATE, TABLE, U64, Request
 
 R = Request
 
@@ -159,3 +161,33 @@ def test_rings_may_not_lie_outside_of_memory(tmp_path: Path) -> None:
             frontend.answer()
         wait_for(lambda: server.error is not None)
         assert "ring 0" in str(server.error)
+
+
+@pytest.mark.parametrize("request_", [R.GET_INFLIGHT_FD, R.SET_VRING_KICK], ids=["memfd", "eventfd"])
+def test_descriptors_that_run_out_amid_a_message_are_no_bug(
+    request_: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server needs one more than there is: it says so, in one line, and serves the next frontend."""
+    device = NetDevice(Loopback())  # whose data path takes kicks
+    with served(device, tmp_path / "s") as (server, frontend):
+        running(frontend, False, protocol=PROTOCOL)
+        payload = INFLIGHT.pack(0, 0, 1, 64) if request_ == R.GET_INFLIGHT_FD else U64.pack(NO_FD)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, limits[1]), limits[1]))
+        held: list[int] = []
+        try:
+            with suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            frontend.say(request_, payload)
+            wait_for(lambda: server.error is not None)
+        finally:
+            for fd in held:
+                os.close(fd)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert isinstance(server.error, VhostUserError)
+        assert str(server.error) == f"{Request(request_).name}: [Errno 24] Too many open files"
+        wait_for(lambda: not server.connected)
+        assert "Traceback" not in caplog.text
+        with Frontend(str(tmp_path / "s")) as second:
+            second.ask_u64(R.GET_FEATURES)

@@ -12,6 +12,8 @@ from umlguest import Uml
 
 from virtio import Feature
 
+V4_GUEST = V4_HOST[:-1] + "2"
+
 
 @pytest.mark.parametrize("more", [{}, {"withhold": "RING_PACKED"}], ids=["packed", "split"])
 def test_a_kernel_pings_and_moves_streams(more: dict[str, Any], tmp_path: Path) -> None:
@@ -26,6 +28,32 @@ def test_a_kernel_pings_and_moves_streams(more: dict[str, Any], tmp_path: Path) 
         assert server.error is None
         assert not device.refused
         assert server.connections == 2
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"withhold": "RING_PACKED"}, {"queue_pairs": 2}], ids=["packed", "split", "two pairs"]
+)
+def test_its_driver_is_unbound_and_bound_again(more: dict[str, Any], tmp_path: Path) -> None:
+    """It stops no ring then: it says sizes, positions and places of rings that run, and kicks them.
+
+    Until it does, the memory of the old ones is free, and may be anything: a queue may be found broken meanwhile.
+    """
+    driver = "/sys/bus/virtio/drivers/virtio_net"
+    lines = [f"both before {V4_HOST}", f"device=$(basename {driver}/virtio*)"]
+    for i in range(3):
+        lines += [
+            f"echo $device > {driver}/unbind", f"echo GONE $(ls -d {driver}/virtio* | wc -l)",
+            f"echo $device > {driver}/bind", f"ip addr add {V4_GUEST}/24 dev eth0", "ip link set eth0 up",
+            f"ping -c 2 -i 0.2 {V4_HOST}", f"both bound{i} {V4_HOST}",
+        ]  # fmt: skip
+    with wired(tmp_path, **more) as (path, _, host, server):
+        with Uml(path, job(*lines), tmp_path) as guest:
+            said = guest.finish()
+        assert said.count("GONE 0") == 3, said
+        assert said.count("2 packets received, 0% packet loss") == 3, said
+        hashes(said, host, 4)
+        assert server.error is None
+        assert server.connections == 1
 
 
 def test_each_offload_of_the_guest_may_be_switched(tmp_path: Path) -> None:

@@ -1,20 +1,75 @@
 #!/bin/bash
-# sanitize.sh PYTHON: build the extensions for a sanitizer in a copy of the tree, prove that it sees a planted error, run
-# the tests. First address and undefined behaviour with all tests, then threads with those marked so.
+# sanitize.sh PYTHON [PART]: run the tests of a part under its sanitizer, or of all parts. A build that is up to date is
+# used again; before the tests the sanitizer must find a planted error. Each part prints one line when it begins and one
+# when it ends, and writes build/sanitize/PART.log.
 set -eu
 cd "$(dirname "$0")/.."
 python=$(realpath -s "$1")
 . tools/sanitizers.sh
-rounds=${VIRTIO_STRESS_BUFFERS:-400000}
+export VIRTIO_STRESS_BUFFERS=${VIRTIO_STRESS_BUFFERS:-400000}
+side_by_side=(address-kernels address-rings address-devices) # of one thread each, mostly
+alone=(address-vhost address-network thread)                 # peers that poll, and tests of threads, take all CPUs
 
-echo "sanitize: address, undefined"
-prepare address,undefined
-control overflow heap-buffer-overflow
-control shift 'runtime error'
-VIRTIO_STRESS_BUFFERS=$rounds under -m pytest -q -p no:cacheprovider -m 'not install'
+part_of() { # test file: the part of the address sanitizer that runs it
+    case ${1#tests/test_} in
+    batch.* | checksum* | coalesce* | frame* | fuzz_offloads* | net_hdr* | offload_* | segment* | toeplitz*)
+        echo address-kernels ;;
+    bell* | dirty_log* | dma* | hostile_d* | inflight* | memory* | models* | queues* | region* | ring* | run.* | stress* | truncation* | unpop* | worker*)
+        echo address-rings ;;
+    vhost*)
+        echo address-vhost ;;
+    capture* | cli* | iperf* | kernel* | net_any* | net_command* | net_kernel* | net_midstream* | net_supervised* | net_threads* | netns* | readme* | tap* | top_command*)
+        echo address-network ;;
+    *)
+        echo address-devices ;;
+    esac
+}
 
-echo "sanitize: thread"
-prepare thread
-control race 'data race'
-VIRTIO_STRESS_BUFFERS=$rounds under -m pytest -q -p no:cacheprovider -m 'threads and not races'
+build() { # part: its sanitizer's build, proven
+    case $1 in
+    address-*)
+        prepare address,undefined
+        control overflow heap-buffer-overflow
+        control shift 'runtime error'
+        ;;
+    thread)
+        prepare thread
+        control race 'data race'
+        ;;
+    esac
+}
+
+check() { # part: run its tests
+    local file files=()
+    build "$1"
+    if [ "$1" = thread ]; then
+        under -m pytest -q -p no:cacheprovider -m 'threads and not races'
+    else
+        for file in tests/test_*.py; do
+            [ "$(part_of "$file")" != "$1" ] || files+=("$file")
+        done
+        under -m pytest -q -p no:cacheprovider -m 'not install' "${files[@]}"
+    fi
+}
+
+if [ $# -gt 1 ]; then
+    [[ " ${side_by_side[*]} ${alone[*]} " == *" $2 "* ]] || { echo "no part $2: ${side_by_side[*]} ${alone[*]}" >&2; exit 2; }
+    log=build/sanitize/$2.log
+    mkdir -p build/sanitize
+    echo "sanitize-$2: begins, see $log"
+    exec 3>&1 > "$log" 2>&1
+    word=FAILED
+    trap 'exit 1' INT TERM
+    trap 'echo "sanitize-$2: $word after $SECONDS s, see $log: $(tail -n 1 "$log")" >&3' EXIT
+    check "$2"
+    word=clean
+    exit
+fi
+
+failed=0
+printf '%s\n' "${side_by_side[@]}" | xargs -P "$(nproc)" -I{} "$0" "$python" {} || failed=1
+for name in "${alone[@]}"; do
+    "$0" "$python" "$name" || failed=1
+done
+[ $failed = 0 ] || { echo "sanitize: FAILED, see the lines above"; exit 1; }
 echo "sanitize: clean"

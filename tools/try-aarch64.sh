@@ -1,6 +1,6 @@
 #!/bin/bash
 # try-aarch64.sh PYTHON [TESTS...]: compile the extensions for aarch64 with Debian's cross compiler, and run the tests of the
-# offload kernels (or TESTS) on Debian's arm64 Python 3.11 under QEMU's user-mode emulation. PYTHON is the virtual
+# offload kernels (or TESTS) on Debian's arm64 Python under QEMU's user-mode emulation. PYTHON is the virtual
 # environment's, for Cython and for pytest. Works in build/aarch64. Needs root, or sudo, for apt-get.
 set -eu
 cd "$(dirname "$0")/.."
@@ -16,19 +16,23 @@ if ! command -v "$compiler" qemu-aarch64-static > /dev/null || ! dpkg --print-fo
     DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends \
         gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user-static
 fi
+# 3.11 of Debian 12, 3.13 of Debian 13
+version=$(apt-cache depends python3:arm64 | sed -nE 's/.*Depends: python(3\.[0-9]+)(:.*)?$/\1/p' | head -n 1)
+short=${version/./}
 if [ ! -e "$root/.complete" ]; then
     mkdir -p "$root" "$work/debs"
-    packages="libc6 libgcc-s1 libstdc++6 libexpat1 zlib1g libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1
-        python3.11 python3.11-minimal libpython3.11-minimal libpython3.11-stdlib libpython3.11-dev"
-    # shellcheck disable=SC2086,SC2046 # a list of words
-    (cd "$work/debs" && apt-get download -qq $(printf '%s:arm64 ' $packages) 2> /dev/null)
+    # what they need, too: libssl3 of 12 is libssl3t64 of 13
+    mapfile -t packages < <(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
+        --no-replaces --no-enhances "python$version:arm64" "libpython$version-dev:arm64" libstdc++6:arm64 |
+        grep -E '^[a-z0-9.+-]+(:arm64)?$' | sed -E 's/(:arm64)?$/:arm64/' | sort -u)
+    (cd "$work/debs" && for package in "${packages[@]}"; do apt-get download -qq "$package" 2> /dev/null || true; done)
     for deb in "$work"/debs/*.deb; do dpkg-deb -x "$deb" "$root"; done
     touch "$root/.complete"
 fi
 site=$PWD/$work/site
 if [ ! -d "$site/pytest" ]; then
     "$python" -m pip install -q --target "$site" --platform manylinux_2_28_aarch64 --platform manylinux_2_27_aarch64 \
-        --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 --only-binary=:all: --python-version 3.11 \
+        --platform manylinux_2_17_aarch64 --platform manylinux2014_aarch64 --only-binary=:all: --python-version "$version" \
         pytest pytest-timeout hypothesis scapy dpkt numpy typing_extensions
 fi
 copy=$work/tree
@@ -43,9 +47,9 @@ directives = eval(re.search(r"DIRECTIVES = (\{.*?\n\})", text, re.S)[1], {"DEBUG
 cythonize(["virtio/*.pyx"], include_path=["."], compiler_directives=directives, quiet=True, nthreads=2)'
 printf '%s\n' virtio/*.c | xargs -P 2 -I{} sh -c '
     so=$(basename {} .c); '"$compiler"' -O3 -fno-tree-slp-vectorize -Wall -Wextra -Wno-unused-parameter -shared -fPIC \
-        -Ivirtio/include -I"$0/usr/include/python3.11" -I"$0/usr/include" {} -o "virtio/$so.cpython-311-aarch64-linux-gnu.so"' "$root"
+        -Ivirtio/include -I"$0/usr/include/python$1" -I"$0/usr/include" {} -o "virtio/$so.cpython-$2-aarch64-linux-gnu.so"' "$root" "$version" "$short"
 [ $# -gt 0 ] || set -- tests/test_checksum.py tests/test_frame_checksum.py tests/test_frame.py tests/test_segment.py \
     tests/test_coalesce.py tests/test_net_hdr.py tests/test_toeplitz.py
-LD_LIBRARY_PATH='' PYTHONPATH=.:$site PYTHONDONTWRITEBYTECODE=1 qemu-aarch64-static -L "$root" "$root/usr/bin/python3.11" \
+LD_LIBRARY_PATH='' PYTHONPATH=.:$site PYTHONDONTWRITEBYTECODE=1 qemu-aarch64-static -L "$root" "$root/usr/bin/python$version" \
     -c 'import platform, sys, pytest, virtio.offload; print(platform.machine(), virtio._checksum.simd()); sys.exit(pytest.main(sys.argv[1:]))' \
     -q -p no:cacheprovider --hypothesis-profile ci -k 'not guards_guard and not environment_variable and not planted' "$@"  # those start a Python

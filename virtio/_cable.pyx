@@ -9,7 +9,7 @@ from virtio._net_hdr cimport (
     VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL,
     VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6
 )
-from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
+from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_turn, virtio_wait
 from virtio._port_counts cimport add_counts
 from virtio._queue cimport virtio_load32, virtio_load32_acquire, virtio_store32
 from virtio._wire cimport keep, wire, wire_arm, wire_connect, wire_flush, wire_rang, wire_send, wire_sender
@@ -29,9 +29,9 @@ cdef struct cable_way:
 
 
 cdef uint32_t cable_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                         const iovec *segs) noexcept nogil:
+                         const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef cable_way *way = <cable_way *>port.owner
-    return wire_send(&way.wires[queue % virtio_load32(&way.pairs)], &way.senders[queue], packets, n, segs)
+    return wire_send(&way.wires[queue % virtio_load32(&way.pairs)], &way.senders[queue], packets, n, segs, turn)
 
 
 cdef virtio_bell *cable_flush(virtio_port *port, uint32_t queue) noexcept nogil:

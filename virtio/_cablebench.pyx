@@ -11,7 +11,7 @@ from virtio._ring cimport queue_lock, queue_unlock
 from virtio._vtnet_receive cimport VtnetReceive
 from virtio._vtnet_rx cimport rx_done, rx_post, rx_take, vtnet_rx
 from virtio._vtnet_transmit cimport VtnetTransmit
-from virtio._worker cimport Task, virtio_task
+from virtio._worker cimport VIRTIO_WORK_TURN, Task, virtio_task, virtio_turn
 
 
 cdef extern from "time.h" nogil:
@@ -24,6 +24,7 @@ cdef extern from "time.h" nogil:
 
 
 cdef enum:
+    WHOLE = 1 << 30    # units of work: a burst is never over before its end
     FRAME = 1 << 16    # bytes of each buffer in between, at most
     SPARE = 192        # so that buffers do not all fall into the same sets of a cache
 
@@ -37,8 +38,8 @@ cdef inline int64_t now_ns() noexcept nogil:
 # ---- the baseline: two copies ----
 
 cdef uint32_t two_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                       const iovec *segs) noexcept nogil:
-    return (<TwoCopies>port.owner).copy_twice(packets, n, segs)
+                       const iovec *segs, virtio_turn *turn) noexcept nogil:
+    return (<TwoCopies>port.owner).copy_twice(packets, n, segs, turn)
 
 
 cdef class TwoCopies(Port):
@@ -72,7 +73,8 @@ cdef class TwoCopies(Port):
         self.sink = sink
         return 0
 
-    cdef uint32_t copy_twice(self, const virtio_packet *packets, uint32_t n, const iovec *segs) noexcept nogil:
+    cdef uint32_t copy_twice(self, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                             virtio_turn *turn) noexcept nogil:
         cdef virtio_sink *sink = self.other.sink
         cdef virtio_bell *bell
         cdef uint8_t *to
@@ -89,7 +91,7 @@ cdef class TwoCopies(Port):
             self.packets[i].first = i
             self.packets[i].nsegs = 1
         queue_lock(sink.lock)
-        n = sink.deliver(sink, self.packets, n, self.segs)
+        n = sink.deliver(sink, self.packets, n, self.segs, turn)
         bell = sink.flush(sink)
         queue_unlock(sink.lock)
         if bell is not NULL:
@@ -114,6 +116,7 @@ def forward(VtnetTransmit transmit not None, VtnetReceive receive not None, task
     cdef vtnet_rx *rx = &receive.c
     cdef uint8_t *frames
     cdef int64_t spent = 0, start
+    cdef virtio_turn turn
     cdef long done = 0
     if not 1 <= burst <= VIRTIO_BURST or not 60 <= length <= FRAME:
         raise ValueError(f"burst {burst} (1 to {VIRTIO_BURST}) or length {length} (60 to {FRAME}) out of range")
@@ -136,12 +139,14 @@ def forward(VtnetTransmit transmit not None, VtnetReceive receive not None, task
     with nogil:
         while done < count and got == n:
             queue_lock(sink.lock)
-            sink.deliver(sink, packets, n, segs)
+            turn.left, turn.resume = WHOLE, 0
+            sink.deliver(sink, packets, n, segs, &turn)
             sink.flush(sink)
             queue_unlock(sink.lock)
             start = now_ns()
             for i in range(ntasks):
-                run[i].poll(run[i])
+                turn.left = VIRTIO_WORK_TURN
+                run[i].poll(run[i], &turn)
             spent += now_ns() - start
             queue_lock(&rx.q.lock)
             got = taken = rx_take(rx, VIRTIO_BURST)

@@ -3,7 +3,7 @@
 import sys
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from virtio._bell cimport Bell, virtio_bell, virtio_bell_answer
@@ -14,8 +14,8 @@ from virtio._net_hdr cimport (
     VIRTIO_OFFLOAD_USO6, NetHeader, net_hdr_check, virtio_net_hdr
 )
 from virtio._port cimport (
-    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, Port, virtio_packet, virtio_port, virtio_sink, virtio_wait,
-    virtio_wait_bell, virtio_wait_us
+    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, VIRTIO_WORK_BYTES, Port, sink_deliver, virtio_packet,
+    virtio_port, virtio_sink, virtio_turn, virtio_wait, virtio_wait_bell, virtio_wait_us, virtio_work_bytes
 )
 from virtio._port_counts cimport add_count, add_counts, port_counts
 from virtio._queue cimport virtio_load32, virtio_store32
@@ -25,6 +25,10 @@ cdef enum:
     ANY = (VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN | VIRTIO_OFFLOAD_UFO
            | VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6 | VIRTIO_OFFLOAD_TUNNEL | VIRTIO_OFFLOAD_TUNNEL_CSUM
            | VIRTIO_OFFLOAD_TO_DRIVER)
+
+
+cdef enum:
+    OBJECT = 500  # units of work: objects are made
 
 
 cdef extern from "Python.h":
@@ -54,10 +58,16 @@ cdef struct call_state:
     int64_t interval              # us
     int64_t next                  # us: receive is asked then,
     uint32_t ask                  # or now
+    uint32_t resume               # segments that are out of the frame that comes next
 
 
 cdef uint32_t call_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                        const iovec *segs) noexcept nogil:
+                        const iovec *segs, virtio_turn *turn) noexcept nogil:
+    cdef uint64_t size = 0
+    cdef uint32_t i
+    for i in range(n):
+        size += packets[i].len
+    turn.left -= <int64_t>n * port.work + virtio_work_bytes(size)
     with gil:
         return (<CallPort>(<call_state *>port.owner).port)._give(packets, n, segs)
 
@@ -66,14 +76,16 @@ cdef bint is_time(call_state *state) noexcept nogil:
     return virtio_load32(&state.ask) or virtio_load32(&state.bell.rung) or now_us() >= state.next
 
 
-cdef uint32_t call_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
+cdef uint32_t call_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit,
+                           virtio_turn *turn) noexcept nogil:
     cdef call_state *state = <call_state *>port.owner
     cdef uint32_t taken
     if not is_time(state):
         return 0
     virtio_bell_answer(state.bell)  # before it is asked: what wakes us from here on counts anew
     with gil:
-        taken = (<CallPort>state.port)._take(sink, limit)
+        taken = (<CallPort>state.port)._take(sink, limit, turn)
+    turn.left -= <int64_t>taken * OBJECT
     return taken
 
 
@@ -161,6 +173,7 @@ cdef class CallPort(Port):
         self.c.offloads = offloads
         if send is not None:
             self.c.send = call_send
+            self.c.work = OBJECT
         if receive is not None:
             self.c.receive = call_receive
             self.c.arm_receive = call_arm_receive
@@ -185,16 +198,18 @@ cdef class CallPort(Port):
             add_count(&self._sent.bytes, packets[i].len)
         return n
 
-    cdef uint32_t _take(self, virtio_sink *sink, uint32_t limit) noexcept:
-        cdef uint32_t taken = 0
+    cdef uint32_t _take(self, virtio_sink *sink, uint32_t limit, virtio_turn *turn) noexcept:
+        cdef uint32_t taken = 0, before = self._state.resume
         try:
             if not self._waiting:
                 for item in self._receive(limit) or ():
                     self._add(item)
             if self._waiting:
-                taken = self._deliver(sink, limit)
+                taken = self._deliver(sink, limit, turn)
         except BaseException:
             report()
+        if not taken and self._state.resume > before:
+            taken = 1  # a part of a frame
         virtio_store32(&self._state.ask, taken > 0)
         if not taken:
             self._state.next = now_us() + self._state.interval
@@ -221,32 +236,36 @@ cdef class CallPort(Port):
             self._waiting.append((header, view))
         return 0
 
-    cdef uint32_t _deliver(self, virtio_sink *sink, uint32_t limit) except? 0xffffffff:
+    cdef uint32_t _deliver(self, virtio_sink *sink, uint32_t limit, virtio_turn *turn) except? 0xffffffff:
         """Deliver some of what waits."""
         cdef virtio_packet packets[VIRTIO_BURST]
         cdef iovec segs[VIRTIO_BURST]
         cdef Py_buffer *view
         cdef NetHeader header
         cdef uint32_t n = 0, taken
+        cdef int64_t room = turn.left * VIRTIO_WORK_BYTES
         if limit > VIRTIO_BURST:
             limit = VIRTIO_BURST
         frames = self._waiting[:limit]
         memset(packets, 0, sizeof(packets))
         for header, frame in frames:
+            if room <= 0:
+                break
             view = PyMemoryView_GET_BUFFER(frame)
             segs[n].iov_base = view.buf
             segs[n].iov_len = view.len
             packets[n].first = n
             packets[n].nsegs = 1
             packets[n].len = <uint32_t>view.len
+            room -= view.len
             if header is not None:
                 header.store(&packets[n].hdr)
                 if net_hdr_check(&packets[n].hdr, packets[n].len, ANY) != VIRTIO_NET_HDR_OK:  # it may have changed
                     memset(&packets[n].hdr, 0, sizeof(virtio_net_hdr))
             n += 1
         with nogil:
-            taken = sink.deliver(sink, packets, n, segs)
-        if taken < n:
+            taken = sink_deliver(sink, packets, n, segs, turn, &self._state.resume)
+        if taken < n and turn.left > 0:
             add_count(&self._received.full, 1)
         for n in range(taken):
             add_count(&self._received.bytes, packets[n].len)

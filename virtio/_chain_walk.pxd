@@ -9,6 +9,9 @@ cdef enum:
     WALK_OK = 0
     WALK_BROKEN = 1    # the fault is latched
     WALK_NO_ROOM = 2   # the pieces do not fit behind those of earlier chains: come again with an empty array
+    # Pieces that the chains of a burst have together, but for the first, which may be of any length: a burst is short,
+    # whatever a guest makes of a ring of 32768 descriptors
+    WALK_BURST = 4096
 
 cdef struct walk:
     iovec *segs          # where pieces go

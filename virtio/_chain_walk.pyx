@@ -128,6 +128,8 @@ cdef void walk_start(walk *w, virtio_chain *chain, iovec *segs, uint32_t first, 
     w.segs = segs + first
     w.room_total = nsegs if nsegs < 0xffff else 0xffff  # a chain counts its pieces in 16 bits
     w.room = nsegs - first if nsegs - first < w.room_total else w.room_total
+    if first:
+        w.room = min(w.room, WALK_BURST - first if first < WALK_BURST else 0)
     w.used = w.ndesc = 0
     w.readable = w.writable = 0
     chain.written = 0

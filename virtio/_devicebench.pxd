@@ -16,10 +16,12 @@ cdef struct script_frame:
     uint8_t *data
     uint32_t len
     uint32_t nsegs
+    uint32_t resume           # segments of it that are out
     iovec segs[64]
 
 
 cdef struct script_queue:
+    uint32_t lock             # held for all below, and taken last: a worker's thread and a test's use them
     script_frame **given      # what receive() will give
     uint32_t first, count, size
     script_frame **sent       # what send() took

@@ -6,7 +6,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
 from virtio._net_hdr cimport NetHeader
-from virtio._port cimport VIRTIO_PACKET_PIECES, virtio_packet, virtio_sink, virtio_wait
+from virtio._port cimport VIRTIO_PACKET_PIECES, sink_deliver, virtio_packet, virtio_sink, virtio_turn, virtio_wait
 from virtio._ring cimport *
 
 
@@ -34,16 +34,18 @@ cdef script_frame *copy_packet(const virtio_packet *packet, const iovec *segs) n
 
 
 cdef uint32_t script_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                          const iovec *segs) noexcept nogil:
+                          const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef script_state *c = <script_state *>port.owner
     cdef script_queue *q = &c.queues[queue]
     cdef int64_t room
-    cdef uint32_t i
+    cdef uint32_t i, taken = n
+    queue_lock(&q.lock)
     for i in range(n):
         room = <int64_t>virtio_load64(&c.room)
         if room == 0:
             add_count(&c.refused, 1)
-            return i
+            taken = i
+            break
         if room > 0:
             virtio_store64(&c.room, room - 1)
         if c.keep:
@@ -52,12 +54,13 @@ cdef uint32_t script_send(virtio_port *port, uint32_t queue, const virtio_packet
                 q.sent = <script_frame **>realloc(q.sent, q.sent_size * sizeof(script_frame *))
             q.sent[q.nsent] = copy_packet(&packets[i], segs)
         q.nsent += c.keep
-    return n
+    queue_unlock(&q.lock)
+    return taken
 
 
-cdef bint give_in_place(script_frame *frame, virtio_sink *sink) noexcept nogil:
+cdef bint give_in_place(script_frame *frame, virtio_sink *sink, virtio_turn *turn) noexcept nogil:
     cdef iovec room[VIRTIO_PACKET_PIECES]
-    cdef uint32_t n = sink.reserve(sink, room, VIRTIO_PACKET_PIECES), i = 0, at = 0, part
+    cdef uint32_t n = sink.reserve(sink, room, VIRTIO_PACKET_PIECES, turn), i = 0, at = 0, part
     if n == 0:
         return False
     while at < frame.len and i < n:
@@ -69,26 +72,33 @@ cdef bint give_in_place(script_frame *frame, virtio_sink *sink) noexcept nogil:
     return True
 
 
-cdef bint give_copy(script_frame *frame, virtio_sink *sink) noexcept nogil:
+cdef bint give_copy(script_frame *frame, virtio_sink *sink, virtio_turn *turn) noexcept nogil:
     cdef virtio_packet packet
     packet.hdr = frame.hdr
     packet.first = 0
     packet.nsegs = frame.nsegs
     packet.len = frame.len
-    return sink.deliver(sink, &packet, 1, frame.segs) == 1
+    return sink_deliver(sink, &packet, 1, frame.segs, turn, &frame.resume) == 1
 
 
-cdef uint32_t script_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
+cdef uint32_t script_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit,
+                             virtio_turn *turn) noexcept nogil:
     cdef script_state *c = <script_state *>port.owner
     cdef script_queue *q = &c.queues[queue]
-    cdef uint32_t done = 0
-    while done < limit and q.count:
-        if not (give_in_place(q.given[q.first], sink) if c.in_place else give_copy(q.given[q.first], sink)):
+    cdef script_frame *frame
+    cdef uint32_t done = 0, before
+    queue_lock(&q.lock)
+    while done < limit and q.count and turn.left > 0:
+        frame = q.given[q.first]
+        before = frame.resume
+        if not (give_in_place(frame, sink, turn) if c.in_place else give_copy(frame, sink, turn)):
+            done += frame.resume > before
             break
         free_frame(q.given[q.first])
         q.first += 1
         q.count -= 1
         done += 1
+    queue_unlock(&q.lock)
     return done
 
 
@@ -100,15 +110,23 @@ cdef bint script_arm_send(virtio_port *port, uint32_t queue, virtio_wait *wait) 
 
 cdef bint script_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
     wait.full = 1
-    return (<script_state *>port.owner).queues[queue].count != 0
+    return waiting(&(<script_state *>port.owner).queues[queue]) != 0
+
+
+cdef uint32_t waiting(script_queue *q) noexcept nogil:
+    cdef uint32_t count
+    queue_lock(&q.lock)
+    count = q.count
+    queue_unlock(&q.lock)
+    return count
 
 
 cdef class ScriptPort(Port):
     """A port whose frames a test gives, and that keeps what is sent to it.
 
     ``offloads``: VIRTIO_OFFLOAD_* bits that a frame sent here may leave undone. ``in_place``: frames are written by
-    reserve and commit, in place of deliver. ``calls`` is what the device told it. ``give`` and ``take`` are for a
-    device that nobody runs meanwhile.
+    reserve and commit, in place of deliver. ``calls`` is what the device told it. Any thread may call, beside workers
+    that run the device.
     """
 
     def __init__(self, *, uint32_t queues=1, uint32_t offloads=0, bint in_place=False, bint keep=True):
@@ -145,9 +163,6 @@ cdef class ScriptPort(Port):
         cdef bytes data
         cdef uint32_t at, end
         for header, data in frames:
-            if q.first + q.count == q.size:
-                q.size = 2 * q.size + 64
-                q.given = <script_frame **>realloc(q.given, q.size * sizeof(script_frame *))
             frame = <script_frame *>calloc(1, sizeof(script_frame))
             (<NetHeader?>header).store(&frame.hdr)
             frame.len = len(data)
@@ -160,25 +175,41 @@ cdef class ScriptPort(Port):
                     frame.segs[frame.nsegs].iov_len = end - at
                     frame.nsegs += 1
                     at = end
-            q.given[q.first + q.count] = frame
-            q.count += 1
+            with nogil:
+                queue_lock(&q.lock)
+                if q.first + q.count == q.size:
+                    q.size = 2 * q.size + 64
+                    q.given = <script_frame **>realloc(q.given, q.size * sizeof(script_frame *))
+                q.given[q.first + q.count] = frame
+                q.count += 1
+                queue_unlock(&q.lock)
 
     def waiting(self, int queue=0):
         """Return how many frames the device has not received yet."""
-        return self.queue_of(queue).count
+        cdef script_queue *q = self.queue_of(queue)
+        cdef uint32_t count
+        with nogil:
+            count = waiting(q)
+        return count
 
     def take(self, int queue=0):
         """Return what was sent here since the last call: a list of (NetHeader, bytes)."""
         cdef script_queue *q = self.queue_of(queue)
         cdef NetHeader header
-        cdef uint32_t i
+        cdef script_frame **sent
+        cdef uint32_t i, n
         cdef list out = []
-        for i in range(q.nsent):
+        with nogil:
+            queue_lock(&q.lock)
+            sent, n = q.sent, q.nsent
+            q.sent, q.nsent, q.sent_size = NULL, 0, 0
+            queue_unlock(&q.lock)
+        for i in range(n):
             header = NetHeader()
-            header.load(&q.sent[i].hdr)
-            out.append((header, PyBytes_FromStringAndSize(<char *>q.sent[i].data, q.sent[i].len)))
-            free_frame(q.sent[i])
-        q.nsent = 0
+            header.load(&sent[i].hdr)
+            out.append((header, PyBytes_FromStringAndSize(<char *>sent[i].data, sent[i].len)))
+            free_frame(sent[i])
+        free(sent)
         return out
 
     def set_offloads(self, uint32_t offloads):

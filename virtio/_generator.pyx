@@ -14,7 +14,8 @@ from virtio._pattern cimport (
     RAW_HEADER, RAW_MAGIC, TCP_HEADER, pattern_of, put_be16, put_be32, raw_stamp
 )
 from virtio._port cimport (
-    VIRTIO_BURST, VIRTIO_FRAME_MAX, virtio_packet, virtio_port, virtio_sink, virtio_wait, virtio_wait_us
+    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_WORK_BYTES, sink_deliver, virtio_packet, virtio_port, virtio_sink,
+    virtio_turn, virtio_wait, virtio_wait_us
 )
 from virtio._port_counts cimport add_count, add_counts, counted, port_counts
 from virtio._queue cimport virtio_load32, virtio_store32
@@ -43,6 +44,7 @@ cdef struct generator_queue:
     uint64_t position      # units made and taken
     int64_t since          # ns: the rate counts from here, 0: it has not begun,
     uint64_t paced         # and from this frame
+    uint32_t resume        # segments that are out of the frame that comes next
     port_counts counts
     # of the burst that is being made
     uint64_t before[VIRTIO_BURST + 1]
@@ -103,8 +105,8 @@ cdef void make_tcp(const generator *g, generator_queue *q, uint8_t *block, virti
         store_sum16(block + 50, <uint16_t>~sum_fold(sum))
 
 
-cdef uint32_t make_burst(const generator *g, generator_queue *q, uint32_t n) noexcept nogil:
-    """Make the next n frames; return their pieces."""
+cdef uint32_t make_burst(const generator *g, generator_queue *q, uint32_t n, int64_t room) noexcept nogil:
+    """Make the next n frames, fewer where these are of room bytes; return their number."""
     cdef uint32_t i, size, header
     cdef uint32_t pieces = 0
     cdef uint64_t position = q.position
@@ -113,7 +115,11 @@ cdef uint32_t make_burst(const generator *g, generator_queue *q, uint32_t n) noe
     cdef virtio_packet *packet
     header = RAW_HEADER if g.kind == FRAME_RAW else TCP_HEADER
     for i in range(n):
+        if room <= 0:
+            n = i
+            break
         size = g.sizes[(q.frames + i) % g.nsizes]
+        room -= size
         block = q.blocks[(q.frames + i) % VIRTIO_BURST]  # in the same place when it is given again
         packet = &q.packets[i]
         memset(&packet.hdr, 0, sizeof(packet.hdr))
@@ -139,7 +145,7 @@ cdef uint32_t make_burst(const generator *g, generator_queue *q, uint32_t n) noe
             packet.nsegs = 2
         pieces += packet.nsegs
     q.before[n] = position
-    return pieces
+    return n
 
 
 cdef inline int64_t next_due(const generator *g, const generator_queue *q) noexcept nogil:
@@ -165,17 +171,18 @@ cdef uint32_t due_frames(const generator *g, generator_queue *q, uint32_t limit)
     return <uint32_t>due if due < <int64_t>limit else limit
 
 
-cdef uint32_t generator_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
+cdef uint32_t generator_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit,
+                                virtio_turn *turn) noexcept nogil:
     cdef generator *g = <generator *>(<sink_state *>port.owner).generator
     cdef generator_queue *q = &g.queues[queue]
     cdef uint32_t n = due_frames(g, q, limit if limit < VIRTIO_BURST else VIRTIO_BURST)
     cdef uint64_t size = 0
-    cdef uint32_t taken, i
+    cdef uint32_t before = q.resume, taken, i
     if n == 0:
         return 0
-    make_burst(g, q, n)
-    taken = sink.deliver(sink, q.packets, n, q.segs)
-    if taken < n:
+    n = make_burst(g, q, n, turn.left * VIRTIO_WORK_BYTES)
+    taken = sink_deliver(sink, q.packets, n, q.segs, turn, &q.resume)
+    if taken < n and turn.left > 0:
         add_count(&q.counts.full, 1)
     for i in range(taken):
         size += q.packets[i].len
@@ -183,7 +190,7 @@ cdef uint32_t generator_receive(virtio_port *port, uint32_t queue, virtio_sink *
     add_count(&q.counts.packets, taken)
     add_count(&q.frames, taken)
     q.position = q.before[taken]
-    return taken
+    return taken if taken else q.resume > before
 
 
 cdef bint generator_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *wait) noexcept nogil:
@@ -243,7 +250,7 @@ cdef class Generator(Sink):
             raise ValueError("raw frames have no checksum: partial and gso_size are for TCP")
         if not 0 <= gso_size <= 65535:
             raise ValueError(f"gso_size {gso_size} is not within 0 to 65535")
-        if not 0 <= flow <= FLOWS_MAX - queues:
+        if not 0 <= flow <= <int>FLOWS_MAX - queues:
             raise ValueError(f"flow {flow} of {queues} queues is not within 0 to {FLOWS_MAX - queues}")
         if count is not None and count < 1:
             raise ValueError(f"count {count}: limit 1 at least")

@@ -9,7 +9,7 @@ from virtio._net_hdr cimport (
     VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL,
     VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6
 )
-from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_wait
+from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_turn, virtio_wait
 from virtio._port_counts cimport add_counts
 from virtio._queue cimport virtio_load32_acquire
 from virtio._wire cimport keep, wire, wire_arm, wire_connect, wire_flush, wire_rang, wire_send, wire_sender
@@ -27,9 +27,9 @@ cdef struct loop_queue:
 
 
 cdef uint32_t loopback_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                            const iovec *segs) noexcept nogil:
+                            const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef loop_queue *q = &(<loop_queue *>port.owner)[queue]
-    return wire_send(&q.back, &q.sender, packets, n, segs)
+    return wire_send(&q.back, &q.sender, packets, n, segs, turn)
 
 
 cdef virtio_bell *loopback_flush(virtio_port *port, uint32_t queue) noexcept nogil:

@@ -1,15 +1,17 @@
 """Executing offloads: frames that leave something undone become frames that leave no more undone than is allowed."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio._batch cimport Batch
 from virtio._checksum cimport store_sum16, sum_bytes, sum_fold, sum_gather, sum_swap
-from virtio._port cimport VIRTIO_PACKET_PIECES, port_offloads
+from virtio._frame cimport frame_parse, virtio_frame
+from virtio._port cimport VIRTIO_PACKET_PIECES, VIRTIO_WORK_SEGMENT, port_offloads, virtio_work_bytes
 from virtio._queue cimport add_count, counted
 from virtio._segment cimport *
+from virtio._segment_lengths cimport lengths_exact, segment_headers_of
 from virtio._segment_write cimport segment_headers, segment_views
 
 
@@ -27,6 +29,16 @@ cdef void executor_free(net_executor *x) noexcept nogil:
     free(x)
 
 
+cdef bint is_exact(const virtio_packet *packet, const iovec *segs) noexcept nogil:
+    cdef virtio_frame parsed
+    cdef const uint8_t *p
+    if packet.hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO or packet.nsegs > VIRTIO_PACKET_PIECES:
+        return True
+    p = segment_headers_of(segs, packet.nsegs)
+    frame_parse(&parsed, p, packet.len)
+    return lengths_exact(&parsed, p, packet.hdr.gso_type)
+
+
 cdef void execute_start(net_executor *x, const virtio_packet *packets, uint32_t n, const iovec *segs,
                         uint32_t offloads) noexcept nogil:
     x.input = packets
@@ -34,8 +46,8 @@ cdef void execute_start(net_executor *x, const virtio_packet *packets, uint32_t 
     x.ninput = n
     x.offloads = offloads
     x.at = 0
-    x.segment = x.resume
-    x.resume = 0
+    x.segment = packets.done if n else 0
+    x.limit = EXECUTE_BATCH
     x.planned = False
 
 
@@ -48,6 +60,7 @@ cdef inline uint32_t add_packet(net_executor *x, uint32_t first) noexcept nogil:
     out.first = first
     out.nsegs = x.npieces - first
     out.len = length
+    x.bytes += length
     x.input_of[x.count] = x.at
     x.segment_of[x.count] = x.segment
     x.count += 1
@@ -117,14 +130,14 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
 cdef bint add_segments(net_executor *x, const virtio_packet *packet) noexcept nogil:
     """Cut a packet. False: it goes on in the next batch, behind x.segment segments."""
     cdef virtio_segmenter *s = &x.plan
-    cdef uint32_t options = SEGMENT_PARTIAL if x.offloads & VIRTIO_OFFLOAD_CSUM else 0
     cdef uint32_t stride, n, first, views
     cdef virtio_net_hdr *hdr
     cdef uint8_t *to
     cdef int code
     if not x.planned:
         code = segment_plan_pieces(s, x.input_segs + packet.first, packet.nsegs, packet.hdr.gso_type,
-                                   packet.hdr.gso_size, options, EXECUTE_SEGMENTS_MAX)
+                                   packet.hdr.gso_size, segment_options(&packet.hdr, x.offloads),
+                                   EXECUTE_SEGMENTS_MAX)
         if code:
             add_count(&x.dropped[code], 1)
             return True
@@ -132,7 +145,7 @@ cdef bint add_segments(net_executor *x, const virtio_packet *packet) noexcept no
         add_count(&x.frames, x.segment == 0)
     stride = (s.header + s.extra + 15) & ~<uint32_t>15
     while x.segment < s.count:
-        n = min(s.count - x.segment, EXECUTE_BATCH - x.count, (EXECUTE_SCRATCH - x.scratch_used) // stride)
+        n = min(s.count - x.segment, x.limit - x.count, (EXECUTE_SCRATCH - x.scratch_used) // stride)
         to = x.scratch + x.scratch_used
         segment_headers(s, x.segment, n, to, stride)
         for _ in range(n):
@@ -145,7 +158,7 @@ cdef bint add_segments(net_executor *x, const virtio_packet *packet) noexcept no
             x.npieces = first + 1 + views
             hdr = &x.packets[x.count].hdr
             memset(hdr, 0, sizeof(virtio_net_hdr))
-            if s.partial and s.kind != VIRTIO_SEGMENT_IPV4_FRAGMENT:
+            if s.needs_csum:
                 hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
                 hdr.csum_start = s.l4
                 hdr.csum_offset = TCP_FIELD if s.kind == VIRTIO_SEGMENT_TCP else UDP_FIELD
@@ -164,9 +177,10 @@ cdef uint32_t execute_next(net_executor *x) noexcept nogil:
     cdef uint32_t needs
     cdef bint done
     x.count = x.npieces = x.scratch_used = 0
-    while x.at < x.ninput and x.count < EXECUTE_BATCH:
+    x.bytes = 0
+    while x.at < x.ninput and x.count < x.limit:
         packet = x.input + x.at
-        needs = net_hdr_needs(&packet.hdr) & ~x.offloads
+        needs = packet_needs(packet, x.input_segs) & ~x.offloads
         if packet.nsegs > VIRTIO_PACKET_PIECES:
             add_count(&x.dropped[EXECUTE_BAD_PIECES], 1)
             done = True
@@ -184,24 +198,37 @@ cdef uint32_t execute_next(net_executor *x) noexcept nogil:
     return x.count
 
 
-cdef uint32_t execute_stop(net_executor *x, uint32_t taken) noexcept nogil:
-    x.resume = x.segment_of[taken]
+cdef uint32_t execute_stop(net_executor *x, uint32_t taken, uint32_t *resume) noexcept nogil:
+    resume[0] = x.segment_of[taken]
     return x.input_of[taken]
 
 
+cdef inline uint32_t batch_limit(const virtio_port *port, const virtio_turn *turn) noexcept nogil:
+    """Return how many packets the next batch may have: those that a turn does not take would be made in vain."""
+    cdef int64_t n = turn.left // <int64_t>(port.work + VIRTIO_WORK_SEGMENT)
+    if n >= EXECUTE_BATCH:
+        return EXECUTE_BATCH
+    return <uint32_t>n if n > 0 else 1
+
+
 cdef uint32_t execute_send(net_executor *x, virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                           const iovec *segs) noexcept nogil:
+                           const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef uint32_t allowed = port_offloads(port), needs = 0, i, taken
     for i in range(n):
-        needs |= net_hdr_needs(&packets[i].hdr)
+        needs |= packet_needs(&packets[i], segs)
     if needs & ~allowed == 0:
-        x.resume = 0
-        return port.send(port, queue, packets, n, segs)
+        return port.send(port, queue, packets, n, segs, turn)
     execute_start(x, packets, n, segs, allowed)
+    x.limit = batch_limit(port, turn)
     while execute_next(x):
-        taken = port.send(port, queue, x.packets, x.count, x.segs)
+        turn.left -= <int64_t>x.count * VIRTIO_WORK_SEGMENT + virtio_work_bytes(x.bytes)
+        taken = port.send(port, queue, x.packets, x.count, x.segs, turn)
         if taken < x.count:
-            return execute_stop(x, taken)
+            return execute_stop(x, taken, &turn.resume)
+        if turn.left <= 0 and x.at < n:
+            turn.resume = x.segment
+            return x.at
+        x.limit = batch_limit(port, turn)
     return n
 
 
@@ -212,7 +239,8 @@ _DROPS = {
     VIRTIO_SEGMENT_FRAME: "frame", VIRTIO_SEGMENT_NETWORK: "network", VIRTIO_SEGMENT_PROTOCOL: "protocol",
     VIRTIO_SEGMENT_FRAGMENT: "fragment", VIRTIO_SEGMENT_TUNNEL: "tunnel", VIRTIO_SEGMENT_UFO_TUNNEL: "ufo-tunnel",
     VIRTIO_SEGMENT_EXTENSION: "extension", VIRTIO_SEGMENT_JUMBO: "jumbo", VIRTIO_SEGMENT_UDP_LENGTH: "udp-length",
-    VIRTIO_SEGMENT_HEADERS: "headers", VIRTIO_SEGMENT_EMPTY: "empty", VIRTIO_SEGMENT_COUNT: "count",
+    VIRTIO_SEGMENT_HEADERS: "headers", VIRTIO_SEGMENT_IP_LENGTH: "ip-length",
+    VIRTIO_SEGMENT_COUNT: "count",
     EXECUTE_BAD_CHECKSUM: "checksum", EXECUTE_BAD_PIECES: "pieces",
 }
 

@@ -35,19 +35,16 @@ cdef extern from "virtio/net_hdr.h" nogil:
         VIRTIO_OFFLOAD_RSC
         VIRTIO_OFFLOAD_MRG
         VIRTIO_OFFLOAD_TO_DRIVER
+        VIRTIO_OFFLOAD_CUT
         VIRTIO_NET_HDR_OK
         VIRTIO_NET_HDR_BAD_CSUM_FEATURE
         VIRTIO_NET_HDR_BAD_CSUM_START
         VIRTIO_NET_HDR_BAD_CSUM_OFFSET
-        VIRTIO_NET_HDR_BAD_FLAGS
         VIRTIO_NET_HDR_BAD_RSC_INFO
         VIRTIO_NET_HDR_BAD_GSO_TYPE
         VIRTIO_NET_HDR_BAD_GSO_FEATURE
-        VIRTIO_NET_HDR_BAD_GSO_CSUM
         VIRTIO_NET_HDR_BAD_GSO_OFFSET
         VIRTIO_NET_HDR_BAD_GSO_SIZE
-        VIRTIO_NET_HDR_BAD_HDR_LEN
-        VIRTIO_NET_HDR_BAD_ECN
         VIRTIO_NET_HDR_BAD_TUNNEL_TYPE
         VIRTIO_NET_HDR_BAD_TUNNEL_FEATURE
         VIRTIO_NET_HDR_BAD_TUNNEL_CSUM
@@ -91,12 +88,21 @@ cdef inline void net_hdr_load(virtio_net_hdr *hdr, const uint8_t *p, uint32_t si
 
 # What is wrong with a header in front of a frame of `length` bytes, VIRTIO_NET_HDR_BAD_*, or VIRTIO_NET_HDR_OK: then
 # csum_start and csum_offset (if NEEDS_CSUM is set without RSC_INFO) name two bytes of the frame, the type was
-# negotiated and its transport header fits into the frame, gso_size is not 0, and a tunnel's offsets are in order. With
-# RSC_INFO a header may lack NEEDS_CSUM and gso_size, as QEMU's does. Whether the frame is what the header says takes a
-# parse: offload_receive. Not looked at, as the specification wants it: flags that are not
-# known, offsets that no flag or type refers to, num_buffers from the driver. hdr_len is a hint (5.1.9.2): it is bounded
-# and never used.
-cdef int net_hdr_check(const virtio_net_hdr *hdr, uint32_t length, uint32_t offloads) noexcept nogil
+# negotiated, its transport header fits into the frame where NEEDS_CSUM says, gso_size is not 0, and a tunnel's offsets
+# are in order. With RSC_INFO a header may lack gso_size, as QEMU's does. Whether the frame is what the header says
+# takes a parse: offload_receive.
+#
+# Bits that say nothing in this direction are cleared, so that no reader behind this one takes them for true:
+# - from the driver each flag but NEEDS_CSUM and UDP_TUNNEL_CSUM (5.1.9.2: ignored; FreeBSD sets DATA_VALID on frames
+#   that it forwards);
+# - to the driver DATA_VALID without GUEST_CSUM and RSC_INFO without RSC_EXT: flags that were not negotiated;
+# - UDP_TUNNEL_CSUM without a tunnel's type, unless it says of a received frame that both levels are valid;
+# - the ECN bit of a type that is not TCP. With TCP it is kept without HOST_ECN and GUEST_ECN, too: the flags of a
+#   segment are the frame's, whatever the bit says;
+# - an hdr_len beyond the frame, which is a hint (5.1.9.2), and for which Linux' TAP would refuse the frame.
+# Not looked at: flags that are not known, offsets that no flag or type refers to, num_buffers from the driver. A type
+# without NEEDS_CSUM passes (a NIC's LRO behind vhost); net_hdr_needs says of it that it is to be cut.
+cdef int net_hdr_check(virtio_net_hdr *hdr, uint32_t length, uint32_t offloads) noexcept nogil
 
 
 cdef class NetHeader:

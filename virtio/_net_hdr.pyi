@@ -9,23 +9,19 @@ from typing_extensions import Buffer
 
 class NetHeaderFault(IntEnum):
     OK = 0
-    CSUM_FEATURE = 1  # NEEDS_CSUM or DATA_VALID, and no CSUM feature
+    CSUM_FEATURE = 1  # NEEDS_CSUM, and no CSUM feature
     CSUM_START = 2  # beyond the frame
     CSUM_OFFSET = 3  # the checksum field is not within the frame
-    FLAGS = 4  # DATA_VALID or RSC_INFO from the driver
-    RSC_INFO = 5  # without RSC_EXT, or with no type
-    GSO_TYPE = 6  # no such type
-    GSO_FEATURE = 7  # not negotiated
-    GSO_CSUM = 8  # a type, and no NEEDS_CSUM
-    GSO_OFFSET = 9  # csum_offset is not that of the type's protocol, or its header is cut off
-    GSO_SIZE = 10  # 0
-    HDR_LEN = 11  # beyond the frame
-    ECN = 12  # not negotiated, or with no TCP type
-    TUNNEL_TYPE = 13  # both bits; or with DATA_VALID, with no type, or with UDP (UFO)
-    TUNNEL_FEATURE = 14  # not negotiated
-    TUNNEL_CSUM = 15  # UDP_TUNNEL_CSUM not negotiated, or without a tunnel type
-    TUNNEL_OFFSETS = 16  # no room for the headers between them
-    NUM_BUFFERS = 17  # 0 to the driver
+    RSC_INFO = 4  # RSC_INFO and NEEDS_CSUM with no type
+    GSO_TYPE = 5  # no such type
+    GSO_FEATURE = 6  # not negotiated
+    GSO_OFFSET = 7  # csum_offset is not that of the type's protocol, or its header is cut off
+    GSO_SIZE = 8  # 0
+    TUNNEL_TYPE = 9  # both bits; or with no type, or with UDP (UFO)
+    TUNNEL_FEATURE = 10  # not negotiated
+    TUNNEL_CSUM = 11  # UDP_TUNNEL_CSUM of a tunnel type, and not negotiated
+    TUNNEL_OFFSETS = 12  # no room for the headers between them
+    NUM_BUFFERS = 13  # 0 to the driver
 
 class NetHeader:
     flags: int

@@ -132,9 +132,10 @@ cdef uint32_t offloads_of(object features, bint to_driver) except? 0:
 cdef int check_tunnel(const virtio_net_hdr *hdr, uint32_t kind, uint32_t length, uint32_t offloads) noexcept nogil:
     cdef uint32_t tunnel = hdr.gso_type & NET_HDR_TUNNEL
     cdef uint32_t network = 40 if kind == VIRTIO_NET_HDR_GSO_TCPV6 else 20  # the least; USO may be over either
-    cdef uint32_t transport = length if hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO else hdr.csum_start
-    if (tunnel == NET_HDR_TUNNEL or hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID or kind == VIRTIO_NET_HDR_GSO_NONE
-            or kind == VIRTIO_NET_HDR_GSO_UDP):
+    cdef uint32_t transport = length
+    if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO:
+        transport = hdr.csum_start
+    if tunnel == NET_HDR_TUNNEL or kind == VIRTIO_NET_HDR_GSO_NONE or kind == VIRTIO_NET_HDR_GSO_UDP:
         return VIRTIO_NET_HDR_BAD_TUNNEL_TYPE
     if not offloads & VIRTIO_OFFLOAD_TUNNEL:
         return VIRTIO_NET_HDR_BAD_TUNNEL_FEATURE
@@ -146,7 +147,7 @@ cdef int check_tunnel(const virtio_net_hdr *hdr, uint32_t kind, uint32_t length,
     return VIRTIO_NET_HDR_OK
 
 
-cdef int check_gso(const virtio_net_hdr *hdr, uint32_t kind, uint32_t length, uint32_t offloads) noexcept nogil:
+cdef int check_gso(virtio_net_hdr *hdr, uint32_t kind, uint32_t length, uint32_t offloads) noexcept nogil:
     cdef uint32_t needed, header = UDP_HEADER, field = UDP_FIELD
     if kind == VIRTIO_NET_HDR_GSO_TCPV4:
         needed, header, field = VIRTIO_OFFLOAD_TSO4, TCP_HEADER, TCP_FIELD
@@ -160,33 +161,43 @@ cdef int check_gso(const virtio_net_hdr *hdr, uint32_t kind, uint32_t length, ui
         return VIRTIO_NET_HDR_BAD_GSO_TYPE
     if not offloads & needed:
         return VIRTIO_NET_HDR_BAD_GSO_FEATURE
-    if hdr.gso_type & VIRTIO_NET_HDR_GSO_ECN and (header != TCP_HEADER or not offloads & VIRTIO_OFFLOAD_ECN):
-        return VIRTIO_NET_HDR_BAD_ECN
+    if header != TCP_HEADER:
+        hdr.gso_type &= <uint8_t>~VIRTIO_NET_HDR_GSO_ECN
     if not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO:  # QEMU sets it alone, and no gso_size
-        if not hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
-            return VIRTIO_NET_HDR_BAD_GSO_CSUM
-        if hdr.csum_offset != field or <uint32_t>hdr.csum_start + header > length:
+        if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and (hdr.csum_offset != field
+                                                        or <uint32_t>hdr.csum_start + header > length):
             return VIRTIO_NET_HDR_BAD_GSO_OFFSET
         if hdr.gso_size == 0:
             return VIRTIO_NET_HDR_BAD_GSO_SIZE
-    if hdr.hdr_len > length:
-        return VIRTIO_NET_HDR_BAD_HDR_LEN
     return VIRTIO_NET_HDR_OK
 
 
-cdef int net_hdr_check(const virtio_net_hdr *hdr, uint32_t length, uint32_t offloads) noexcept nogil:
+cdef int check_to_driver(virtio_net_hdr *hdr, uint32_t kind, uint32_t offloads) noexcept nogil:
+    if not offloads & VIRTIO_OFFLOAD_RSC:
+        hdr.flags &= <uint8_t>~VIRTIO_NET_HDR_F_RSC_INFO
+    if not offloads & VIRTIO_OFFLOAD_CSUM:
+        hdr.flags &= <uint8_t>~VIRTIO_NET_HDR_F_DATA_VALID
+    if hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO and kind == VIRTIO_NET_HDR_GSO_NONE:
+        if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
+            return VIRTIO_NET_HDR_BAD_RSC_INFO
+        hdr.flags &= <uint8_t>~VIRTIO_NET_HDR_F_RSC_INFO
+    if hdr.num_buffers == 0 and offloads & VIRTIO_OFFLOAD_MRG:
+        return VIRTIO_NET_HDR_BAD_NUM_BUFFERS
+    return VIRTIO_NET_HDR_OK
+
+
+cdef int net_hdr_check(virtio_net_hdr *hdr, uint32_t length, uint32_t offloads) noexcept nogil:
     cdef uint32_t kind = hdr.gso_type & NET_HDR_GSO_MASK
     cdef int fault
     if not offloads & VIRTIO_OFFLOAD_TO_DRIVER:
-        if hdr.flags & (VIRTIO_NET_HDR_F_DATA_VALID | VIRTIO_NET_HDR_F_RSC_INFO):
-            return VIRTIO_NET_HDR_BAD_FLAGS
-    elif hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO and (not offloads & VIRTIO_OFFLOAD_RSC
-                                                    or kind == VIRTIO_NET_HDR_GSO_NONE):
-        return VIRTIO_NET_HDR_BAD_RSC_INFO
-    elif hdr.num_buffers == 0 and offloads & VIRTIO_OFFLOAD_MRG:
-        return VIRTIO_NET_HDR_BAD_NUM_BUFFERS
-    if (hdr.flags & (VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID)
-            and not offloads & VIRTIO_OFFLOAD_CSUM):
+        hdr.flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM
+    else:
+        fault = check_to_driver(hdr, kind, offloads)
+        if fault:
+            return fault
+    if hdr.hdr_len > length:
+        hdr.hdr_len = 0
+    if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and not offloads & VIRTIO_OFFLOAD_CSUM:
         return VIRTIO_NET_HDR_BAD_CSUM_FEATURE
     if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO:
         if hdr.csum_start > length:
@@ -201,11 +212,10 @@ cdef int net_hdr_check(const virtio_net_hdr *hdr, uint32_t length, uint32_t offl
         # to the driver it may stand beside DATA_VALID alone, and says that both levels are valid (5.1.9.4)
         if (not offloads & VIRTIO_OFFLOAD_TO_DRIVER or hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM
                 or not offloads & VIRTIO_OFFLOAD_TUNNEL_CSUM):
-            return VIRTIO_NET_HDR_BAD_TUNNEL_CSUM
+            hdr.flags &= <uint8_t>~VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM
     if kind != VIRTIO_NET_HDR_GSO_NONE:
         return check_gso(hdr, kind, length, offloads)
-    if hdr.gso_type & VIRTIO_NET_HDR_GSO_ECN:
-        return VIRTIO_NET_HDR_BAD_ECN
+    hdr.gso_type = VIRTIO_NET_HDR_GSO_NONE
     return VIRTIO_NET_HDR_OK
 
 
@@ -218,15 +228,11 @@ class NetHeaderFault(IntEnum):
     CSUM_FEATURE = VIRTIO_NET_HDR_BAD_CSUM_FEATURE
     CSUM_START = VIRTIO_NET_HDR_BAD_CSUM_START
     CSUM_OFFSET = VIRTIO_NET_HDR_BAD_CSUM_OFFSET
-    FLAGS = VIRTIO_NET_HDR_BAD_FLAGS
     RSC_INFO = VIRTIO_NET_HDR_BAD_RSC_INFO
     GSO_TYPE = VIRTIO_NET_HDR_BAD_GSO_TYPE
     GSO_FEATURE = VIRTIO_NET_HDR_BAD_GSO_FEATURE
-    GSO_CSUM = VIRTIO_NET_HDR_BAD_GSO_CSUM
     GSO_OFFSET = VIRTIO_NET_HDR_BAD_GSO_OFFSET
     GSO_SIZE = VIRTIO_NET_HDR_BAD_GSO_SIZE
-    HDR_LEN = VIRTIO_NET_HDR_BAD_HDR_LEN
-    ECN = VIRTIO_NET_HDR_BAD_ECN
     TUNNEL_TYPE = VIRTIO_NET_HDR_BAD_TUNNEL_TYPE
     TUNNEL_FEATURE = VIRTIO_NET_HDR_BAD_TUNNEL_FEATURE
     TUNNEL_CSUM = VIRTIO_NET_HDR_BAD_TUNNEL_CSUM

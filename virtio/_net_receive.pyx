@@ -16,21 +16,24 @@ cdef enum:
     ETHERNET = 14  # bytes of its header
 
 
-cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
+cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
     cdef net_rx *rx = (<net_rx_task *>task).rx
     cdef virtio_bell *bell = NULL
-    cdef uint32_t done = 0
+    cdef uint32_t done = 0, before
     if not virtio_trylock(&rx.q.lock):
         return 0
     while task.active and not rx.idle:
         rx.stalled = 0
+        rx.turn = turn
+        turn.resume = 0
         if rx.pending:  # the port may have no more
             if rx_is_open(rx):
-                done += rx_settle(rx)
+                before = rx.waiting.done
+                done += rx_settle(rx) or rx.waiting.done > before
             else:
                 rx_refuse(rx, 0)
         if not rx.pending and not rx.draining:
-            done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST)
+            done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST, turn)
         if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
             device_disable_notification(rx.q)
         rx.blocked = rx.stalled
@@ -133,12 +136,12 @@ cdef class NetReceive(Task):
             flags |= VIRTIO_NET_HDR_F_RSC_INFO
         if offloads & VIRTIO_OFFLOAD_TUNNEL_CSUM:
             flags |= VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM
-        with nogil:
+        with nogil:  # until it is free again: the GIL is not waited for with a lock that a worker may want
             queue_lock(self.rx.sink.lock)
-        self.rx.flags = flags
-        self.rx.mergeable = offloads & VIRTIO_OFFLOAD_MRG != 0
-        virtio_store32(&self.rx.sink.offloads, offloads)
-        queue_unlock(self.rx.sink.lock)
+            self.rx.flags = flags
+            self.rx.mergeable = offloads & VIRTIO_OFFLOAD_MRG != 0
+            virtio_store32(&self.rx.sink.offloads, offloads)
+            queue_unlock(self.rx.sink.lock)
 
     @property
     def offloads(self):
@@ -156,9 +159,9 @@ cdef class NetReceive(Task):
         """
         with nogil:
             queue_lock(self.rx.sink.lock)
-        self.rx.closed = closed
-        self.rx.idle = closed and idle
-        queue_unlock(self.rx.sink.lock)
+            self.rx.closed = closed
+            self.rx.idle = closed and idle
+            queue_unlock(self.rx.sink.lock)
         if self.worker is not None:
             self.worker.wake()
 
@@ -212,8 +215,8 @@ cdef class NetReceive(Task):
                 f.vlans[i] = int.from_bytes(vlans[8 * i:8 * i + 8], "little")
         with nogil:
             queue_lock(self.rx.sink.lock)
-        self.rx.filter = f
-        queue_unlock(self.rx.sink.lock)
+            self.rx.filter = f
+            queue_unlock(self.rx.sink.lock)
 
     def connect(self):
         """Give the port the queue: ports that deliver of themselves do so from now on."""

@@ -11,7 +11,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from virtio._bell cimport virtio_bell
 from virtio._net_filter cimport net_filter
-from virtio._port cimport virtio_packet, virtio_port, virtio_sink
+from virtio._port cimport virtio_packet, virtio_port, virtio_sink, virtio_turn
 from virtio._queue cimport iovec, virtio_chain, virtio_device_queue
 from virtio._segment cimport virtio_segmenter
 from virtio._worker cimport virtio_task
@@ -67,11 +67,8 @@ cdef struct net_rx:
     virtio_packet waiting
     iovec waiting_piece
     net_filter filter
-    # a frame that is cut, and found no room in the middle
-    uint32_t resume          # segments of it that are out,
-    uint32_t resume_len      # and which frame it was
-    uint64_t resume_key
-    virtio_segmenter plan
+    virtio_segmenter plan    # of a frame that is cut
+    virtio_turn *turn        # of whoever delivers or reserves
     # the task
     net_rx_task task
     virtio_port *port
@@ -102,7 +99,7 @@ cdef void rx_start(net_rx *rx) noexcept nogil
 # Whether frames are taken; and what is answered if they are not: those of a queue that is only paused may wait.
 cdef bint rx_is_open(const net_rx *rx) noexcept nogil
 cdef uint32_t rx_refuse(net_rx *rx, uint32_t n) noexcept nogil
-# Put the frame in that waits in scratch; False: there is still no room for it.
+# Put the frame in that waits in scratch; False: there is still no room for all of it, or the turn is over.
 cdef bint rx_settle(net_rx *rx) noexcept nogil
 # Turn kicks on; say whether there is room already for what found none.
 cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil

@@ -1,10 +1,10 @@
 """The receive queue of a network device, as a sink."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from virtio._checksum cimport store_sum16, sum_copy, sum_fold
-from virtio._net_execute cimport EXECUTE_SEGMENTS_MAX, net_hdr_needs
+from virtio._net_execute cimport EXECUTE_SEGMENTS_MAX, net_hdr_needs, segment_options
 from virtio._net_filter cimport *
 from virtio._net_hdr cimport *
 from virtio._net_pieces cimport collect, complete, scatter
@@ -64,8 +64,12 @@ cdef void put_back(net_rx *rx) noexcept nogil:
 
 cdef uint32_t refill(net_rx *rx, uint32_t limit) noexcept nogil:
     """Pop chains, the free ones anew; return how many there are: 0 when none waits."""
+    cdef const virtio_chain *last
     put_back(rx)
     rx.popped = device_pop_burst(rx.q, rx.chains, min(limit, <uint32_t>RX_CHAINS), rx.segs, rx.nsegs)
+    if rx.popped:
+        last = &rx.chains[rx.popped - 1]
+        rx.turn.left -= <int64_t>(last.first + last.nreadable + last.nwritable) * VIRTIO_WORK_PIECE
     return rx.popped
 
 
@@ -160,6 +164,7 @@ cdef void take(net_rx *rx, uint32_t n, uint64_t total) noexcept nogil:
     add_count(&rx.frames, 1)
     add_count(&rx.bytes, total - rx.header)
     add_count(&rx.merged, n > 1)
+    rx.turn.left -= VIRTIO_WORK_FRAME + virtio_work_bytes(total)
     for _ in range(n):
         chain = rx.chains + rx.used
         set_written(chain, <uint32_t>min(total, <uint64_t>chain.writable))
@@ -251,49 +256,41 @@ cdef inline uint32_t beyond(const net_rx *rx, const virtio_net_hdr *hdr) noexcep
     return net_hdr_needs(hdr) & ~(0 if hdr.flags & ~rx.flags else rx.sink.offloads)
 
 
-cdef inline uint64_t frame_key(const virtio_segmenter *s) noexcept nogil:
-    """What tells a frame from others of its size: addresses, ports, numbers."""
-    return s.l4_sum[0] ^ <uint64_t>s.seq << 32 ^ <uint64_t>s.ip[0].id << 16 ^ s.ip[0].sum[0] << 40
-
-
 cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noexcept nogil:
-    """Put a frame in as segments. False: no room for all of them; it goes on where it stopped."""
+    """Put a frame in as segments. False: no room for all of them, or the turn is over; it goes on where it stopped."""
     cdef virtio_segmenter *s = &rx.plan
-    cdef uint32_t first = 0, i, size
-    cdef uint64_t key
+    cdef uint32_t i, size
     cdef virtio_net_hdr hdr
     cdef iovec *to
     cdef int n
     if segment_plan_pieces(s, source, packet.nsegs, packet.hdr.gso_type, packet.hdr.gso_size,
-                           SEGMENT_PARTIAL if rx.sink.offloads & VIRTIO_OFFLOAD_CSUM else 0, EXECUTE_SEGMENTS_MAX):
+                           segment_options(&packet.hdr, rx.sink.offloads), EXECUTE_SEGMENTS_MAX):
         add_count(&rx.dropped[RX_DROP_SEGMENT], 1)
         return True
     if packet.len > rx.limit and segment_header_size(s, 0) + segment_payload_size(s, 0) > limit_of(rx, source, 0):
         add_count(&rx.dropped[RX_DROP_MTU], 1)
         return True
-    key = frame_key(s)
-    if rx.resume_len == packet.len and rx.resume_key == key:
-        first = rx.resume
-    rx.resume = 0
     memset(&hdr, 0, sizeof(hdr))
-    if s.partial and s.kind != VIRTIO_SEGMENT_IPV4_FRAGMENT:
+    if s.needs_csum:
         hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
         hdr.csum_start = s.l4
         hdr.csum_offset = TCP_FIELD if s.kind == VIRTIO_SEGMENT_TCP else UDP_FIELD
-    add_count(&rx.cut, first == 0)
-    for i in range(first, s.count):
+    add_count(&rx.cut, packet.done == 0)
+    for i in range(packet.done, s.count):
+        if virtio_unlikely(rx.turn.left <= 0 and i > packet.done):
+            rx.turn.resume = i
+            return False
         size = segment_header_size(s, i) + segment_payload_size(s, i)
         n = gather(rx, rx.header + size, s.count - i)
         if n == NO_ROOM:
-            rx.resume = i
-            rx.resume_len = packet.len
-            rx.resume_key = key
+            rx.turn.resume = i
             return False
         if n == NEVER:
             drop_never(rx)
             continue
         to = room_of(rx)
         segment_copy(s, i, to, pieces_of(rx, n), rx.header)
+        rx.turn.left -= VIRTIO_WORK_SEGMENT
         write_header(rx, to, &hdr, size, n)
         take(rx, n, rx.header + size)
     return True
@@ -360,10 +357,15 @@ cdef uint32_t rx_refuse(net_rx *rx, uint32_t n) noexcept nogil:
 
 
 cdef bint rx_settle(net_rx *rx) noexcept nogil:
-    """Put the frame in that waits in scratch; False: there is still no room for it."""
-    if rx.pending and place(rx, &rx.waiting, &rx.waiting_piece):
-        rx.pending = 0
-    return not rx.pending
+    """Put the frame in that waits in scratch; False: there is still no room for all of it, or the turn is over."""
+    cdef bint placed
+    if not rx.pending:
+        return True
+    placed = place(rx, &rx.waiting, &rx.waiting_piece)
+    rx.waiting.done = turn_resume(rx.turn, placed, rx.waiting.done)
+    rx.turn.resume = 0
+    rx.pending = not placed
+    return placed
 
 
 cdef inline bint is_plain(const virtio_packet *packet) noexcept nogil:
@@ -414,19 +416,21 @@ cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint3
         size += packet.len
         packet += 1
     run_commit(&run, rx.entries, run.taken, False, packed)
+    rx.turn.left -= <int64_t>run.taken * VIRTIO_WORK_FRAME + virtio_work_bytes(size)
     rx.published |= run.taken != 0
     add_count(&rx.frames, run.taken)
     add_count(&rx.bytes, size)
     return run.taken
 
 
-cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n,
-                         const iovec *segs) noexcept nogil:
+cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                         virtio_turn *turn) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
     cdef const virtio_packet *packet
     cdef const iovec *source
     cdef bint all = rx.filter.modes & FILTER_PROMISC
     cdef uint32_t i = 0
+    rx.turn = turn
     if virtio_unlikely(not rx_is_open(rx)):
         return rx_refuse(rx, n)
     if virtio_unlikely(rx.pending) and not rx_settle(rx):
@@ -434,11 +438,12 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
     put_back(rx)
     if all:
         i = deliver_run(rx, packets, n, segs, True) if rx.q.packed else deliver_run(rx, packets, n, segs, False)
-    while i < n:
+    while i < n and (i == 0 or turn.left > 0):
         packet = packets + i
         source = segs + packet.first
         if not all and not is_wanted(rx, source, packet.nsegs, 0):
             add_count(&rx.filtered, 1)
+            turn.left -= VIRTIO_WORK_FRAME
         elif not place(rx, packet, source):
             break
         i += 1
@@ -447,7 +452,7 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
     return i
 
 
-cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil:
+cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
     """Room for a frame: as much of it as there is in the guest's buffers, the rest in scratch."""
     cdef net_rx *rx = <net_rx *>sink
     cdef uint64_t left = sink.frame_max, skip = rx.header, have = 0, part
@@ -456,6 +461,7 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept 
     cdef uint32_t n = 0
     rx.reserved = 0
     rx.room = 0
+    rx.turn = turn
     if not rx.task.task.active:
         return 0
     if rx_is_open(rx):
@@ -496,6 +502,7 @@ cdef void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noex
     rx.waiting.first = 0
     rx.waiting.nsegs = 1
     rx.waiting.len = length
+    rx.waiting.done = 0
     rx.waiting_piece.iov_base = rx.scratch
     rx.waiting_piece.iov_len = length
     if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, &rx.waiting_piece, 1, 0):
@@ -561,6 +568,9 @@ cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil:
     cdef uint64_t have = 0
     cdef bint more
     cdef uint32_t i
+    cdef virtio_turn turn  # nobody's: once before a sleep
+    rx.turn = &turn
+    turn.left = turn.resume = 0
     refill(rx, RX_CHAINS)
     for i in range(rx.popped):
         have += rx.chains[i].writable

@@ -45,6 +45,8 @@ cdef struct net_tx:
     uint32_t closed          # frames are dropped
     uint32_t by_hand         # no worker arms it: poll leaves the notifications as they are to be
     uint32_t full            # the port did not take all of the last burst
+    uint32_t resume          # segments that are out of the frame that comes next
+    uint32_t width           # chains that the next burst pops at most: few, where a turn does not take more
     uint32_t troubled        # trouble was rung
     uint32_t hold            # used descriptors for which the interrupt does not wait any longer; 1: it never does
     uint32_t idle            # polls without work since the last ones

@@ -1,6 +1,6 @@
 """The transmit queue of a network device."""
 
-from libc.stdint cimport uint8_t, uint32_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -67,24 +67,33 @@ cdef int load(net_tx *tx, const virtio_chain *chain, virtio_packet *packet) noex
     return net_hdr_check(&packet.hdr, packet.len, tx.offloads)
 
 
-cdef uint32_t send(net_tx *tx, uint32_t n, bint says) noexcept nogil:
-    """Send the first n packets; return how many were taken. says: a header among them says something."""
+cdef uint32_t send(net_tx *tx, uint32_t n, uint64_t size, bint says, virtio_turn *turn) noexcept nogil:
+    """Send the first n packets, of `size` bytes; return how many were taken. says: a header of them says something."""
     cdef uint32_t i, taken, needs = 0
-    cdef uint64_t size = 0
+    cdef uint32_t before = tx.resume
     cdef const virtio_packet *packet
     for i in range(n if says else 0):
-        needs |= net_hdr_needs(&tx.packets[i].hdr)
+        needs |= packet_needs(&tx.packets[i], tx.segs)
+    tx.packets[0].done = before
+    turn.resume = 0
     if virtio_likely(needs & ~port_offloads(tx.port) == 0):
-        tx.executor.resume = 0
-        taken = tx.port.send(tx.port, tx.pair, tx.packets, n, tx.segs)
+        taken = tx.port.send(tx.port, tx.pair, tx.packets, n, tx.segs, turn)
     else:
-        taken = execute_send(tx.executor, tx.port, tx.pair, tx.packets, n, tx.segs)
+        taken = execute_send(tx.executor, tx.port, tx.pair, tx.packets, n, tx.segs, turn)
+    tx.resume = turn_resume(turn, taken, before)
     add_count(&tx.frames, taken)
     if virtio_unlikely(taken < n):
-        add_count(&tx.stalls, 1)
-        tx.full = 1
-    for i in range(taken):
-        size += tx.packets[i].len
+        if turn_is_full(turn, taken, before):
+            add_count(&tx.stalls, 1)
+            tx.full = 1
+        else:
+            tx.width = max(taken, <uint32_t>1)
+        size = 0
+        for i in range(taken):
+            size += tx.packets[i].len
+    elif virtio_unlikely(tx.width < BURST):
+        tx.width = min(<uint32_t>BURST, 2 * tx.width)
+    turn.left -= <int64_t>taken * VIRTIO_WORK_FRAME
     add_count(&tx.bytes, size)
     for i in range(taken if says else 0):
         packet = &tx.packets[i]
@@ -95,21 +104,28 @@ cdef uint32_t send(net_tx *tx, uint32_t n, bint says) noexcept nogil:
     return taken
 
 
-cdef uint32_t send_chains(net_tx *tx, uint32_t n) noexcept nogil:
+cdef uint32_t send_chains(net_tx *tx, uint32_t n, virtio_turn *turn) noexcept nogil:
     """Send the n chains popped; return how many of them are done."""
-    cdef uint32_t i, count = 0, taken, done = n
+    cdef uint32_t i, count = 0, taken, done
+    cdef uint64_t size = 0
+    cdef uint64_t room = <uint64_t>turn.left * VIRTIO_WORK_BYTES
     cdef bint says = False
     for i in range(n):
+        if virtio_unlikely(size >= room):
+            tx.width = n = i
+            break
         tx.why[i] = <uint8_t>load(tx, &tx.chains[i], &tx.packets[count])
         if virtio_unlikely(tx.why[i]):
             continue
         says |= net_hdr_says(&tx.packets[count].hdr) != 0
+        size += tx.packets[count].len
         tx.chain_of[count] = i
         count += 1
+    done = n
     if count == 0 or tx.chain_of[0]:
-        tx.executor.resume = 0  # what was cut in part is not there any more
+        tx.resume = 0  # what was cut in part is not there any more
     if count:
-        taken = send(tx, count, says)
+        taken = send(tx, count, size, says, turn)
         if taken < count:
             done = tx.chain_of[taken]
     if virtio_unlikely(count < n):
@@ -118,35 +134,51 @@ cdef uint32_t send_chains(net_tx *tx, uint32_t n) noexcept nogil:
     return done
 
 
-cdef uint32_t burst_chains(net_tx *tx) noexcept nogil:
+cdef inline uint32_t width_of(const net_tx *tx, const virtio_turn *turn) noexcept nogil:
+    """Return how many frames a burst is to have at most: a turn may not take more."""
+    cdef uint64_t frames
+    if virtio_likely(turn.left >= <int64_t>BURST * (tx.port.work + VIRTIO_WORK_FRAME)):
+        return tx.width
+    frames = 1 + <uint64_t>turn.left // (tx.port.work + VIRTIO_WORK_FRAME)
+    return <uint32_t>frames if frames < tx.width else tx.width
+
+
+cdef uint32_t burst_chains(net_tx *tx, virtio_turn *turn) noexcept nogil:
     """Pop, send, give back; return how many chains are done."""
     cdef virtio_device_queue *q = tx.q
-    cdef uint32_t n = device_pop_burst(q, tx.chains, BURST, tx.segs, tx.nsegs), done
+    cdef uint32_t n = device_pop_burst(q, tx.chains, width_of(tx, turn), tx.segs, tx.nsegs), done
+    cdef const virtio_chain *last = &tx.chains[n - 1]
+    cdef uint32_t pieces
     if n == 0:
         return 0
+    pieces = last.first + last.nreadable + last.nwritable
     if virtio_unlikely(tx.closed):
         add_count(&tx.dropped[TX_DROP_CLOSED], n)
-        tx.executor.resume = 0
+        tx.resume = 0
         done = n
     else:
-        done = send_chains(tx, n)
+        done = send_chains(tx, n, turn)
+    # all that were walked, and those that were dropped; behind the port, which is to be given what is left for it
+    turn.left -= <int64_t>pieces * VIRTIO_WORK_PIECE + <int64_t>n * VIRTIO_WORK_FRAME
     device_add_used_burst(q, tx.chains, done)
     if virtio_unlikely(done < n):
         device_unpop_burst(q, tx.chains + done, n - done)
     return done
 
 
-cdef inline uint32_t burst_run(net_tx *tx, bint packed) noexcept nogil:
+cdef inline uint32_t burst_run(net_tx *tx, virtio_turn *turn, bint packed) noexcept nogil:
     """The same of plain chains with frames that may be sent, up to the first that is not such a one."""
     cdef virtio_run run
     cdef virtio_packet *packet = tx.packets
     cdef iovec *seg = tx.segs
     cdef uint32_t size = tx.header, done, n
+    cdef uint64_t bytes = 0
+    cdef uint64_t room = <uint64_t>turn.left * VIRTIO_WORK_BYTES
     cdef bint says = False
-    if run_start(&run, tx.q, BURST, packed) == 0:
+    if run_start(&run, tx.q, width_of(tx, turn), packed) == 0:
         return 0
     run_ahead(&run, False, packed)
-    while run_next(&run, 0, packed):
+    while bytes < room and run_next(&run, 0, packed):
         if virtio_unlikely(run.length < size + VIRTIO_FRAME_MIN or run.length - size > VIRTIO_FRAME_MAX):
             break
         packet.len = run.length - size
@@ -162,24 +194,27 @@ cdef inline uint32_t burst_run(net_tx *tx, bint packed) noexcept nogil:
         virtio_put64(&packet.first, run.taken | <uint64_t>1 << 32)
         put_piece(seg, run.host + size, packet.len)
         run_keep(&run, tx.entries, 0, packed)
+        bytes += packet.len
         packet += 1
         seg += 1
     n = run.taken
     if n == 0:
         return 0
-    done = send(tx, n, says)
+    done = send(tx, n, bytes, says, turn)
     run_commit(&run, tx.entries, done, tx.q.flags & VIRTIO_Q_IN_ORDER != 0, packed)
     return done
 
 
-cdef uint32_t burst(net_tx *tx) noexcept nogil:
+cdef uint32_t burst(net_tx *tx, virtio_turn *turn) noexcept nogil:
+    """Do a burst; return how many chains are done, or 1 for a part of the next."""
     cdef uint32_t done = 0
+    cdef uint32_t before = tx.resume
     tx.full = 0
     if virtio_likely(not tx.closed):
-        done = burst_run(tx, True) if tx.q.packed else burst_run(tx, False)
-    if done == 0 and not tx.full:
-        done = burst_chains(tx)
-    return done
+        done = burst_run(tx, turn, True) if tx.q.packed else burst_run(tx, turn, False)
+    if done == 0 and not tx.full and tx.resume == before:
+        done = burst_chains(tx, turn)
+    return done if done else tx.resume > before
 
 
 cdef inline virtio_bell *call_due(net_tx *tx, uint32_t done) noexcept nogil:
@@ -190,7 +225,7 @@ cdef inline virtio_bell *call_due(net_tx *tx, uint32_t done) noexcept nogil:
     return tx.call if device_needs_notification(tx.q) else NULL
 
 
-cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
+cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
     cdef net_tx *tx = (<net_tx_task *>task).tx
     cdef virtio_device_queue *q = tx.q
     cdef virtio_bell *bell = NULL
@@ -200,9 +235,9 @@ cdef uint32_t task_poll(virtio_task *task) noexcept nogil:
     if not virtio_trylock(&q.lock):
         return 0
     if task.active:
-        done = burst(tx)
+        done = burst(tx, turn)
         while tx.by_hand and done == 0 and not tx.full and device_enable_notification(q):
-            done = burst(tx)
+            done = burst(tx, turn)
         bell = call_due(tx, done)
         if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE and not tx.troubled):
             tx.troubled = 1
@@ -283,6 +318,7 @@ cdef class NetTransmit(Task):
         tx.offloads = offloads_of(features, False)
         tx.port, tx.pair, tx.by_hand = &port.c, pair, by_hand
         tx.kick, tx.call, tx.trouble = &kick.c, &self.relay.c.bell, &trouble.c
+        tx.width = BURST
         tx.hold = 1 if by_hand else min(<uint32_t>HOLD, max(<uint32_t>1, <uint32_t>queue.q.size // 4))
         tx.nsegs = queue.q.max_chain + VIRTIO_REGIONS_MAX + BURST
         tx.segs = <iovec *>calloc(tx.nsegs, sizeof(iovec))
@@ -308,8 +344,8 @@ cdef class NetTransmit(Task):
         """Drop frames from now on, or no longer: the link is down."""
         with nogil:
             queue_lock(&self.tx.q.lock)
-        self.tx.closed = closed
-        queue_unlock(&self.tx.q.lock)
+            self.tx.closed = closed
+            queue_unlock(&self.tx.q.lock)
         if self.worker is not None:
             self.worker.wake()
 
@@ -317,6 +353,7 @@ cdef class NetTransmit(Task):
         """Send a frame as if the guest had: at least 14 bytes, nothing left undone. Return whether the port took it."""
         cdef net_tx *tx = &self.tx
         cdef virtio_packet packet
+        cdef virtio_turn turn
         cdef iovec seg
         cdef virtio_bell *other = NULL
         cdef uint32_t taken
@@ -327,9 +364,11 @@ cdef class NetTransmit(Task):
         packet.len = <uint32_t>len(frame)
         seg.iov_base = <char *>frame
         seg.iov_len = packet.len
+        memset(&turn, 0, sizeof(turn))
+        turn.left = VIRTIO_WORK_TURN
         with nogil:
             queue_lock(&tx.q.lock)
-            taken = tx.port.send(tx.port, tx.pair, &packet, 1, &seg)
+            taken = tx.port.send(tx.port, tx.pair, &packet, 1, &seg, &turn)
             other = port_flush(tx.port, tx.pair)
             queue_unlock(&tx.q.lock)
             port_ring(tx.port, tx.pair, other)

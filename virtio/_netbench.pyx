@@ -12,7 +12,7 @@ from virtio._vtnet_receive cimport VtnetReceive
 from virtio._vtnet_rx cimport rx_done, rx_post, rx_take, vtnet_rx
 from virtio._vtnet_transmit cimport VtnetTransmit
 from virtio._vtnet_tx cimport vtnet_tx
-from virtio._worker cimport Task, virtio_task
+from virtio._worker cimport VIRTIO_WORK_TURN, Task, virtio_task, virtio_turn
 
 
 cdef extern from "time.h" nogil:
@@ -27,6 +27,7 @@ cdef extern from "time.h" nogil:
 
 cdef enum:
     TASKS_MAX = 8
+    WHOLE = 1 << 30  # units of work: a burst is never over before its end
     IDLE_MAX = 1 << 24  # rounds in which nothing moves: then something is stuck
 
 
@@ -70,11 +71,13 @@ cdef class Source:
 
 cdef inline uint32_t give(vtnet_tx *tx, Source source) noexcept nogil:
     """Send one burst; return how many frames were taken."""
+    cdef virtio_turn turn
     cdef virtio_bell *bell
     cdef uint32_t n
     if not virtio_trylock(tx.sink.lock):
         return 0
-    n = tx.sink.deliver(&tx.sink, source.packets, source.burst, source.segs)
+    turn.left, turn.resume = WHOLE, 0
+    n = tx.sink.deliver(&tx.sink, source.packets, source.burst, source.segs, &turn)
     bell = tx.sink.flush(&tx.sink)
     queue_unlock(tx.sink.lock)
     if bell is not NULL:
@@ -113,6 +116,7 @@ def through(VtnetTransmit transmit, VtnetReceive receive, tasks, uint32_t length
     cdef uint64_t want = <uint64_t>count
     cdef uint64_t got = 0
     cdef uint32_t idle = 0
+    cdef virtio_turn turn
     cdef uint32_t moved, i
     cdef double start
     if transmit is not None:
@@ -131,7 +135,8 @@ def through(VtnetTransmit transmit, VtnetReceive receive, tasks, uint32_t length
             if tx is not NULL and source.sent < want:
                 moved = give(tx, source)
             for i in range(ntasks):
-                moved += run[i].poll(run[i])
+                turn.left = VIRTIO_WORK_TURN
+                moved += run[i].poll(run[i], &turn)
             if rx is not NULL:
                 i = take(rx, burst)
                 got += i

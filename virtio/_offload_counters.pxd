@@ -49,6 +49,8 @@ cdef extern from "virtio/offload.h" nogil:
         VIRTIO_RX_CSUM_NONE
         VIRTIO_RX_CSUM_OFFLOADED
         VIRTIO_RX_CSUM_PARTIAL
+        VIRTIO_RX_CSUM_ELSEWHERE
+        VIRTIO_RX_GSO_REPAIRED
         VIRTIO_RX_CSUM_BAD_ETHTYPE
         VIRTIO_RX_CSUM_BAD_IPPROTO
         VIRTIO_RX_CSUM_BAD_OFFSET
@@ -72,6 +74,7 @@ cdef extern from "virtio/offload.h" nogil:
         uint16_t csum_offset
         uint32_t csum_end
         uint16_t outer_start
+        uint16_t pseudo
         uint32_t outer_end
         uint32_t segments
 

@@ -47,39 +47,37 @@ class TransmitReason(IntEnum):
 class ReceiveVerdict(IntEnum):
     UNKNOWN = 0  # nothing is said: verify it
     VERIFIED = 1  # the peer verified it
-    NEEDS_CHECKSUM = 2  # the data are vouched for; the field has the sum of the pseudo header only
+    NEEDS_CHECKSUM = 2  # the data are vouched for; the checksum field is yet to be completed
     BAD = 3  # the header cannot be true of this frame
 
 class ReceiveReason(IntEnum):
     CSUM_NONE = 0
     CSUM_OFFLOADED = 1  # VERIFIED
-    CSUM_PARTIAL = 2  # NEEDS_CHECKSUM
-    CSUM_BAD_ETHTYPE = 3  # neither IPv4 nor IPv6
-    CSUM_BAD_IPPROTO = 4  # neither TCP nor UDP
-    CSUM_BAD_OFFSET = 5  # csum_start and csum_offset are outside, or no checksum field is there
-    CSUM_INACCESSIBLE_IPPROTO = 6  # the frame contradicts itself or is cut off before its transport header
-    CSUM_FRAGMENT = 7  # the checksum covers more than this frame has
-    GSO_BAD_TYPE = 8  # the frame is not of this type
-    GSO_NO_FEATURE = 9  # USO over the IP version that was not negotiated
-    GSO_BAD_SEGMENTS = 10  # RSC_INFO counts none, or more than there are bytes
-    TUNNEL_BAD_TYPE = 11  # no tunnel, or neither of its IP versions is this one
-    TUNNEL_BAD_OFFSET = 12  # outer_th_offset or inner_nh_offset is not where the header is
-    HDR_SHORT = 13  # fewer bytes than a virtio_net_hdr
-    HDR_CSUM_FEATURE = 15  # NEEDS_CSUM or DATA_VALID, and no CSUM feature
-    HDR_FLAGS = 18  # DATA_VALID or RSC_INFO from the driver
-    HDR_RSC_INFO = 19  # RSC_INFO without RSC_EXT, or with no type
-    HDR_GSO_TYPE = 20  # no such type
-    HDR_GSO_FEATURE = 21  # a type that was not negotiated
-    HDR_GSO_CSUM = 22  # a type, and no NEEDS_CSUM
+    CSUM_PARTIAL = 2  # NEEDS_CHECKSUM, of a TCP or UDP header that the parse found
+    CSUM_ELSEWHERE = 3  # NEEDS_CHECKSUM, of a header that the parse does not know
+    GSO_REPAIRED = 4  # NEEDS_CHECKSUM, not by the header: it has a type, and no NEEDS_CSUM
+    CSUM_BAD_ETHTYPE = 5  # neither IPv4 nor IPv6: no type; and ARP has no checksum
+    CSUM_BAD_IPPROTO = 6  # neither TCP nor UDP: no type; and SCTP has no 16-bit sum
+    CSUM_BAD_OFFSET = 7  # csum_start and csum_offset are outside, or no checksum field is there
+    CSUM_INACCESSIBLE_IPPROTO = 8  # the frame contradicts itself or is cut off before its transport header
+    CSUM_FRAGMENT = 9  # the checksum covers more than this frame has
+    GSO_BAD_TYPE = 10  # the frame is not of this type
+    GSO_NO_FEATURE = 11  # USO over the IP version that was not negotiated
+    GSO_BAD_SEGMENTS = 12  # RSC_INFO counts none, or more than there are bytes
+    TUNNEL_BAD_TYPE = 13  # no tunnel, or neither of its IP versions is this one
+    TUNNEL_BAD_OFFSET = 14  # outer_th_offset or inner_nh_offset is not where the header is
+    HDR_SHORT = 15  # fewer bytes than a virtio_net_hdr
+    HDR_CSUM_FEATURE = 17  # NEEDS_CSUM, and no CSUM feature
+    HDR_RSC_INFO = 20  # RSC_INFO and NEEDS_CSUM with no type
+    HDR_GSO_TYPE = 21  # no such type
+    HDR_GSO_FEATURE = 22  # a type that was not negotiated
     HDR_GSO_OFFSET = 23  # csum_offset is not that of the type's protocol, or its header is cut off
     HDR_GSO_SIZE = 24  # 0
-    HDR_HDR_LEN = 25  # beyond the frame
-    HDR_ECN = 26  # not negotiated, or with no TCP type
-    HDR_TUNNEL_TYPE = 27  # both bits; or with DATA_VALID, with no type, or with UDP (UFO)
-    HDR_TUNNEL_FEATURE = 28  # not negotiated
-    HDR_TUNNEL_CSUM = 29  # UDP_TUNNEL_CSUM not negotiated, or without a tunnel type
-    HDR_TUNNEL_OFFSETS = 30  # outer_th_offset, inner_nh_offset, csum_start: no room for the headers
-    HDR_NUM_BUFFERS = 31  # 0 to the driver
+    HDR_TUNNEL_TYPE = 25  # both bits; or with no type, or with UDP (UFO)
+    HDR_TUNNEL_FEATURE = 26  # not negotiated
+    HDR_TUNNEL_CSUM = 27  # UDP_TUNNEL_CSUM of a tunnel type, and not negotiated
+    HDR_TUNNEL_OFFSETS = 28  # outer_th_offset, inner_nh_offset, csum_start: no room for the headers
+    HDR_NUM_BUFFERS = 29  # 0 to the driver
     @property
     def counter(self) -> str: ...
 

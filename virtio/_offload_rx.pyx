@@ -8,15 +8,19 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from virtio._batch cimport Batch
-from virtio._checksum cimport checksum_complete
+from virtio._checksum cimport checksum_complete, load_sum16, store_sum16, sum_fold, sum_pseudo4, sum_pseudo6
 from virtio._frame cimport *
 from virtio._net_hdr cimport *
 from virtio._offload_counters import ReceiveReason, ReceiveVerdict
 
 
 cdef enum:
+    ICMP = 1
     TCP = 6
     UDP = 17
+    ICMPV6 = 58
+    SCTP = 132
+    ICMP_FIELD = 2
     TCP_FIELD = 16
     UDP_FIELD = 6
 
@@ -84,6 +88,63 @@ cdef int check_type(virtio_rx_offload *info, const virtio_net_hdr *hdr, const vi
     return VIRTIO_RX_CSUM_NONE
 
 
+cdef inline bint lacks_length(const uint8_t *p, const virtio_layer *layer) noexcept nogil:
+    """Whether the only fault of a layer is a UDP length of 0: it says nothing of where the datagram ends."""
+    return layer.stop == VIRTIO_STOP_UDP_LENGTH and get_be16(p + layer.l4 + 4) == 0
+
+
+cdef int find_elsewhere(virtio_rx_offload *info, const virtio_net_hdr *hdr, const uint8_t *p,
+                        const virtio_layer *layer, int reason) noexcept nogil:
+    """Place the checksum of a header that the parse does not know, behind those that it does; else return reason.
+
+    5.1.9.4: the sum is of all from csum_start on. It ends where the last packet that is known ends: padding is not
+    summed.
+    """
+    cdef uint32_t start = hdr.csum_start, end = datagram_end(p, layer), first = layer.l4
+    cdef bint icmp = False
+    if (layer.stop >= VIRTIO_STOP_FAULTS and not lacks_length(p, layer) or layer.flags & VIRTIO_LAYER_FRAGMENT
+            or layer.l3_kind == VIRTIO_L3_ARP):
+        return reason
+    if layer.flags & VIRTIO_LAYER_L4:
+        icmp = (layer.protocol == ICMP or layer.protocol == ICMPV6) and start == layer.l4
+        if icmp and hdr.csum_offset != ICMP_FIELD or layer.protocol == SCTP:
+            return reason
+        if not icmp:
+            first = layer.payload
+    if start < first:
+        return reason
+    if start + hdr.csum_offset + 2 > end:
+        return VIRTIO_RX_CSUM_BAD_OFFSET
+    info.csum_start = hdr.csum_start
+    info.csum_offset = hdr.csum_offset
+    info.csum_end = end
+    info.levels = 1 + info.inner if icmp else 0
+    info.reason = VIRTIO_RX_CSUM_ELSEWHERE
+    return VIRTIO_RX_CSUM_NONE
+
+
+cdef void find_repair(virtio_rx_offload *info, const uint8_t *p, const virtio_layer *layer,
+                      uint32_t field) noexcept nogil:
+    """Note how the checksum of a merged frame becomes right. What was merged was verified before.
+
+    A UDP checksum of 0 over IPv4 stays: there is none.
+    """
+    cdef uint32_t end = datagram_end(p, layer), length = end - layer.l4
+    cdef uint64_t sum
+    if layer.l3_kind == VIRTIO_L3_IPV4:
+        if layer.protocol == UDP and load_sum16(p + layer.l4 + UDP_FIELD) == 0:
+            return
+        sum = sum_pseudo4(p + layer.src, p + layer.dst, layer.protocol, length)
+    else:
+        sum = sum_pseudo6(p + layer.src, p + layer.dst, layer.protocol, length)
+    info.pseudo = sum_fold(sum)
+    info.csum_start = layer.l4
+    info.csum_offset = <uint16_t>field
+    info.csum_end = end
+    info.levels = 1
+    info.reason = VIRTIO_RX_GSO_REPAIRED
+
+
 cdef int examine(virtio_rx_offload *info, const virtio_net_hdr *hdr, const uint8_t *p, const virtio_frame *frame,
                  uint32_t offloads) noexcept nogil:
     """Find what the header speaks of, and the reason why it cannot; VIRTIO_RX_CSUM_NONE if it can."""
@@ -101,11 +162,11 @@ cdef int examine(virtio_rx_offload *info, const virtio_net_hdr *hdr, const uint8
     if info.inner:
         layer = &frame.inner
     reason = why_none(layer)
-    if reason:
-        return reason
     field = TCP_FIELD if layer.protocol == TCP else UDP_FIELD
-    if placed and (hdr.csum_start != layer.l4 or hdr.csum_offset != field):
-        return VIRTIO_RX_CSUM_BAD_OFFSET
+    if not reason and placed and (hdr.csum_start != layer.l4 or hdr.csum_offset != field):
+        reason = VIRTIO_RX_CSUM_BAD_OFFSET
+    if reason:
+        return find_elsewhere(info, hdr, p, layer, reason) if placed and not hdr.gso_type else reason
     if hdr.gso_type:
         reason = check_type(info, hdr, layer, offloads)
         if reason:
@@ -114,6 +175,10 @@ cdef int examine(virtio_rx_offload *info, const virtio_net_hdr *hdr, const uint8
         info.csum_start = layer.l4
         info.csum_offset = <uint16_t>field
         info.csum_end = datagram_end(p, layer)
+        info.levels = 1 + info.inner
+        info.reason = VIRTIO_RX_CSUM_PARTIAL
+    elif hdr.gso_type and not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO and not info.inner:
+        find_repair(info, p, layer, field)
     return VIRTIO_RX_CSUM_NONE
 
 
@@ -126,8 +191,10 @@ cdef inline int found(virtio_rx_offload *info, int verdict, int reason) noexcept
     return verdict
 
 
-cdef int offload_receive(virtio_rx_offload *info, const virtio_net_hdr *hdr, const uint8_t *p,
+cdef int offload_receive(virtio_rx_offload *info, const virtio_net_hdr *given, const uint8_t *p,
                          const virtio_frame *frame, uint32_t offloads) noexcept nogil:
+    cdef virtio_net_hdr known = given[0]
+    cdef virtio_net_hdr *hdr = &known
     cdef uint32_t segments
     cdef int reason
     memset(info, 0, sizeof(virtio_rx_offload))
@@ -145,9 +212,8 @@ cdef int offload_receive(virtio_rx_offload *info, const virtio_net_hdr *hdr, con
             return found(info, VIRTIO_RX_BAD, reason)
         return found(info, VIRTIO_RX_UNKNOWN, reason)
     segments = info.segments
-    if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
-        info.levels = 1 + info.inner
-        return found(info, VIRTIO_RX_NEEDS_CHECKSUM, VIRTIO_RX_CSUM_PARTIAL)
+    if info.reason:
+        return found(info, VIRTIO_RX_NEEDS_CHECKSUM, info.reason)
     if hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID:
         found(info, VIRTIO_RX_VERIFIED, VIRTIO_RX_CSUM_OFFLOADED)
         # of a tunnel it is the outer checksum, unless it is said to be both (5.1.9.4)
@@ -161,6 +227,8 @@ cdef int offload_receive(virtio_rx_offload *info, const virtio_net_hdr *hdr, con
 cdef void offload_complete(uint8_t *p, const virtio_rx_offload *info) noexcept nogil:
     if info.verdict != VIRTIO_RX_NEEDS_CHECKSUM:
         return
+    if info.pseudo:
+        store_sum16(p + info.csum_start + info.csum_offset, info.pseudo)
     checksum_complete(p, info.csum_end, info.csum_start, info.csum_offset)
     if info.outer_start:  # covers the inner one
         checksum_complete(p, info.outer_end, info.outer_start, UDP_FIELD)
@@ -209,7 +277,8 @@ def classify_receive(NetHeader header not None, frame, features, *, bint to_driv
       worth nothing, and becomes right when the frame is cut again (:func:`segment`).
     - ``NEEDS_CHECKSUM``: the data can be relied on, but the checksum field, ``csum_offset`` behind ``csum_start``,
       holds the pseudo header's sum: before the frame goes anywhere without a header, :func:`complete_receive` it.
-      ``levels`` as above.
+      ``levels`` as above; 0 for a header that is not parsed (reason ``CSUM_ELSEWHERE``). With reason ``GSO_REPAIRED``
+      the peer merged segments and said nothing of the checksum: the field holds what the peer left there.
     - ``BAD``: the header cannot be true of this frame; drop it.
 
     ``reason`` says why, and is what ``counters`` count. ``segments`` is how many packets the peer made the frame of, by

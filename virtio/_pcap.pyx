@@ -11,8 +11,9 @@ from libc.string cimport memcpy, memmove, memset
 
 from virtio._memory cimport iovec
 from virtio._port cimport (
-    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, Port, virtio_packet, virtio_port, virtio_sink, virtio_wait,
-    virtio_wait_fd, virtio_wait_us
+    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, VIRTIO_WORK_BYTES, VIRTIO_WORK_SYSCALL, Port, sink_deliver,
+    virtio_packet, virtio_port, virtio_sink, virtio_turn, virtio_wait, virtio_wait_fd, virtio_wait_us,
+    virtio_work_bytes
 )
 from virtio._port_counts cimport add_count, add_counts, count_error, counted, port_counts
 from virtio._ring cimport queue_lock, queue_unlock
@@ -57,6 +58,7 @@ cdef enum:
     BUFFER = 1 << 20
     ETHERNET = 1              # LINKTYPE_ETHERNET
 
+    STAMP = 40                # units of work: the clock is read, a header written
     CENTURY = 3000000000000000000  # ns: what lies further ahead is as far ahead
 
     MORE = 0                  # what take_record found: nothing whole in the buffer,
@@ -89,6 +91,7 @@ cdef struct pcap_reader:
     int64_t origin            # ns: time of the pass's first frame, in the file
     int64_t since             # and here, 0: it has not begun
     int64_t due               # ns: when the next frame may come
+    uint32_t resume           # segments that are out of the frame that comes next
     uint32_t at               # buffer[at .. end) is yet to be used
     uint32_t end
     uint8_t *buffer
@@ -176,19 +179,21 @@ cdef bint is_due(pcap_reader *r, const record *found) noexcept nogil:
     return r.due <= now
 
 
-cdef uint32_t give(pcap_reader *r, virtio_sink *sink, uint32_t limit) noexcept nogil:
+cdef uint32_t give(pcap_reader *r, virtio_sink *sink, uint32_t limit, virtio_turn *turn) noexcept nogil:
     cdef virtio_packet packets[VIRTIO_BURST]
     cdef iovec segs[VIRTIO_BURST]
     cdef uint32_t after[VIRTIO_BURST]  # where in the buffer the file goes on when it is taken
+    cdef uint32_t snapped[VIRTIO_BURST]
+    cdef int64_t room = turn.left * VIRTIO_WORK_BYTES
     cdef record found
-    cdef uint32_t n, taken, at, i
+    cdef uint32_t n, taken, at, i, before = r.resume
     cdef int state
     if limit > VIRTIO_BURST:
         limit = VIRTIO_BURST
     while not r.done:
         n = 0
         at = r.at
-        while n < limit:
+        while n < limit and <int64_t>(at - r.at) < room:
             state = take_record(r, at, &found)
             if state == BROKEN:
                 r.done = n == 0  # first what comes before it
@@ -206,35 +211,36 @@ cdef uint32_t give(pcap_reader *r, virtio_sink *sink, uint32_t limit) noexcept n
             packets[n].first = n
             packets[n].nsegs = 1
             packets[n].len = found.length
-            packets[n].reserved = found.snapped
+            snapped[n] = found.snapped
             segs[n].iov_base = <void *>found.data
             segs[n].iov_len = found.length
             after[n] = at
             n += 1
         if n:
-            taken = sink.deliver(sink, packets, n, segs)
-            if taken < n:
+            taken = sink_deliver(sink, packets, n, segs, turn, &r.resume)
+            if taken < n and turn.left > 0:
                 add_count(&r.counts.full, 1)
             for i in range(taken):
                 add_count(&r.counts.bytes, packets[i].len)
-                add_count(&r.snapped, packets[i].reserved)
+                add_count(&r.snapped, snapped[i])
             add_count(&r.counts.packets, taken)
             r.passed += taken
             if taken:
                 r.at = after[taken - 1]
-            return taken
+            return taken if taken else r.resume > before
         if state != MORE or not refill(r):
             return 0
     return 0
 
 
-cdef uint32_t reader_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
+cdef uint32_t reader_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit,
+                             virtio_turn *turn) noexcept nogil:
     cdef pcap_reader *r = <pcap_reader *>port.owner
     cdef uint32_t taken
     if queue:
         return 0
     queue_lock(&r.lock)
-    taken = give(r, sink, limit)
+    taken = give(r, sink, limit, turn)
     queue_unlock(&r.lock)
     return taken
 
@@ -272,13 +278,13 @@ def open_capture(path):
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         head = b""
-        while len(head) < FILE_HEADER and (more := os.read(fd, FILE_HEADER - len(head))):
+        while len(head) < <int>FILE_HEADER and (more := os.read(fd, FILE_HEADER - len(head))):
             head += more
         if head[:4] == b"\x0a\x0d\x0d\x0a":
             raise ConfigError(f"{path} is a pcapng file: convert it (editcap -F nsecpcap)")
         known = {b"\xa1\xb2\xc3\xd4": (">", False), b"\xd4\xc3\xb2\xa1": ("<", False),
                  b"\xa1\xb2\x3c\x4d": (">", True), b"\x4d\x3c\xb2\xa1": ("<", True)}
-        if len(head) < FILE_HEADER or head[:4] not in known:
+        if len(head) < <int>FILE_HEADER or head[:4] not in known:
             raise ConfigError(f"{path} is no capture file: it begins with {head[:4].hex() or 'nothing'}")
         order, nanoseconds = known[head[:4]]
         version, link = struct.unpack(f"{order}H14xI", head[4:])
@@ -470,15 +476,18 @@ cdef void add_record(pcap_writer *w, const virtio_packet *packet, const iovec *s
 
 
 cdef uint32_t writer_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                          const iovec *segs) noexcept nogil:
+                          const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef pcap_writer *w = <pcap_writer *>port.owner
+    cdef uint64_t size = 0
     cdef uint32_t i
     queue_lock(&w.lock)
     if w.fd < 0:
         add_count(&w.counts.dropped, n)
     else:
         for i in range(n):
+            size += packets[i].len
             add_record(w, &packets[i], segs)
+        turn.left -= <int64_t>n * port.work + 2 * virtio_work_bytes(size) + 2 * VIRTIO_WORK_SYSCALL  # copied twice
         flush(w)  # with each burst, so that who reads along sees it
     queue_unlock(&w.lock)
     return n
@@ -503,7 +512,7 @@ cdef class PcapWriter(Port):
     def __init__(self, path, *, int snaplen=RECORD_MAX, uint32_t offloads=0, int queues=1):
         if self._w.buffer is not NULL:
             raise TypeError("capture file is open already")
-        if not 1 <= snaplen <= RECORD_MAX:
+        if not 1 <= snaplen <= <int>RECORD_MAX:
             raise ValueError(f"snaplen {snaplen} is not within 1 to {RECORD_MAX}")
         if not 1 <= queues <= 256:
             raise ValueError(f"queues {queues} is not within 1 to 256")
@@ -524,6 +533,7 @@ cdef class PcapWriter(Port):
         self._w.snaplen = snaplen
         self.c.owner = &self._w
         self.c.send = writer_send
+        self.c.work = STAMP
         self.c.offloads = offloads
         self.c.queues = queues
 

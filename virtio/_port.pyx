@@ -2,11 +2,12 @@
 
 
 cdef uint32_t send_nothing(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                           const iovec *segs) noexcept nogil:
+                           const iovec *segs, virtio_turn *turn) noexcept nogil:
     return n
 
 
-cdef uint32_t receive_nothing(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
+cdef uint32_t receive_nothing(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit,
+                              virtio_turn *turn) noexcept nogil:
     return 0
 
 

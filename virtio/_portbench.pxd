@@ -20,10 +20,10 @@ cdef struct bench_sink:
     uint32_t count                # and how many there are
     uint32_t piece                # bytes of each piece of a room
     uint32_t keep                 # 0: frames are counted and forgotten
-    uint32_t flushes
     uint32_t fresh                # frames that no flush has shown yet
     uint32_t armed
-    uint32_t busy                 # calls with the lock not held: a mistake of the port's
+    uint64_t flushes
+    uint64_t busy                 # calls with the lock not held: a mistake of the port's
     uint64_t packets
     bench_frame *frames
     virtio_bell *bell             # rung for what was delivered

@@ -8,14 +8,16 @@ from libc.string cimport memcpy, memset
 from virtio._bell cimport Bell, virtio_bell
 from virtio._memory cimport iovec
 from virtio._net_hdr cimport NetHeader, virtio_net_hdr
-from virtio._port cimport VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet, virtio_sink
+from virtio._port cimport VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet, virtio_sink, virtio_turn
 from virtio._port_counts cimport add_count, counted
 from virtio._ring cimport queue_lock, queue_unlock
 from virtio._worker cimport virtio_wait, virtio_wait_bell
 
 
 cdef extern from "virtio/atomic.h" nogil:
+    bint virtio_is_locked(const uint32_t *lock)
     uint32_t virtio_load32(const uint32_t *p)
+    void virtio_store32(uint32_t *p, uint32_t v)
 
 
 cdef extern from "time.h" nogil:
@@ -27,6 +29,10 @@ cdef extern from "time.h" nogil:
     int clock_gettime(int clock, timespec *now)
 
 
+cdef enum:
+    WHOLE = 1 << 30  # units of work: a burst is never over before its end
+
+
 cdef inline double thread_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
@@ -36,8 +42,8 @@ cdef inline double thread_ns() noexcept nogil:
 # ---- the sink ----
 
 cdef inline void check_lock(bench_sink *s) noexcept nogil:
-    if not virtio_load32(&s.lock):
-        s.busy += 1
+    if not virtio_is_locked(&s.lock):
+        add_count(&s.busy, 1)
 
 
 cdef inline uint8_t *sink_slot(bench_sink *s, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
@@ -53,8 +59,8 @@ cdef inline uint8_t *sink_slot(bench_sink *s, const virtio_net_hdr *hdr, uint32_
     return frame.data
 
 
-cdef uint32_t sink_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n,
-                           const iovec *segs) noexcept nogil:
+cdef uint32_t bench_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                            virtio_turn *turn) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     cdef uint32_t i, j
     cdef uint8_t *to
@@ -69,7 +75,7 @@ cdef uint32_t sink_deliver(virtio_sink *sink, const virtio_packet *packets, uint
     return n
 
 
-cdef uint32_t sink_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil:
+cdef uint32_t sink_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     cdef uint32_t left = sink.frame_max
     cdef uint32_t n = 0
@@ -97,7 +103,7 @@ cdef void sink_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len
 cdef virtio_bell *sink_flush(virtio_sink *sink) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     check_lock(s)
-    s.flushes += 1
+    add_count(&s.flushes, 1)
     if not s.fresh:
         return NULL
     s.fresh = 0
@@ -107,12 +113,12 @@ cdef virtio_bell *sink_flush(virtio_sink *sink) noexcept nogil:
 cdef bint sink_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
     check_lock(s)
-    s.armed = 1
+    virtio_store32(&s.armed, 1)
     return virtio_wait_bell(wait, s.freed) or s.count < s.size
 
 
 cdef void sink_disarm(virtio_sink *sink) noexcept nogil:
-    (<bench_sink *>sink).armed = 0
+    virtio_store32(&(<bench_sink *>sink).armed, 0)  # without the lock
 
 
 cdef class MemorySink:
@@ -126,7 +132,7 @@ cdef class MemorySink:
         if self.c.frames is not NULL:
             raise TypeError("made already")
         self.c.sink.lock = &self.c.lock
-        self.c.sink.deliver = sink_deliver
+        self.c.sink.deliver = bench_deliver
         self.c.sink.reserve = sink_reserve
         self.c.sink.commit = sink_commit
         self.c.sink.flush = sink_flush
@@ -167,16 +173,16 @@ cdef class MemorySink:
 
     @property
     def flushes(self):
-        return self.c.flushes
+        return counted(&self.c.flushes)
 
     @property
     def unlocked(self):
         """Calls that came without the lock held."""
-        return self.c.busy
+        return counted(&self.c.busy)
 
     @property
     def armed(self):
-        return bool(self.c.armed)
+        return virtio_load32(&self.c.armed) != 0
 
     def ring_function(self, function):
         """Ring a function in place of an eventfd."""
@@ -205,7 +211,7 @@ cdef class MemorySink:
             self.c.first = (self.c.first + 1) % self.c.size
             self.c.count -= 1
         self.unlock()
-        if frames and self.c.armed:
+        if frames and self.armed:
             self.freed.ring()
         return frames
 
@@ -219,6 +225,7 @@ def connect(Port port not None, uint32_t queue, MemorySink sink):
 
 def send(Port port not None, frames, uint32_t queue=0):
     """Send frames, each (NetHeader or None, [piece of bytes, ...]), in one burst; return how many were taken."""
+    cdef virtio_turn turn
     cdef virtio_packet *packets
     cdef iovec *segs
     cdef NetHeader hdr
@@ -240,8 +247,9 @@ def send(Port port not None, frames, uint32_t queue=0):
             packets[n].len += <uint32_t>len(piece)
             at += 1
         n += 1
+    turn.left, turn.resume = WHOLE, 0
     with nogil:
-        taken = port.c.send(&port.c, queue, packets, n, segs)
+        taken = port.c.send(&port.c, queue, packets, n, segs, &turn)
         port_ring(&port.c, queue, port_flush(&port.c, queue))
     free(packets)
     free(segs)
@@ -250,10 +258,12 @@ def send(Port port not None, frames, uint32_t queue=0):
 
 def receive(Port port not None, MemorySink sink not None, uint32_t limit=64, uint32_t queue=0):
     """Receive a burst as a device's receive task does; return how many the port says it took."""
+    cdef virtio_turn turn
     cdef uint32_t taken
+    turn.left, turn.resume = WHOLE, 0
     with nogil:
         queue_lock(&sink.c.lock)
-        taken = port.c.receive(&port.c, queue, &sink.c.sink, limit)
+        taken = port.c.receive(&port.c, queue, &sink.c.sink, limit, &turn)
         sink.c.sink.flush(&sink.c.sink)
         queue_unlock(&sink.c.lock)
     return taken

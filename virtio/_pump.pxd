@@ -27,6 +27,7 @@ cdef struct pump_receive:
     net_executor *executor  # does what the port cannot; NULL: it can do all
     uint32_t queue
     uint32_t full           # the port took not all of the last burst
+    uint32_t resume         # segments that are out of the packet that comes next
     uint64_t bursts
     uint64_t packets
 

@@ -1,9 +1,13 @@
 """The pump: joins a vtnet driver to a port, so that a TAP makes it a network interface of the kernel."""
 
+from libc.stdint cimport int64_t
+
 from virtio._bell cimport virtio_bell, virtio_bell_ring
 from virtio._net_execute cimport execute_send, executor_figures, executor_free, executor_new
 from virtio._net_hdr cimport *
-from virtio._port cimport VIRTIO_BURST, Port, port_flush, port_offloads, port_ring
+from virtio._port cimport (
+    VIRTIO_BURST, Port, port_flush, port_offloads, port_ring, turn_is_full, turn_resume, virtio_packet
+)
 from virtio._ring cimport *
 from virtio._vtnet_receive cimport VtnetReceive
 from virtio._vtnet_rx cimport rx_done_merged, rx_packets, rx_post, rx_segs, rx_take_merged, rx_waits
@@ -18,7 +22,7 @@ cdef enum:
 
 # ---- port to device ----
 
-cdef uint32_t transmit_poll(virtio_task *task) noexcept nogil:
+cdef uint32_t transmit_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
     cdef pump_transmit *pump = <pump_transmit *>task
     cdef uint32_t n = 0
     cdef virtio_bell *bell = NULL
@@ -26,7 +30,7 @@ cdef uint32_t transmit_poll(virtio_task *task) noexcept nogil:
         return 0
     if task.active:
         tx_begin(pump.tx)
-        n = pump.port.receive(pump.port, pump.queue, &pump.tx.sink, VIRTIO_BURST)
+        n = pump.port.receive(pump.port, pump.queue, &pump.tx.sink, VIRTIO_BURST, turn)
         bell = pump.tx.sink.flush(&pump.tx.sink)
         add_count(&pump.bursts, n != 0)
         add_count(&pump.packets, n)
@@ -64,24 +68,37 @@ cdef void transmit_disarm(virtio_task *task) noexcept nogil:
 
 # ---- device to port ----
 
-cdef uint32_t receive_poll(virtio_task *task) noexcept nogil:
+cdef uint32_t receive_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
     cdef pump_receive *pump = <pump_receive *>task
     cdef vtnet_rx *rx = pump.rx
+    cdef virtio_packet *packets
     cdef virtio_bell *bell = NULL
     cdef virtio_bell *other = NULL
     cdef uint32_t n
+    cdef uint32_t before = 0
     cdef uint32_t sent = 0
+    cdef bint part = False
     if not virtio_trylock(&rx.q.lock):
         return 0
     if task.active:
+        if rx.npackets == 0:  # what was cut in part is not there any more
+            pump.resume = 0
+        before = pump.resume
         n = rx_take_merged(rx, VIRTIO_BURST)
         if n:
+            packets = rx_packets(rx)
+            packets.done = before
+            turn.resume = 0
             # what a port can do may change: a TAP's tunnels do
-            if not rx.given & LEFT_UNDONE & ~port_offloads(pump.port):
-                sent = pump.port.send(pump.port, pump.queue, rx_packets(rx), n, rx_segs(rx))
+            if not rx.typed and not rx.given & LEFT_UNDONE & ~port_offloads(pump.port):
+                sent = pump.port.send(pump.port, pump.queue, packets, n, rx_segs(rx), turn)
             else:
-                sent = execute_send(pump.executor, pump.port, pump.queue, rx_packets(rx), n, rx_segs(rx))
-            pump.full = sent < n
+                sent = execute_send(pump.executor, pump.port, pump.queue, packets, n, rx_segs(rx), turn)
+            packets.done = 0
+            pump.resume = turn_resume(turn, sent, before)
+            pump.full = sent < n and turn_is_full(turn, sent, before)
+            part = pump.resume > before
+            turn.left -= <int64_t>sent * VIRTIO_WORK_FRAME
             add_count(&rx.stats.rescheduled, pump.full)
             rx_done_merged(rx, sent)
             add_count(&pump.bursts, 1)
@@ -93,7 +110,7 @@ cdef uint32_t receive_poll(virtio_task *task) noexcept nogil:
     port_ring(pump.port, pump.queue, other)
     if bell is not NULL:
         virtio_bell_ring(bell)
-    return sent
+    return sent if sent else part
 
 
 cdef bint receive_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:

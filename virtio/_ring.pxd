@@ -19,9 +19,13 @@ cdef extern from "sched.h" nogil:
 
 
 cdef inline void queue_lock(uint32_t *lock) noexcept nogil:
-    """Become the owner of a queue. A burst is short: spin a little, then let the owner's thread run."""
+    """Become the owner of a queue, behind those who wait already. A burst is short: spin, then yield to its thread."""
     cdef uint32_t spins = 0
-    while not virtio_trylock(lock):
+    cdef uint32_t number
+    if virtio_likely(virtio_trylock(lock)):
+        return
+    number = virtio_lock_draw(lock)
+    while not virtio_lock_serves(lock, number):
         spins += 1
         if spins & 63 == 0:
             sched_yield()

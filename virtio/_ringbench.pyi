@@ -17,8 +17,8 @@ def device_only(device: DeviceQueue, batch: int, count: int, *, length: int = 15
 
 class Pair:
     count: int
-    sent: int
-    returned: int
+    @property
+    def returned(self) -> int: ...
     def __init__(
         self,
         driver: DriverQueue,

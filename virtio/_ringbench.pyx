@@ -8,7 +8,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._device_queue cimport DeviceQueue
 from virtio._driver_queue cimport DriverQueue
-from virtio._memory cimport memory_translate
+from virtio._queue cimport counted
 from virtio._ring cimport *
 
 
@@ -212,8 +212,7 @@ cdef class Pair:
     cdef DriverQueue driver
     cdef DeviceQueue device
     cdef readonly long count
-    cdef readonly long sent      # progress, for another thread to look at
-    cdef readonly long returned
+    cdef uint64_t done           # chains that came back: progress, for another thread to look at
     cdef int batch
     cdef uint64_t buffers
     cdef uint32_t length
@@ -221,6 +220,7 @@ cdef class Pair:
     cdef int kick
     cdef int call
     cdef uint32_t stopping
+    cdef uint8_t *base           # of the buffers, where they are looked at: memory that keeps its map
     cdef long detail
 
     def __init__(self, DriverQueue driver not None, DeviceQueue device not None, *, long count, int batch,
@@ -234,6 +234,11 @@ cdef class Pair:
         self.driver, self.device = driver, device
         self.count, self.batch, self.buffers, self.length = count, batch, buffers, length
         self.verify, self.kick, self.call = verify, kick, call
+
+    @property
+    def returned(self):
+        """Chains that came back so far; any thread may ask."""
+        return counted(&self.done)
 
     def stop(self):
         """Make both loops end soon. They then return normally, with ``returned`` below ``count``."""
@@ -252,7 +257,10 @@ cdef class Pair:
         """
         cdef int why
         cdef double start = clock_ns(CLOCK_MONOTONIC)
+        cdef uint8_t[::1] buffers  # keeps them alive, though the map may be replaced meanwhile
         if self.verify:
+            buffers = self.driver.memory.view(self.buffers, 2 * <uint64_t>self.length * self.driver.q.size)
+            self.base = &buffers[0]
             self.driver.enable_intr()
         elif self.kick < 0:
             self.driver.disable_intr()
@@ -294,8 +302,7 @@ cdef class Pair:
         cdef int why = 0
         cdef int stop
         cdef bint decide = self.verify or self.kick >= 0
-        cdef virtio_memory *memory = &self.driver.memory.c
-        cdef uint8_t *base = memory_base(memory, self.buffers, 2 * <uint64_t>self.length * size)
+        cdef uint8_t *base = self.base
         for i in range(batch):
             req[i].readable = 1
             req[i].writable = <uint16_t>(per - 1)
@@ -323,7 +330,6 @@ cdef class Pair:
                     self.detail = why
                     return FAULT if why == VIRTIO_ENQ_BROKEN else REFUSED
                 sent += n
-                self.sent = sent
             queue_lock(&q.lock)
             n = driver_dequeue_burst(q, out, batch)
             queue_unlock(&q.lock)
@@ -337,10 +343,10 @@ cdef class Pair:
                     return WRONG_DATA
                 back = back + 1 if back + 1 < size else 0
             got += n
-            self.returned = got
+            virtio_store64(&self.done, <uint64_t>got)
             if n:
                 continue
-            if q.fault.code != VIRTIO_FAULT_NONE:
+            if virtio_load32(&q.fault.code) != VIRTIO_FAULT_NONE:
                 return FAULT
             if virtio_load32(&self.stopping):
                 return STOPPED
@@ -355,7 +361,10 @@ cdef class Pair:
             if not stop and not wait_for(self.call, &self.stopping):
                 if virtio_load32(&self.stopping):
                     return STOPPED
-                if driver_nused(q):
+                queue_lock(&q.lock)
+                stop = driver_nused(q) != 0
+                queue_unlock(&q.lock)
+                if stop:
                     self.detail = SLEEP_MS
                     return LOST_WAKEUP
         return FINE
@@ -364,33 +373,25 @@ cdef class Pair:
         cdef virtio_device_queue *q = self.device.q
         cdef virtio_chain chains[ROOM_CHAINS]
         cdef iovec segs[ROOM_SEGS]
-        cdef uint32_t words = self.length // 8
-        cdef uint32_t n, i
+        cdef uint32_t n
         cdef long got = 0
         cdef int stop
         cdef bint decide = self.verify or self.call >= 0
         while got < self.count:
-            queue_lock(&q.lock)
+            queue_lock(&q.lock)  # until they are given back: what was popped lies in the map of now
             n = device_pop_burst(q, chains, <uint32_t>self.batch, segs, ROOM_SEGS)
-            queue_unlock(&q.lock)
-            if self.verify:
-                for i in range(n):
-                    if (chains[i].readable != self.length or chains[i].writable != self.length
-                            or not same(<uint64_t *>segs[chains[i].first].iov_base, words,
-                                        <uint64_t>(got + i) * words)):
-                        self.detail = got + i
-                        return WRONG_DATA
-                    fill(<uint64_t *>segs[chains[i].first + 1].iov_base, words, ~(<uint64_t>(got + i) * words))
-                    chains[i].written = self.length
+            if self.verify and not self.answer(chains, n, segs, got):
+                queue_unlock(&q.lock)
+                return WRONG_DATA
             if n:
-                queue_lock(&q.lock)
                 device_add_used_burst(q, chains, n)
                 if decide and device_needs_notification(q) and self.call >= 0:
                     stop = signal(self.call)
-                queue_unlock(&q.lock)
-                got += n
+            queue_unlock(&q.lock)
+            got += n
+            if n:
                 continue
-            if q.fault.code != VIRTIO_FAULT_NONE:
+            if virtio_load32(&q.fault.code) != VIRTIO_FAULT_NONE:
                 return FAULT
             if virtio_load32(&self.stopping):
                 return STOPPED
@@ -403,17 +404,26 @@ cdef class Pair:
             if not stop and not wait_for(self.kick, &self.stopping):
                 if virtio_load32(&self.stopping):
                     return STOPPED
-                if device_navail(q):
+                queue_lock(&q.lock)
+                stop = device_navail(q) != 0
+                queue_unlock(&q.lock)
+                if stop:
                     self.detail = SLEEP_MS
                     return LOST_WAKEUP
         return FINE
 
-
-cdef uint8_t *memory_base(virtio_memory *memory, uint64_t gpa, uint64_t length) noexcept nogil:
-    cdef virtio_region hit
-    hit.gpa = hit.size = 0
-    hit.host = NULL
-    return memory_translate(memory, &hit, gpa, length)
+    cdef bint answer(self, virtio_chain *chains, uint32_t n, const iovec *segs, long got) noexcept nogil:
+        """Check what the driver wrote into its chains, and write what it checks; False: it is wrong."""
+        cdef uint32_t words = self.length // 8
+        cdef uint32_t i
+        for i in range(n):
+            if (chains[i].readable != self.length or chains[i].writable != self.length
+                    or not same(<uint64_t *>segs[chains[i].first].iov_base, words, <uint64_t>(got + i) * words)):
+                self.detail = got + i
+                return False
+            fill(<uint64_t *>segs[chains[i].first + 1].iov_base, words, ~(<uint64_t>(got + i) * words))
+            chains[i].written = self.length
+        return True
 
 
 cdef int signal(int fd) noexcept nogil:

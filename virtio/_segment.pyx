@@ -1,5 +1,7 @@
 """Cutting a frame into segments: the plan."""
 
+import os
+
 from libc.stddef cimport size_t
 from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -8,6 +10,7 @@ from virtio._checksum cimport (load_sum16, sum_be16, sum_bytes, sum_fold, sum_ga
                                sum_short, store_sum16)
 from virtio._frame cimport *
 from virtio._net_hdr cimport *
+from virtio._segment_lengths cimport LENGTHS_TRUE, lengths_mend, segment_headers_of
 
 
 cdef enum:
@@ -20,10 +23,17 @@ cdef enum:
     TCP_FIN_PSH = 0x09
     TCP_CWR = 0x80
 
+    FRAGMENT = 44
+    FRAGMENT_HEADER = 8
+    CHUNK = 512  # bytes of a datagram whose sum goes into its identification
+
     OPTION_END = 0
     OPTION_NOP = 1
     OPTION_COPIED = 0x80
     TUNNELS = 0x60  # VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 and _IPV6
+
+
+cdef uint64_t SECRET = int.from_bytes(os.urandom(8), "little")  # of identifications
 
 
 cdef inline int refuse(virtio_segmenter *s, int code, uint64_t value, uint64_t limit) noexcept nogil:
@@ -62,7 +72,7 @@ cdef int check_frame(virtio_segmenter *s, const virtio_frame *f, uint32_t gso_ty
     cdef const virtio_layer *layer = &f.outer
     cdef uint32_t kind = gso_type & ~<uint32_t>(VIRTIO_NET_HDR_GSO_ECN | TUNNELS), tunnel = gso_type & TUNNELS
     cdef int network = VIRTIO_L3_IPV6 if kind == VIRTIO_NET_HDR_GSO_TCPV6 else VIRTIO_L3_IPV4
-    cdef int protocol = UDP
+    cdef int protocol = UDP, around
     if kind == VIRTIO_NET_HDR_GSO_TCPV4 or kind == VIRTIO_NET_HDR_GSO_TCPV6:
         protocol = TCP
     elif kind != VIRTIO_NET_HDR_GSO_UDP and kind != VIRTIO_NET_HDR_GSO_UDP_L4 or gso_type > 0xff:
@@ -81,10 +91,11 @@ cdef int check_frame(virtio_segmenter *s, const virtio_frame *f, uint32_t gso_ty
         return refuse(s, VIRTIO_SEGMENT_FRAME, layer.stop, 0)
     if tunnel and layer == &f.outer:
         return refuse(s, VIRTIO_SEGMENT_TUNNEL, VIRTIO_L3_NONE, 0)
-    if tunnel and f.outer.l3_kind != (
-            VIRTIO_L3_IPV4 if tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 else VIRTIO_L3_IPV6):
+    # the bit is the inner version's in the specification (5.1.9.2), the outer one's in Linux
+    around = VIRTIO_L3_IPV4 if tunnel == VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 else VIRTIO_L3_IPV6
+    if tunnel and f.outer.l3_kind != around and f.inner.l3_kind != around:
         return refuse(s, VIRTIO_SEGMENT_TUNNEL, f.outer.l3_kind, 0)
-    if layer.l3_kind != network and not (layer.l3_kind == VIRTIO_L3_IPV6 and kind == VIRTIO_NET_HDR_GSO_UDP_L4):
+    if layer.l3_kind != network and not (layer.l3_kind == VIRTIO_L3_IPV6 and protocol == UDP):
         return refuse(s, VIRTIO_SEGMENT_NETWORK, layer.l3_kind, network)
     if layer.flags & VIRTIO_LAYER_FRAGMENT:
         return refuse(s, VIRTIO_SEGMENT_FRAGMENT, layer.fragment, 0)
@@ -156,13 +167,13 @@ cdef void plan_udp(virtio_segmenter *s, uint64_t pseudo, const uint32_t *size) n
     for k in range(2):
         s.udp_length[k] = sum_be16(<uint16_t>size[k])
         s.l4_sum[k] = pseudo + load_sum16(p) + load_sum16(p + 2) + 2 * <uint64_t>s.udp_length[k]
-        s.l4_checksum[k] = sum_fold(pseudo + s.udp_length[k])
+        s.l4_checksum[k] = sum_fold(pseudo + s.udp_length[k]) if not s.partial or s.needs_csum else 0
     store_sum16(p + 4, s.udp_length[0])
     store_sum16(p + 6, s.l4_checksum[0])
 
 
 cdef void plan_tunnel(virtio_segmenter *s, const virtio_frame *f, uint64_t pseudo, const uint32_t *size,
-                      bint fixed) noexcept nogil:
+                      uint32_t options) noexcept nogil:
     """What is around the inner packet. pseudo, without the length, and size: those of the inner transport header."""
     cdef uint8_t *p = s.headers + f.outer.l4
     cdef uint8_t *inner_ip = s.headers + f.inner.l3
@@ -170,7 +181,7 @@ cdef void plan_tunnel(virtio_segmenter *s, const virtio_frame *f, uint64_t pseud
     cdef uint64_t sum
     cdef int k
     s.outer_l4 = f.outer.l4
-    s.outer_check = load_sum16(p + 6) != 0
+    s.outer_check = load_sum16(p + 6) != 0 or options & SEGMENT_OUTER_CHECKSUM != 0
     # From the inner transport header on, checksum and all, the sum is the complement of its pseudo header's; an IPv4
     # header sums to 0xffff, which is 0. What is left is the same for all segments of a size.
     sum = (pseudo_sum(s, &f.outer) + load_sum16(p) + load_sum16(p + 2)
@@ -185,7 +196,7 @@ cdef void plan_tunnel(virtio_segmenter *s, const virtio_frame *f, uint64_t pseud
             + <uint16_t>~sum_fold(pseudo + sum_be16(<uint16_t>size[k])))
         if s.outer_checksum[k] == 0:
             s.outer_checksum[k] = 0xffff
-    plan_ip(s, &s.ip[1], &f.outer, length, fixed)
+    plan_ip(s, &s.ip[1], &f.outer, length, options & SEGMENT_FIXED_OUTER_ID)
     store_sum16(p + 4, s.outer_length[0])
     if s.outer_check:
         store_sum16(p + 6, s.outer_checksum[0])
@@ -206,29 +217,84 @@ cdef void drop_options(uint8_t *p, uint32_t n) noexcept nogil:
         at += size
 
 
-cdef void plan_fragments(virtio_segmenter *s, const virtio_layer *layer, uint64_t pseudo) noexcept nogil:
-    """IPv4 fragments of a UDP datagram: the first has the UDP header, with the checksum of it all."""
+cdef inline uint64_t mix(uint64_t hash, uint64_t word) noexcept nogil:
+    hash = (hash ^ word) * <uint64_t>0x9e3779b97f4a7c15
+    return hash ^ hash >> 32
+
+
+cdef uint64_t datagram_sum(const virtio_segmenter *s, uint64_t *hash) noexcept nogil:
+    """The partial sum of a datagram's payload; it goes into *hash, too."""
+    cdef const iovec *piece = s.pieces
+    cdef uint32_t npieces = s.npieces, at = 0, n
+    cdef size_t skip = s.payload_at
+    cdef uint64_t total = 0
+    cdef uint16_t part
+    while at < s.payload:
+        n = min(s.payload - at, <uint32_t>CHUNK)
+        if s.frame is not NULL:
+            part = sum_fold(sum_bytes(s.frame + s.payload_at + at, n))
+        else:
+            while skip >= piece.iov_len:
+                skip -= piece.iov_len
+                piece += 1
+                npieces -= 1
+            part = sum_fold(sum_gather(piece, npieces, skip, n))
+            skip += n
+        at += n
+        total += part
+        hash[0] = mix(hash[0], part)
+    return total
+
+
+cdef void add_fragment_header(virtio_segmenter *s, const virtio_layer *layer, uint32_t id) noexcept nogil:
+    """Put a Fragment header between the IPv6 headers and the UDP header (RFC 8200, 4.5)."""
+    cdef uint8_t *p = s.headers + layer.l4
+    cdef uint32_t at = layer.l3 + 40, last = layer.l3 + 6  # of the next header's number
+    while at < layer.l4:
+        last = at
+        at += (s.headers[at + 1] + 1) * 8
+    s.headers[last] = FRAGMENT
+    memcpy(p + FRAGMENT_HEADER, p, 8)
+    p[0] = UDP
+    p[1] = 0
+    put_be16(p + 2, 0)
+    put_be32(p + 4, id)
+
+
+cdef void plan_fragments(virtio_segmenter *s, const virtio_layer *layer, uint64_t pseudo,
+                         uint32_t options) noexcept nogil:
+    """Fragments of a UDP datagram: the first has the UDP header, with the checksum of it all."""
     cdef uint8_t *udp = s.headers + layer.l4
     cdef uint8_t *p = s.headers + layer.l3
+    cdef bint bare = options & SEGMENT_NO_CHECKSUM and load_sum16(udp + 6) == 0
     cdef uint32_t size[2]
+    cdef uint32_t more = s.header - layer.l4, i
     cdef uint16_t length = sum_be16(<uint16_t>(8 + s.payload)), checksum
-    cdef uint64_t sum
-    s.noptions = layer.l4 - layer.l3 - 20
-    memcpy(s.options, p + 20, s.noptions)
+    cdef uint64_t sum, hash = SECRET
     store_sum16(udp + 4, length)
     store_sum16(udp + 6, 0)
-    sum = pseudo + length + sum_short(udp, 8)
-    if s.frame is not NULL:
-        sum += sum_bytes(s.frame + s.payload_at, s.payload)
-    else:
-        sum += sum_gather(s.pieces, s.npieces, s.payload_at, s.payload)
+    sum = datagram_sum(s, &hash)
+    s.l4_sum[0] = sum
+    s.seq = 0
+    sum += pseudo + length + sum_short(udp, 8)
     checksum = <uint16_t>~sum_fold(sum)
-    store_sum16(udp + 6, checksum if checksum else 0xffff)
+    if not bare or s.kind == VIRTIO_SEGMENT_IPV6_FRAGMENT:
+        store_sum16(udp + 6, checksum if checksum else 0xffff)
+    size[0] = s.unit + more
+    size[1] = s.last + more
+    if s.kind == VIRTIO_SEGMENT_IPV6_FRAGMENT:
+        if s.count > 1:
+            for i in range(0, 32, 4):
+                hash = mix(hash, get_be32(p + 8 + i))
+            hash = mix(mix(hash, get_be32(udp)), get_be32(udp + 4)) ^ SECRET
+            add_fragment_header(s, layer, <uint32_t>(mix(hash, s.payload) >> 16))
+        plan_ip(s, &s.ip[0], layer, size, True)
+        return
+    s.noptions = layer.l4 - layer.l3 - 20
+    memcpy(s.options, p + 20, s.noptions)
     if s.count > 1:
         put_be16(p + 6, 0)
         drop_options(p + 20, s.noptions)
-    size[0] = s.unit
-    size[1] = s.last
     plan_ip(s, &s.ip[0], layer, size, True)
     sum = s.ip[0].sum[0] + <uint16_t>~sum_fold(sum_short(p + 20, s.noptions)) + sum_short(s.options, s.noptions)
     s.first_sum = sum
@@ -237,12 +303,14 @@ cdef void plan_fragments(virtio_segmenter *s, const virtio_layer *layer, uint64_
 cdef int plan_count(virtio_segmenter *s, uint32_t gso_size, uint32_t limit) noexcept nogil:
     cdef uint32_t total = s.extra + s.payload
     s.unit = gso_size
-    if gso_size >= total:
-        s.unit = total
-    elif s.kind == VIRTIO_SEGMENT_IPV4_FRAGMENT:
+    if gso_size and gso_size >= total:
+        s.unit = s.last = total
+        s.count = 1  # of no payload, too
+        return VIRTIO_SEGMENT_OK
+    if s.kind >= VIRTIO_SEGMENT_FRAGMENTS:
         s.unit = gso_size & ~<uint32_t>7
     if s.unit == 0:
-        return refuse(s, VIRTIO_SEGMENT_SIZE, gso_size, 8 if s.kind == VIRTIO_SEGMENT_IPV4_FRAGMENT else 1)
+        return refuse(s, VIRTIO_SEGMENT_SIZE, gso_size, 8 if s.kind >= VIRTIO_SEGMENT_FRAGMENTS else 1)
     s.count = (total - 1) // s.unit + 1
     s.last = total - (s.count - 1) * s.unit
     if s.count > limit:
@@ -264,22 +332,32 @@ cdef uint32_t find_type(const virtio_frame *f) noexcept nogil:
     return VIRTIO_NET_HDR_GSO_TCPV4 | tunnel
 
 
-cdef int plan(virtio_segmenter *s, const virtio_frame *f, const uint8_t *headers, uint32_t gso_type,
-              uint32_t gso_size, uint32_t options, uint32_t limit) noexcept nogil:
+cdef bint is_bare(const virtio_segmenter *s, const virtio_frame *f, const virtio_layer *layer,
+                  uint32_t options) noexcept nogil:
+    """Whether a datagram has no checksum (RFC 768), and its segments need none.
+
+    Around a tunnel a checksum is computed from the inner one.
+    """
+    if layer.protocol != UDP or layer.l3_kind != VIRTIO_L3_IPV4 or load_sum16(s.headers + layer.l4 + 6) != 0:
+        return False
+    return layer == &f.outer or not (load_sum16(s.headers + f.outer.l4 + 6) or options & SEGMENT_OUTER_CHECKSUM)
+
+
+cdef int plan_as_told(virtio_segmenter *s, const virtio_frame *f, const uint8_t *headers, uint32_t gso_type,
+                      uint32_t gso_size, uint32_t options, uint32_t limit) noexcept nogil:
+    """Plan it by the lengths in its headers."""
     cdef const virtio_layer *layer = NULL
     cdef uint32_t size[2]
     cdef uint64_t pseudo
     cdef int code
     s.count = 0
-    if gso_type == SEGMENT_AUTO:
-        gso_type = find_type(f)
     code = check_frame(s, f, gso_type, &layer)
     if code:
         return code
     memcpy(s.headers, headers, layer.payload)
     s.tunnel = layer == &f.inner
     s.l4 = layer.l4
-    s.partial = options & SEGMENT_PARTIAL != 0
+    s.partial = s.needs_csum = options & SEGMENT_PARTIAL != 0
     s.piece = s.passed = 0
     s.payload_at = layer.payload
     s.payload = layer.end - layer.payload
@@ -288,8 +366,11 @@ cdef int plan(virtio_segmenter *s, const virtio_frame *f, const uint8_t *headers
     s.kind = VIRTIO_SEGMENT_TCP if layer.protocol == TCP else VIRTIO_SEGMENT_UDP
     if gso_type == VIRTIO_NET_HDR_GSO_UDP:
         s.kind = VIRTIO_SEGMENT_IPV4_FRAGMENT
+        if layer.l3_kind == VIRTIO_L3_IPV6:
+            s.kind = VIRTIO_SEGMENT_IPV6_FRAGMENT
         s.header = layer.l4
         s.extra = 8
+        s.needs_csum = 0
     code = check_extensions(s, layer)
     if not code and s.kind != VIRTIO_SEGMENT_TCP:
         code = check_udp_length(s, layer)
@@ -297,17 +378,22 @@ cdef int plan(virtio_segmenter *s, const virtio_frame *f, const uint8_t *headers
         code = check_extensions(s, &f.outer)
         if not code:
             code = check_udp_length(s, &f.outer)
-    if not code and s.payload == 0:
-        code = refuse(s, VIRTIO_SEGMENT_EMPTY, 0, 1)
     if not code:
         code = plan_count(s, gso_size, limit)
+    if not code and s.kind == VIRTIO_SEGMENT_IPV6_FRAGMENT and s.count > 1:
+        s.header += FRAGMENT_HEADER
+        if s.header + s.extra > VIRTIO_SEGMENT_HEADERS_MAX:
+            code = refuse(s, VIRTIO_SEGMENT_HEADERS, s.header + s.extra, VIRTIO_SEGMENT_HEADERS_MAX)
     if code:
         s.count = 0
         return code
     pseudo = pseudo_sum(s, layer)
-    if s.kind == VIRTIO_SEGMENT_IPV4_FRAGMENT:
-        plan_fragments(s, layer, pseudo)
+    if s.kind >= VIRTIO_SEGMENT_FRAGMENTS:
+        plan_fragments(s, layer, pseudo, options)
         return VIRTIO_SEGMENT_OK
+    if options & SEGMENT_NO_CHECKSUM and is_bare(s, f, layer, options):
+        s.partial = 1
+        s.needs_csum = 0
     size[0] = s.header - s.l4 + s.unit
     size[1] = s.header - s.l4 + s.last
     plan_ip(s, &s.ip[0], layer, size, options & SEGMENT_FIXED_ID)
@@ -316,8 +402,39 @@ cdef int plan(virtio_segmenter *s, const virtio_frame *f, const uint8_t *headers
     else:
         plan_udp(s, pseudo, size)
     if s.tunnel:
-        plan_tunnel(s, f, pseudo, size, options & SEGMENT_FIXED_OUTER_ID)
+        plan_tunnel(s, f, pseudo, size, options)
     return VIRTIO_SEGMENT_OK
+
+
+cdef int plan_mended(virtio_segmenter *s, const virtio_frame *f, const uint8_t *headers, uint32_t gso_type,
+                     uint32_t gso_size, uint32_t options, uint32_t limit, int code) noexcept nogil:
+    """Plan a frame whose lengths may not be its own, from a copy in which they are. code: what they led to."""
+    cdef virtio_frame parsed = f[0]
+    cdef uint8_t *scratch = segment_scratch()
+    cdef uint64_t said = 0, there = 0
+    cdef int mended
+    if headers != scratch:
+        memcpy(scratch, headers, min(f.length, <uint32_t>VIRTIO_SEGMENT_HEADERS_MAX))
+    mended = lengths_mend(&parsed, scratch, gso_type, gso_size, &said, &there)
+    if mended == LENGTHS_TRUE:
+        return code
+    if mended != VIRTIO_SEGMENT_OK:
+        s.count = 0
+        return refuse(s, mended, said, there)
+    return plan_as_told(s, &parsed, scratch, gso_type, gso_size, options, limit)
+
+
+cdef int plan(virtio_segmenter *s, const virtio_frame *f, const uint8_t *headers, uint32_t gso_type,
+              uint32_t gso_size, uint32_t options, uint32_t limit) noexcept nogil:
+    cdef int code
+    if gso_type == SEGMENT_AUTO:
+        return plan_as_told(s, f, headers, find_type(f), gso_size, options, limit)
+    code = plan_as_told(s, f, headers, gso_type, gso_size, options, limit)
+    if code == VIRTIO_SEGMENT_OK and s.payload_at + s.payload == f.length:
+        return code
+    if code == VIRTIO_SEGMENT_OK or code == VIRTIO_SEGMENT_FRAME or code == VIRTIO_SEGMENT_UDP_LENGTH:
+        return plan_mended(s, f, headers, gso_type, gso_size, options, limit, code)
+    return code
 
 
 cdef int segment_plan_parsed(virtio_segmenter *s, const virtio_frame *parsed, const uint8_t *frame, uint32_t gso_type,
@@ -338,8 +455,8 @@ cdef int segment_plan(virtio_segmenter *s, const uint8_t *frame, uint32_t length
 cdef int segment_plan_pieces(virtio_segmenter *s, const iovec *pieces, uint32_t npieces, uint32_t gso_type,
                              uint32_t gso_size, uint32_t options, uint32_t limit) noexcept nogil:
     cdef virtio_frame parsed
-    cdef uint8_t *scratch = segment_scratch()
-    cdef size_t total = 0, copied = 0, n
+    cdef const uint8_t *headers
+    cdef size_t total = 0
     cdef uint32_t i
     if npieces == 1 and pieces[0].iov_len <= UINT32_MAX:
         return segment_plan(s, <const uint8_t *>pieces[0].iov_base, <uint32_t>pieces[0].iov_len, gso_type, gso_size,
@@ -348,13 +465,10 @@ cdef int segment_plan_pieces(virtio_segmenter *s, const iovec *pieces, uint32_t 
     for i in range(npieces):
         if pieces[i].iov_len > UINT32_MAX - total:
             return refuse(s, VIRTIO_SEGMENT_LENGTH, total + pieces[i].iov_len, UINT32_MAX)
-        n = min(pieces[i].iov_len, VIRTIO_SEGMENT_HEADERS_MAX - copied)
-        if n:
-            memcpy(scratch + copied, pieces[i].iov_base, n)
-        copied += n
         total += pieces[i].iov_len
+    headers = segment_headers_of(pieces, npieces)
     s.frame = NULL
     s.pieces = pieces
     s.npieces = npieces
-    frame_parse(&parsed, scratch, <uint32_t>total)
-    return plan(s, &parsed, scratch, gso_type, gso_size, options, limit)
+    frame_parse(&parsed, headers, <uint32_t>total)
+    return plan(s, &parsed, headers, gso_type, gso_size, options, limit)

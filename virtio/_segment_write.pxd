@@ -12,7 +12,7 @@ cdef uint32_t segment_headers(virtio_segmenter *s, uint32_t first, uint32_t n, u
                               uint32_t stride) noexcept nogil
 
 # Payload of segments [first, first + n) as views of the frame: nviews[k] of each, one after the other from `views` on.
-# A segment without payload (of IPv4 fragments the first may be) has none. Returns for how many segments there was room.
+# A segment without payload (of fragments the first may be) has none. Returns for how many segments there was room.
 cdef uint32_t segment_views(virtio_segmenter *s, uint32_t first, uint32_t n, iovec *views, uint32_t room,
                             uint32_t *nviews) noexcept nogil
 

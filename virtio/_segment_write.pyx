@@ -66,13 +66,19 @@ cdef inline void write_header(const virtio_segmenter *s, uint8_t *to, uint32_t i
 
 
 cdef void write_fragment(const virtio_segmenter *s, uint8_t *to, uint32_t i) noexcept nogil:
-    """Headers of IPv4 fragment i; RFC 791, 3.2."""
+    """Headers of fragment i; RFC 791, 3.2, and RFC 8200, 4.5."""
     cdef const virtio_segment_ip *ip = &s.ip[0]
     cdef uint32_t last = i == s.count - 1
     cdef uint16_t id = sum_be16(ip.id), fragment
     cdef uint8_t *p = to + ip.at
     cdef uint64_t sum = ip.sum[last]
     segment_copy_header(to, s.headers, segment_header_size(s, i))
+    if not ip.v4:
+        store_sum16(p + 4, ip.length[last])
+        if s.count > 1:  # the Fragment header is the last
+            fragment = sum_be16(<uint16_t>(i * s.unit | (0 if last else 1)))
+            store_sum16(to + s.header - 6, fragment)
+        return
     if i == 0:
         memcpy(p + 20, s.options, s.noptions)
         sum = s.first_sum
@@ -86,14 +92,14 @@ cdef void write_fragment(const virtio_segmenter *s, uint8_t *to, uint32_t i) noe
 
 
 cdef inline void write_any(const virtio_segmenter *s, uint8_t *to, uint32_t i, uint64_t payload) noexcept nogil:
-    if s.kind == VIRTIO_SEGMENT_IPV4_FRAGMENT:
+    if s.kind >= VIRTIO_SEGMENT_FRAGMENTS:
         write_fragment(s, to, i)
     else:
         write_header(s, to, i, payload)
 
 
 cdef inline bint wants_sum(const virtio_segmenter *s) noexcept nogil:
-    return not s.partial and s.kind != VIRTIO_SEGMENT_IPV4_FRAGMENT
+    return not s.partial and s.kind < VIRTIO_SEGMENT_FRAGMENTS
 
 
 cdef inline const iovec *seek(virtio_segmenter *s, uint32_t at, uint32_t *skip) noexcept nogil:
@@ -176,7 +182,7 @@ cdef uint32_t segment_headers(virtio_segmenter *s, uint32_t first, uint32_t n, u
         n = s.count - first
     end = first + n
     while i < end:
-        if i and s.frame is not NULL and s.kind != VIRTIO_SEGMENT_IPV4_FRAGMENT and i < s.count - 1:
+        if i and s.frame is not NULL and s.kind < VIRTIO_SEGMENT_FRAGMENTS and i < s.count - 1:
             to = write_middle(s, i, min(end, s.count - 1), to, stride)
             i = min(end, s.count - 1)
         else:

@@ -53,7 +53,7 @@ REASONS = {
     VIRTIO_SEGMENT_JUMBO: ("jumbo", "a jumbogram of {0} bytes (limit {1})"),
     VIRTIO_SEGMENT_UDP_LENGTH: ("udp-length", "the UDP length is {0}, but the packet has {1}"),
     VIRTIO_SEGMENT_HEADERS: ("headers", "headers of at least {0} bytes (limit {1})"),
-    VIRTIO_SEGMENT_EMPTY: ("empty", "there is no payload"),
+    VIRTIO_SEGMENT_IP_LENGTH: ("ip-length", "the IP length is {0}, but the frame has {1}"),
     VIRTIO_SEGMENT_COUNT: ("count", "{0} segments (limit {1})"),
 }
 
@@ -227,9 +227,10 @@ def segment(frame, gso_size, gso_type=None, *, checksum="full", fixed_id=False, 
 
     ``frame`` is an Ethernet frame, a buffer or a list or tuple of buffers that are its pieces, split anywhere; nothing
     of it is copied but its headers, and nothing in it is changed. ``gso_type`` is that of struct virtio_net_hdr: TCPV4,
-    TCPV6, UDP_L4 (datagrams), or UDP (IPv4 fragments; ``gso_size`` then counts the UDP header, and is rounded down to a
+    TCPV6, UDP_L4 (datagrams), or UDP (IP fragments; ``gso_size`` then counts the UDP header, and is rounded down to a
     multiple of 8), with UDP_TUNNEL_IPV4 or UDP_TUNNEL_IPV6 for the packet within VXLAN or GENEVE. None: TCP segments or
-    UDP datagrams of the innermost packet. A payload that fits is one segment; bytes behind the IP packet are left out.
+    UDP datagrams of the innermost packet. A payload that fits, or none, is one segment; bytes behind the IP packet are
+    left out. With a ``gso_type`` the IP and UDP lengths may be 0, or a segment's: they are then the frame's.
 
     With ``checksum="full"`` all checksums are right, whatever they are in ``frame``; with ``"partial"`` the transport
     checksum is left at the sum of the pseudo header, as VIRTIO_NET_HDR_F_NEEDS_CSUM has it (not that of fragments,

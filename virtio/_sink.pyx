@@ -11,8 +11,12 @@ from virtio._pattern cimport (
     ETHERNET, FLOWS_MAX, FRAME_CORRUPT, FRAME_FOREIGN, FRAME_RAW, FRAME_TCP, TCP_HEADER, pattern_of, read_header,
     stretch
 )
-from virtio._port cimport Port, virtio_packet, virtio_port
+from virtio._port cimport Port, virtio_packet, virtio_port, virtio_turn, virtio_work_bytes
 from virtio._port_counts cimport add_count, add_counts, counted
+
+
+cdef enum:
+    VERIFY = 30  # units of work: a header is read
 
 
 # ---- what came of a flow ----
@@ -153,20 +157,21 @@ cdef void verify_frame(sink_queue *q, const virtio_packet *packet, const iovec *
 
 
 cdef uint32_t sink_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                        const iovec *segs) noexcept nogil:
+                        const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef sink_queue *q = &(<sink_state *>port.owner).queues[queue]
     cdef uint64_t size = 0
     cdef uint32_t i
     for i in range(n):
         size += packets[i].len
         verify_frame(q, &packets[i], &segs[packets[i].first])
+    turn.left -= <int64_t>n * port.work + 2 * virtio_work_bytes(size)  # summed, and compared
     add_count(&q.counts.packets, n)
     add_count(&q.counts.bytes, size)
     return n
 
 
 cdef uint32_t sink_count(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                         const iovec *segs) noexcept nogil:
+                         const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef sink_queue *q = &(<sink_state *>port.owner).queues[queue]
     cdef uint64_t size = 0
     cdef uint32_t i
@@ -198,6 +203,7 @@ cdef class Sink(Port):
         self.verify = verify
         self.c.owner = &self._state
         self.c.send = sink_send if verify else sink_count
+        self.c.work = VERIFY if verify else 0
         self.c.offloads = offloads
         self.c.queues = queues
 

@@ -6,7 +6,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from virtio._memory cimport iovec
 from virtio._net_execute cimport net_executor
-from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink
+from virtio._port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_turn
 from virtio._worker cimport Task, virtio_task
 
 
@@ -28,7 +28,7 @@ cdef struct port_splice:
     uint32_t draining         # nothing more is asked of the giver
     uint32_t full             # the taker did not take all: it is asked before the giver
     net_executor *executor    # does what the taker cannot
-    const void *begun         # where the frame lies of which the taker has some segments
+    uint32_t resume           # segments that are out of packets[at]
     # read, and not yet sent: packets[at .. count), in room[0 .. used)
     uint32_t at
     uint32_t count

@@ -1,6 +1,6 @@
 """The splice: joins two ports, without any device between them."""
 
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from virtio._bell cimport virtio_bell
@@ -8,7 +8,8 @@ from virtio._memory cimport iovec
 from virtio._net_execute cimport execute_send, executor_figures, executor_free, executor_new
 from virtio._net_hdr cimport virtio_net_hdr
 from virtio._port cimport (
-    VIRTIO_BURST, VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet, virtio_sink, virtio_wait
+    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_WORK_FRAME, Port, port_flush, port_ring, turn_is_full, turn_resume,
+    virtio_packet, virtio_sink, virtio_turn, virtio_wait
 )
 from virtio._queue cimport add_count, counted, virtio_trylock
 from virtio._ring cimport queue_lock, queue_unlock
@@ -26,29 +27,32 @@ cdef inline port_splice *of_sink(virtio_sink *sink) noexcept nogil:
     return (<splice_sink *>sink).splice
 
 
-cdef uint32_t send(port_splice *s, const virtio_packet *packets, uint32_t n, const iovec *segs) noexcept nogil:
+cdef uint32_t send(port_splice *s, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                   virtio_turn *turn) noexcept nogil:
     """Send; return how many were taken."""
     cdef uint64_t size = 0
     cdef uint32_t i, taken
-    if s.begun is not segs[packets[0].first].iov_base:
-        s.executor.resume = 0  # what was cut in part did not come again
-    taken = execute_send(s.executor, s.taker, s.queue, packets, n, segs)
+    taken = execute_send(s.executor, s.taker, s.queue, packets, n, segs, turn)
     for i in range(taken):
         size += packets[i].len
-    s.begun = NULL if taken == n else segs[packets[taken].first].iov_base
-    s.full = taken < n
+    turn.left -= <int64_t>taken * VIRTIO_WORK_FRAME
+    s.full = taken < n and turn_is_full(turn, taken, packets.done)
     add_count(&s.stalls, s.full)
     add_count(&s.frames, taken)
     add_count(&s.bytes, size)
     return taken
 
 
-cdef uint32_t send_held(port_splice *s) noexcept nogil:
+cdef uint32_t send_held(port_splice *s, virtio_turn *turn) noexcept nogil:
     """Send what was read; return how many were taken."""
     cdef uint32_t taken
     if s.at == s.count:
         return 0
-    taken = send(s, &s.packets[s.at], s.count - s.at, s.segs)
+    s.packets[s.at].done = s.resume
+    turn.resume = 0
+    taken = send(s, &s.packets[s.at], s.count - s.at, s.segs, turn)
+    s.resume = turn_resume(turn, taken, s.resume)
+    turn.resume = 0
     s.at += taken
     if s.at == s.count:
         s.at = s.count = s.used = 0
@@ -57,16 +61,16 @@ cdef uint32_t send_held(port_splice *s) noexcept nogil:
 
 # ---- the sink that the giver sees ----
 
-cdef uint32_t splice_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n,
-                             const iovec *segs) noexcept nogil:
+cdef uint32_t splice_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                             virtio_turn *turn) noexcept nogil:
     cdef port_splice *s = of_sink(sink)
-    send_held(s)  # in order
+    send_held(s, turn)  # in order
     if s.count or n == 0:
         return 0
-    return send(s, packets, n, segs)
+    return send(s, packets, n, segs, turn)
 
 
-cdef uint32_t splice_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil:
+cdef uint32_t splice_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
     cdef port_splice *s = of_sink(sink)
     if s.count == BURST or s.used > ROOM:
         return 0
@@ -82,6 +86,7 @@ cdef void splice_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t l
     packet.first = s.count
     packet.nsegs = 1
     packet.len = length
+    packet.done = 0
     s.segs[s.count].iov_base = s.room + s.used
     s.segs[s.count].iov_len = length
     s.used += (length + 63) & ~<uint32_t>63
@@ -91,7 +96,6 @@ cdef void splice_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t l
 cdef virtio_bell *splice_flush(virtio_sink *sink) noexcept nogil:
     """For givers that deliver of themselves (loopback): our own burst flushes itself."""
     cdef port_splice *s = of_sink(sink)
-    send_held(s)
     # The giver's locks are held. A taker that has a bell to ring delivers of itself: Splice refuses two such ports,
     # unless both are loopbacks, which have nothing to give each other.
     port_ring(s.taker, s.queue, port_flush(s.taker, s.queue))
@@ -111,24 +115,27 @@ cdef void splice_sink_disarm(virtio_sink *sink) noexcept nogil:
 
 # ---- the task ----
 
-cdef uint32_t splice_poll(virtio_task *task) noexcept nogil:
+cdef uint32_t splice_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
     cdef port_splice *s = <port_splice *>task
     cdef virtio_bell *bell = NULL
     cdef uint64_t before
-    cdef uint32_t done = 0
+    cdef uint32_t done = 0, resume
     if not virtio_trylock(&s.lock):
         return 0
     if task.active:
         before = s.frames
-        send_held(s)
-        if s.count == 0:
+        resume = s.resume
+        send_held(s, turn)
+        if s.count == 0 and turn.left > 0:
             s.full = 0
             if not s.draining:
-                done = s.giver.receive(s.giver, s.queue, &s.shown.sink, VIRTIO_BURST)
-                send_held(s)
+                done = s.giver.receive(s.giver, s.queue, &s.shown.sink, VIRTIO_BURST, turn)
+                send_held(s, turn)
         bell = port_flush(s.taker, s.queue)
         if done == 0:
             done = <uint32_t>(s.frames - before)
+        if done == 0:  # a part of a frame
+            done = s.resume > resume
     queue_unlock(&s.lock)
     port_ring(s.taker, s.queue, bell)
     return done

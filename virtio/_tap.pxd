@@ -11,8 +11,7 @@ cdef struct tap_side:             # one direction of one queue
     uint32_t header               # bytes of virtio_net_hdr before each frame; 0: none
     uint32_t attached             # TUNSETQUEUE
     uint32_t gone                 # the interface was deleted
-    uint8_t *scratch              # [VIRTIO_FRAME_MAX + 1], for what cannot go straight; NULL until then
-    uint32_t flip                 # which of its two places was used last
+    uint8_t *scratch              # [VIRTIO_FRAME_MAX], for what cannot go straight; NULL until then
     port_counts counts
 
 

@@ -13,13 +13,15 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio._memory cimport iovec
+from virtio._net_execute cimport net_hdr_needs
 from virtio._net_hdr cimport (
-    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_OK, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TO_DRIVER,
+    VIRTIO_NET_HDR_OK, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_CUT, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TO_DRIVER,
     VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL, VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO,
     VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, net_hdr_check, virtio_net_hdr
 )
 from virtio._port cimport (
-    VIRTIO_FRAME_MAX, VIRTIO_PACKET_PIECES, Port, virtio_packet, virtio_port, virtio_sink, virtio_wait, virtio_wait_fd
+    VIRTIO_FRAME_MAX, VIRTIO_PACKET_PIECES, VIRTIO_WORK_SYSCALL, Port, virtio_packet, virtio_port, virtio_sink,
+    virtio_turn, virtio_wait, virtio_wait_fd, virtio_work_bytes
 )
 from virtio._port_counts cimport add_count, add_counts, count_error
 from virtio._queue cimport virtio_store32
@@ -47,6 +49,9 @@ cdef extern from "poll.h" nogil:
 cdef enum:
     SEND = 0
     RECEIVE = 1
+    READ = VIRTIO_WORK_SYSCALL
+    WRITE = 3 * VIRTIO_WORK_SYSCALL  # the kernel's network stack is in it
+    WHOLE = 1 << 30                  # units of work: more than any frame takes
     PIECES = VIRTIO_PACKET_PIECES  # IOV_MAX
     ANY = (VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN | VIRTIO_OFFLOAD_UFO
            | VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6 | VIRTIO_OFFLOAD_TUNNEL | VIRTIO_OFFLOAD_TUNNEL_CSUM)
@@ -81,7 +86,7 @@ cdef void touch(const iovec *iov, uint32_t n) noexcept nogil:
 
 cdef uint8_t *scratch_of(tap_side *side) noexcept nogil:
     if side.scratch is NULL:
-        side.scratch = <uint8_t *>malloc(VIRTIO_FRAME_MAX + 1)
+        side.scratch = <uint8_t *>malloc(VIRTIO_FRAME_MAX)
     return side.scratch
 
 
@@ -122,8 +127,8 @@ cdef ssize_t write_frame(tap_side *side, iovec *iov, const virtio_packet *packet
     return write_pieces(side, iov, packet.nsegs)
 
 
-cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
-                       const iovec *segs) noexcept nogil:
+cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                       virtio_turn *turn) noexcept nogil:
     cdef tap_side *side = &(<tap_side **>port.owner)[SEND][queue]
     cdef iovec iov[PIECES]
     cdef uint32_t i = 0
@@ -132,7 +137,7 @@ cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *p
     cdef ssize_t done
     iov[0].iov_len = side.header
     queue_lock(&side.lock)
-    while i < n:
+    while i < n and (i == 0 or turn.left > 0):
         iov[0].iov_base = <void *>&packets[i].hdr
         done = -EBADFD if side.gone else write_frame(side, iov, &packets[i], segs)
         if done == -EINTR:
@@ -149,6 +154,7 @@ cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *p
             elif done == -EFAULT:
                 touch(&segs[packets[i].first], packets[i].nsegs)
             count_error(&side.counts, <int>-done)
+        turn.left -= WRITE + virtio_work_bytes(packets[i].len)
         i += 1
     queue_unlock(&side.lock)
     add_count(&side.counts.packets, sent)
@@ -157,19 +163,21 @@ cdef uint32_t tap_send(virtio_port *port, uint32_t queue, const virtio_packet *p
 
 
 cdef bint deliver_copy(tap_side *side, virtio_sink *sink, const virtio_net_hdr *hdr, const iovec *room, uint32_t pieces,
-                       uint32_t length) noexcept nogil:
-    """Deliver the frame in room, which leaves more undone than its sink takes, so that the sink completes it."""
+                       uint32_t length, virtio_turn *turn) noexcept nogil:
+    """Deliver the frame in room, which leaves more undone than its sink takes, so that the sink completes it.
+
+    All of it, however much is left of the turn: the kernel does not take it back.
+    """
     cdef uint8_t *scratch = scratch_of(side)
     cdef virtio_packet packet
+    cdef virtio_turn whole_turn
+    cdef bint taken
     cdef iovec whole
     cdef uint32_t i
     cdef uint32_t done = 0
     cdef size_t part
     if scratch is NULL or length > VIRTIO_FRAME_MAX:
         return False
-    # not where the last one was: a sink that took that in part would take this for the rest
-    side.flip = not side.flip
-    scratch += side.flip
     for i in range(pieces):
         part = room[i].iov_len if room[i].iov_len < length - done else length - done
         memcpy(scratch + done, room[i].iov_base, part)
@@ -180,22 +188,26 @@ cdef bint deliver_copy(tap_side *side, virtio_sink *sink, const virtio_net_hdr *
     packet.first = 0
     packet.nsegs = 1
     packet.len = length
-    packet.reserved = 0
-    return sink.deliver(sink, &packet, 1, &whole) == 1
+    packet.done = 0
+    whole_turn.left = WHOLE
+    whole_turn.resume = 0
+    taken = sink.deliver(sink, &packet, 1, &whole, &whole_turn) == 1
+    turn.left -= WHOLE - whole_turn.left
+    return taken
 
 
 cdef void accept(tap_side *side, virtio_sink *sink, virtio_net_hdr *hdr, const iovec *room, uint32_t pieces,
-                 uint32_t length) noexcept nogil:
+                 uint32_t length, virtio_turn *turn) noexcept nogil:
     """Give the sink the frame that was read into its room."""
     hdr.num_buffers = 1
     if hdr.flags or hdr.gso_type:
-        if not sink.offloads & VIRTIO_OFFLOAD_CSUM:
-            hdr.flags &= <uint8_t>~VIRTIO_NET_HDR_F_DATA_VALID
-        if net_hdr_check(hdr, length, sink.offloads | VIRTIO_OFFLOAD_TO_DRIVER) != VIRTIO_NET_HDR_OK:
-            # the interface was told of the sink's offloads only after it queued this frame, or the header is wrong
+        if (net_hdr_check(hdr, length, sink.offloads | VIRTIO_OFFLOAD_TO_DRIVER) != VIRTIO_NET_HDR_OK
+                or net_hdr_needs(hdr) & (VIRTIO_OFFLOAD_CUT | VIRTIO_OFFLOAD_ECN) & ~sink.offloads):
+            # The interface was told of the sink's offloads only after it queued this frame, or a NIC's LRO merged it
+            # and says nothing of the checksum, or the header is wrong
             if net_hdr_check(hdr, length, ANY | VIRTIO_OFFLOAD_TO_DRIVER) != VIRTIO_NET_HDR_OK:
                 count_error(&side.counts, EPROTO)
-            elif deliver_copy(side, sink, hdr, room, pieces, length):
+            elif deliver_copy(side, sink, hdr, room, pieces, length, turn):
                 add_count(&side.counts.packets, 1)
                 add_count(&side.counts.bytes, length)
             else:
@@ -206,7 +218,8 @@ cdef void accept(tap_side *side, virtio_sink *sink, virtio_net_hdr *hdr, const i
     add_count(&side.counts.bytes, length)
 
 
-cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit) noexcept nogil:
+cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, uint32_t limit,
+                          virtio_turn *turn) noexcept nogil:
     cdef tap_side *side = &(<tap_side **>port.owner)[RECEIVE][queue]
     cdef iovec iov[PIECES]
     cdef virtio_net_hdr hdr
@@ -218,8 +231,8 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
     iov[0].iov_base = &hdr
     iov[0].iov_len = side.header
     queue_lock(&side.lock)
-    while taken < limit and not side.gone:
-        pieces = sink.reserve(sink, &iov[1], PIECES - 2)
+    while taken < limit and not side.gone and turn.left > 0:
+        pieces = sink.reserve(sink, &iov[1], PIECES - 2, turn)
         if pieces == 0:
             add_count(&side.counts.full, 1)
             break
@@ -244,12 +257,13 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
                     touch(&iov[1], pieces)
             break
         taken += 1
+        turn.left -= READ + virtio_work_bytes(<uint64_t>got)
         if <size_t>got > room:
             count_error(&side.counts, EMSGSIZE)
         elif <size_t>got <= side.header:
             count_error(&side.counts, EPROTO)
         else:
-            accept(side, sink, &hdr, &iov[1], pieces, <uint32_t>(<size_t>got - side.header))
+            accept(side, sink, &hdr, &iov[1], pieces, <uint32_t>(<size_t>got - side.header), turn)
     queue_unlock(&side.lock)
     return taken
 
@@ -357,6 +371,7 @@ cdef class Tap(Port):
 
     def __cinit__(self):
         self.c.send = tap_send
+        self.c.work = WRITE
         self.c.receive = tap_receive
         self.c.arm_send = tap_arm_send
         self.c.arm_receive = tap_arm_receive

@@ -4,13 +4,15 @@ import errno
 import os
 import threading
 
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
 from virtio._tap cimport Tap
 
 
 cdef extern from "virtio/atomic.h" nogil:
+    uint32_t virtio_load32(const uint32_t *p)
+    uint64_t virtio_load64(const uint64_t *p)
     void virtio_store32_release(uint32_t *p, uint32_t v)
 
 
@@ -23,7 +25,7 @@ cdef extern from "virtio/taploop.h" nogil:
         uint64_t packets[2]
         uint64_t bytes[2]
         uint64_t dropped[2]
-        int32_t error[2]
+        uint32_t error[2]
         uint64_t polls
     void virtio_taploop_run(virtio_taploop *loop)
 
@@ -127,15 +129,17 @@ cdef class TapLoop:
 
         And a_to_b_error, the name of the last errno for which a frame was dropped, if one was.
         """
+        cdef uint32_t error
         counts = {}
         for i, way in ((0, "a_to_b"), (1, "b_to_a")):
-            packets = self._loop.packets[<int>i]
+            packets = virtio_load64(&self._loop.packets[<int>i])
             counts[f"{way}_packets"] = packets
-            counts[f"{way}_bytes"] = self._loop.bytes[<int>i] - packets * self._header
-            counts[f"{way}_dropped"] = self._loop.dropped[<int>i]
-            if self._loop.error[<int>i]:
-                counts[f"{way}_error"] = errno.errorcode[self._loop.error[<int>i]]
-        counts["polls"] = self._loop.polls
+            counts[f"{way}_bytes"] = virtio_load64(&self._loop.bytes[<int>i]) - packets * self._header
+            counts[f"{way}_dropped"] = virtio_load64(&self._loop.dropped[<int>i])
+            error = virtio_load32(&self._loop.error[<int>i])
+            if error:
+                counts[f"{way}_error"] = errno.errorcode[error]
+        counts["polls"] = virtio_load64(&self._loop.polls)
         return counts
 
     def __enter__(self):

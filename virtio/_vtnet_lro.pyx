@@ -75,7 +75,7 @@ cdef void collect(vtnet_lro *lro, uint32_t nout, const virtio_packet *packets, c
         packet.first = lro.nsegs
         packet.nsegs = 0
         packet.len = merged.length
-        packet.reserved = 0
+        packet.done = 0
         add_piece(lro, packet, header, merged.header_length)
         for k in range(merged.segments):
             add_piece(lro, packet, merged.pieces[k].base, merged.pieces[k].length)

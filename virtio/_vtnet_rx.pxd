@@ -62,6 +62,7 @@ cdef struct vtnet_rx:
     uint32_t nsegs        # segs and buffers of all of them
     uint32_t ngone        # buffers to be posted
     uint32_t merged       # lro has these packets
+    uint32_t typed        # one of these packets has a gso_type: the device merged or did not cut it
     vtnet_lro *lro        # or NULL
     uint32_t came         # completions that were dequeued and not looked at: out[at .. came)
     uint32_t at

@@ -94,6 +94,7 @@ cdef bint examine(vtnet_rx *rx, virtio_packet *packet, uint32_t used) noexcept n
             drop(rx, packet, &rx.stats.bad_header)
             return False
         add_count(&rx.stats.host_lro, packet.hdr.gso_type != 0)
+        rx.typed |= packet.hdr.gso_type != 0
     return True
 
 
@@ -142,7 +143,7 @@ cdef void rx_forget(vtnet_rx *rx, uint32_t n) noexcept nogil:
     """The first n packets are done with, and somebody else has their buffers."""
     rx.first += n
     if rx.first == rx.npackets:
-        rx.first = rx.npackets = rx.nsegs = 0
+        rx.first = rx.npackets = rx.nsegs = rx.typed = 0
 
 
 cdef void rx_done(vtnet_rx *rx, uint32_t n) noexcept nogil:
@@ -290,14 +291,17 @@ cdef void store_at(const iovec *pieces, uint32_t at, uint8_t value) noexcept nog
     (<uint8_t *>pieces.iov_base)[at] = value
 
 
+cdef void store_word(const iovec *pieces, uint32_t at, uint16_t word) noexcept nogil:
+    """Write a sum as it is stored."""
+    cdef const uint8_t *stored = <const uint8_t *>&word
+    store_at(pieces, at, stored[0])
+    store_at(pieces, at + 1, stored[1])
+
+
 cdef void complete_pieces(const iovec *pieces, uint32_t n, uint32_t start, uint32_t field, uint32_t end) noexcept nogil:
     """checksum_complete() for what lies in pieces, and ends before they do."""
     cdef uint16_t checksum = <uint16_t>~sum_fold(sum_gather(pieces, n, start, end - start))
-    cdef const uint8_t *stored = <const uint8_t *>&checksum
-    if checksum == 0:
-        checksum = 0xffff
-    store_at(pieces, start + field, stored[0])
-    store_at(pieces, start + field + 1, stored[1])
+    store_word(pieces, start + field, checksum if checksum else <uint16_t>0xffff)
 
 
 cdef void rx_complete(const virtio_packet *packet, const iovec *pieces,
@@ -307,6 +311,8 @@ cdef void rx_complete(const virtio_packet *packet, const iovec *pieces,
     if packet.nsegs == 1:
         offload_complete(<uint8_t *>pieces.iov_base, info)
         return
+    if info.pseudo:
+        store_word(pieces, info.csum_start + info.csum_offset, info.pseudo)
     complete_pieces(pieces, packet.nsegs, info.csum_start, info.csum_offset, info.csum_end)
     if info.outer_start:
         complete_pieces(pieces, packet.nsegs, info.outer_start, 6, info.outer_end)
@@ -332,5 +338,5 @@ cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virti
 
 
 cdef void rx_reset(vtnet_rx *rx) noexcept nogil:
-    rx.first = rx.npackets = rx.nsegs = rx.ngone = rx.merged = rx.at = rx.came = 0
+    rx.first = rx.npackets = rx.nsegs = rx.typed = rx.ngone = rx.merged = rx.at = rx.came = 0
     driver_disable_intr(rx.q)

@@ -96,7 +96,7 @@ cdef class Order:
             return tx_send_wanted(tx, self.batch.data[i], self.batch.lengths[i], self.want, self.mss)
         if self.headers is not None and self.headers.given[i]:
             hdr = &self.headers.each[i]
-            if net_hdr_check(hdr, self.batch.lengths[i], ALL_OFFLOADS):
+            if net_hdr_check(&self.headers.each[i], self.batch.lengths[i], ALL_OFFLOADS):
                 add_count(&tx.stats.bad_header, 1)
                 return 1
         else:

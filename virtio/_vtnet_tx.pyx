@@ -1,13 +1,13 @@
 """vtnet's transmit queue at C level."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from virtio._bell cimport virtio_bell
 from virtio._checksum cimport checksum_complete
 from virtio._frame cimport frame_parse, virtio_frame, virtio_layer
 from virtio._memory cimport iovec
-from virtio._net_execute cimport net_hdr_needs
+from virtio._net_execute cimport net_hdr_needs, segment_options
 from virtio._net_hdr cimport *
 from virtio._offload_tx cimport *
 from virtio._port cimport *
@@ -205,7 +205,7 @@ cdef int cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
 cdef int cut_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces) noexcept nogil:
     """Segment a frame by its header. As cut."""
     cdef virtio_segmenter plan
-    if segment_plan_pieces(&plan, pieces, npieces, hdr.gso_type & ~<uint32_t>VIRTIO_NET_HDR_GSO_ECN, hdr.gso_size, 0,
+    if segment_plan_pieces(&plan, pieces, npieces, hdr.gso_type, hdr.gso_size, segment_options(hdr, 0),
                            tx.q.size) != VIRTIO_SEGMENT_OK:
         return -1
     return cut(tx, &plan)
@@ -246,7 +246,7 @@ cdef void commit_beyond(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t len) n
 
 # ---- the sink ----
 
-cdef uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit) noexcept nogil:
+cdef uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
     cdef vtnet_tx *tx = <vtnet_tx *>sink
     cdef uint32_t i
     if tx.nreq == VIRTIO_BURST:
@@ -438,16 +438,23 @@ cdef inline void fetch_ahead(const vtnet_tx *tx, uint32_t n) noexcept nogil:
         virtio_prefetch_write(frame)
 
 
-cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs) noexcept nogil:
+cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                         virtio_turn *turn) noexcept nogil:
     cdef vtnet_tx *tx = <vtnet_tx *>sink
-    cdef uint32_t i
+    cdef uint32_t i = 0
+    cdef uint32_t bytes = tx.bytes
+    cdef uint32_t room = tx.bytes + <uint32_t>min(<int64_t>0x40000000, max(turn.left, <int64_t>1) * VIRTIO_WORK_BYTES)
+    cdef uint64_t segments = tx.stats.segments
     tx_begin(tx)
-    for i in range(n):
+    while i < n and tx.bytes < room:
         if i % AHEAD == 0:
             fetch_ahead(tx, n - i if n - i < AHEAD else AHEAD)
         if not tx_send_pieces(tx, &packets[i].hdr, &segs[packets[i].first], packets[i].nsegs, packets[i].len):
-            return i
-    return n
+            break
+        i += 1
+    turn.left -= (<int64_t>i * VIRTIO_WORK_FRAME + virtio_work_bytes(tx.bytes - bytes)
+                  + <int64_t>(tx.stats.segments - segments) * VIRTIO_WORK_SEGMENT)
+    return i
 
 
 cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil:

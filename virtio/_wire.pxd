@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint32_t
 
 from virtio._bell cimport virtio_bell
 from virtio._memory cimport iovec
-from virtio._port cimport virtio_packet, virtio_sink, virtio_wait
+from virtio._port cimport virtio_packet, virtio_sink, virtio_turn, virtio_wait
 from virtio._port_counts cimport port_counts
 
 
@@ -30,8 +30,8 @@ cdef struct wire_sender:
 
 
 # As virtio_port's, for one queue.
-cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packets, uint32_t n,
-                        const iovec *segs) noexcept nogil
+cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                        virtio_turn *turn) noexcept nogil
 cdef bint wire_arm(const wire *w, wire_sender *sender, virtio_wait *wait) noexcept nogil
 
 # As virtio_port's flush and rang.

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from virtio._bell cimport virtio_bell
-from virtio._port cimport virtio_wait_us
+from virtio._port cimport turn_is_full, virtio_wait_us
 from virtio._port_counts cimport add_count
 from virtio._queue cimport virtio_load32
 from virtio._ring cimport queue_lock, queue_unlock
@@ -38,9 +38,10 @@ cdef inline int64_t now_us() noexcept nogil:
     return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
-cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packets, uint32_t n,
-                        const iovec *segs) noexcept nogil:
+cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                        virtio_turn *turn) noexcept nogil:
     cdef virtio_sink *sink
+    cdef bint full
     cdef uint64_t size = 0
     cdef uint32_t taken = 0
     cdef uint32_t i
@@ -56,17 +57,19 @@ cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packe
         sender.open = w
         queue_lock(w.sink.lock)
     sink = w.sink
-    taken = sink.deliver(sink, packets, n, segs)
+    taken = sink.deliver(sink, packets, n, segs, turn)
     add_count(&w.counts.packets, taken)
     for i in range(taken):
         size += packets[i].len
     add_count(&w.counts.bytes, size)
-    if taken < n:
+    full = taken < n and turn_is_full(turn, taken, packets.done)
+    if full:
         add_count(&w.counts.full, 1)
         if w.drop:
             add_count(&w.counts.dropped, n - taken)
+            turn.resume = 0
             taken = n
-    if taken == n:
+    if taken == n or not full:
         sender.since = 0
     elif taken or sender.since == 0:
         sender.since = -1

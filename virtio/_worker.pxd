@@ -22,8 +22,22 @@ cdef extern from "virtio/task.h" nogil:
         virtio_bell *bells[256]
         uint32_t bell_fd[256]
 
+    enum:
+        VIRTIO_WORK_TURN
+        VIRTIO_WORK_FRAME
+        VIRTIO_WORK_PIECE
+        VIRTIO_WORK_SEGMENT
+        VIRTIO_WORK_SYSCALL
+        VIRTIO_WORK_BYTES
+
+    int64_t virtio_work_bytes(uint64_t bytes)
+
+    ctypedef struct virtio_turn:
+        int64_t left
+        uint32_t resume
+
     ctypedef struct virtio_task:
-        uint32_t (*poll)(virtio_task *task) noexcept nogil
+        uint32_t (*poll)(virtio_task *task, virtio_turn *turn) noexcept nogil
         bint (*arm)(virtio_task *task, virtio_wait *wait) noexcept nogil
         void (*disarm)(virtio_task *task) noexcept nogil
         uint32_t active
@@ -36,5 +50,6 @@ cdef extern from "virtio/task.h" nogil:
 # Base of what a worker can run. A subclass owns the struct, sets `task`, and keeps both alive.
 cdef class Task:
     cdef virtio_task *task
+    cdef virtio_turn turn         # what its worker left it of the last one
     cdef uint32_t *lock           # of the queue that it works
     cdef object worker            # the Worker that runs it, or None

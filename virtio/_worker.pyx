@@ -31,7 +31,10 @@ cdef extern from "sched.h" nogil:
 
 
 cdef enum:
-    ROUNDS = 256  # polls of all tasks between two looks at the clock or at what Python wants
+    # Units of work. A round is short, however many tasks there are: each has its share of it, but no more than a turn
+    ROUND = 8 * VIRTIO_WORK_TURN
+    SHARE_MIN = 2000
+    POLL = 100           # of a poll that did something, beside what that says
 
 
 LOOK = 100e-6  # seconds between two tries to stop a task amid a burst
@@ -43,15 +46,50 @@ cdef inline int64_t now_ns() noexcept nogil:
     return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
+cdef struct worker_task:
+    virtio_task *task
+    virtio_turn *turn
+
+
+cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t share) noexcept nogil:
+    """Run a task until its turn is over; return how much was done, 0 if it has nothing to do.
+
+    Deficit round robin (Shreedhar and Varghese, 1995): a task that went beyond its turn pays with the next ones, and
+    one that has nothing to do keeps nothing.
+    """
+    cdef uint64_t total = 0
+    cdef uint32_t done
+    turn.left += share
+    if turn.left <= 0:
+        return 1
+    while turn.left > 0:
+        done = task.poll(task, turn)
+        if done == 0:
+            if turn.left > 0:
+                turn.left = 0
+            break
+        turn.left -= POLL
+        total += done
+    return total
+
+
 cdef class Task:
     """One direction of one queue, which a Worker runs, or :meth:`poll` by hand."""
 
-    def poll(self):
-        """Do one burst on this thread; return how much was done, 0 for nothing (packets, mostly)."""
+    def poll(self, int64_t work=VIRTIO_WORK_TURN):
+        """Do one burst on this thread, of about so many units of work at most.
+
+        Return how much was done: packets, or 1 for a part of one; 0 for nothing. A unit is about a nanosecond.
+        Raises ValueError unless ``work`` is above 0.
+        """
         cdef uint32_t done = 0
+        cdef virtio_turn turn
+        if work <= 0:
+            raise ValueError(f"work {work}: limit 1 at least")
+        turn.left, turn.resume = work, 0
         if self.task is not NULL:
             with nogil:
-                done = self.task.poll(self.task)
+                done = self.task.poll(self.task, &turn)
         return done
 
     def resume(self):
@@ -108,7 +146,7 @@ cdef class Worker:
     cdef readonly int spin_us
     cdef list _tasks              # of Task: keeps them alive
     cdef list _leaving            # of Task: removed by the thread itself, amid a round that may still run them
-    cdef virtio_task **_running   # [_count]; replaced by the thread itself only
+    cdef worker_task *_running    # [_count]; replaced by the thread itself only
     cdef uint32_t _count
     cdef object _thread
     cdef Bell _bell               # wakes the thread for stop and for a change of tasks
@@ -211,10 +249,13 @@ cdef class Worker:
         self._thread = None
 
     def poll(self):
-        """Run each task once, on this thread; return how much was done. For a worker that is not started."""
+        """Give each task a turn, on this thread; return how much was done. For a worker that is not started."""
         cdef uint64_t done = 0
+        cdef Task task
         for task in tuple(self._tasks):
-            done += (<Task>task).poll()
+            if task.task is not NULL:
+                with nogil:
+                    done += run_turn(task.task, &task.turn, VIRTIO_WORK_TURN)
         return done
 
     def __enter__(self):
@@ -246,16 +287,16 @@ cdef class Worker:
 
     cdef int _renew(self) except -1:
         """Work by the list of tasks as it is now."""
-        cdef virtio_task **running
+        cdef worker_task *running
         cdef uint32_t n = 0
         cdef Task task
         with self._changed:
-            running = <virtio_task **>calloc(len(self._tasks) + 1, sizeof(virtio_task *))
+            running = <worker_task *>calloc(len(self._tasks) + 1, sizeof(worker_task))
             if running is NULL:
                 raise MemoryError()
             for task in self._tasks:
                 if task.task is not NULL:
-                    running[n] = task.task
+                    running[n].task, running[n].turn = task.task, &task.turn
                     n += 1
             free(self._running)
             self._running = running
@@ -268,25 +309,23 @@ cdef class Worker:
     cdef void _loop(self) noexcept nogil:
         """Run tasks until Python wants something."""
         cdef virtio_wait wait
-        cdef virtio_task **tasks = self._running
+        cdef worker_task *tasks = self._running
         cdef uint32_t n = self._count
         cdef uint32_t i
-        cdef uint32_t done
+        cdef uint32_t busy = 1
         cdef uint32_t idle = 0
+        cdef int64_t share
         cdef int64_t since = 0  # when the last work was done, 0: just now
-        while True:
-            done = 0
+        while not virtio_load32(&self._attention):
+            share = VIRTIO_WORK_TURN if busy <= ROUND // VIRTIO_WORK_TURN else max(<int64_t>ROUND // busy, SHARE_MIN)
+            busy = 0
             for i in range(n):
-                done += tasks[i].poll(tasks[i])
+                busy += run_turn(tasks[i].task, tasks[i].turn, share) != 0
             add_count(&self._rounds, 1)
-            if done:
+            if busy:
                 idle = 0
                 since = 0
-                if self._rounds % ROUNDS == 0 and virtio_load32(&self._attention):
-                    return
                 continue
-            if virtio_load32(&self._attention):
-                return
             idle += 1
             virtio_relax()
             if self._busy:
@@ -302,7 +341,7 @@ cdef class Worker:
             self._sleep(&wait, tasks, n)
             since = 0
 
-    cdef void _sleep(self, virtio_wait *wait, virtio_task **tasks, uint32_t n) noexcept nogil:
+    cdef void _sleep(self, virtio_wait *wait, worker_task *tasks, uint32_t n) noexcept nogil:
         """Sleep until a task has work, or Python wants something."""
         cdef bint work
         cdef uint32_t i
@@ -312,7 +351,7 @@ cdef class Worker:
         wait.timeout_us = -1
         work = virtio_wait_bell(wait, &self._bell.c)
         for i in range(n):
-            work |= tasks[i].arm(tasks[i], wait)
+            work |= tasks[i].task.arm(tasks[i].task, wait)
         if not work:
             us = wait.timeout_us
             if wait.full and (us < 0 or us > 1000):
@@ -328,4 +367,4 @@ cdef class Worker:
             if wait.fds[wait.bell_fd[i]].revents:  # read it empty, or the next sleep ends at once
                 virtio_bell_drain(wait.bells[i])
         for i in range(n):
-            tasks[i].disarm(tasks[i])
+            tasks[i].task.disarm(tasks[i].task)

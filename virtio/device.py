@@ -6,7 +6,6 @@ virtio.pci) shows a device to a driver. Source: VIRTIO 1.4, chapter 2 and sectio
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -18,14 +17,15 @@ from virtio._chain import Chain
 from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
-from virtio.errors import ConfigError, MemoryFault, NegotiationError, RingError, VirtioError
+from virtio.errors import ConfigError, MemoryFault, NegotiationError, RingError, VirtioError, bare, in_full
 from virtio.features import LEGACY_BITS, Features, choose, closed, legacy_only, names_of, refusals
 from virtio.hooks import Hooks
 from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
+from virtio.logs import limited
 from virtio.serving import Serving
 from virtio.slot import Interrupt, QueueSlot, nobody
 
-log = logging.getLogger("virtio.device")
+log = limited("virtio.device")
 
 QUEUES_MAX = 0x10000
 CHAINS_MAX = 4096  # that one call of notified() serves
@@ -195,6 +195,15 @@ class Device(Hooks):
             self.memory, self._interrupt, self._dma = memory, interrupt, True
             for slot in self.queues:
                 self.set_call(slot.index, interrupt.queue(slot.index))
+
+    def unbind(self) -> None:
+        """Let go of memory and of the way to the driver; RuntimeError while it is live."""
+        if self.live:
+            raise RuntimeError(f"{self!r} is bound and live: reset it first")
+        with self._control():
+            self.memory = self._interrupt = None
+            for slot in self.queues:
+                self.set_call(slot.index, Bell(nobody))
 
     def set_call(self, index: int, bell: Bell) -> None:
         """Ring another bell for a queue from now on."""
@@ -450,8 +459,7 @@ class Device(Hooks):
 
     def _refuse(self, what: str, error: VirtioError) -> None:
         self.counters[what] += 1
-        error.__traceback__ = None  # it would keep all who called, with what they hold of the driver
-        self.refused.append(error)
+        self.refused.append(bare(error))
 
     def _fault(self, reason: str, error: Exception) -> None:
         """Report what a hook raised: a driver's doing needs no traceback, a bug in a subclass does."""
@@ -459,7 +467,7 @@ class Device(Hooks):
             self._refuse("fault", error)
         else:
             self.counters["fault"] += 1
-            log.error("%r: %s", self, reason, exc_info=error)
+            log.error("%r: %s\n%s", self, reason, in_full(error))
         self.needs_reset(reason)
 
     # ---- serving ----
@@ -477,11 +485,11 @@ class Device(Hooks):
             self.notified(slot.index)
         except Exception as error:
             reason = f"queue {slot.index}: {type(error).__name__}: {error}"
-            if epoch == self._epoch:
+            if epoch != self._epoch:  # the hook reset the device: what it failed at is gone
+                log.error("%r: %s, after a reset\n%s", self, reason, in_full(error))
+            elif not slot.stands_still():
                 slot.fail(reason)
                 self._fault(reason, error)
-            else:  # the hook reset the device: what it failed at is gone
-                log.error("%r: %s, after a reset", self, reason, exc_info=error)
 
     def _raise_config(self) -> None:
         if self._interrupt is not None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
+
 
 class VirtioError(Exception):
     """Base of every error that virtio raises on its own account."""
@@ -116,3 +121,14 @@ class VhostUserError(VirtioError):
 
 class Disconnected(VirtioError):
     """The other side of a vhost-user connection is gone."""
+
+
+def bare(error: E) -> E:
+    """Return an error without its traceback and causes, whose frames hold all that a connection or a device had."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
+def in_full(error: Exception) -> str:
+    """Return an error with its traceback as text: a log record that somebody keeps then holds no frame."""
+    return "".join(traceback.format_exception(error)).rstrip()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
 from virtio._bell import Bell
 from virtio._device_queue import DeviceQueue
-from virtio.errors import MemoryFault
+from virtio.errors import MemoryFault, VirtioError
 from virtio.layout import QueueLayout
 
 
@@ -27,7 +28,8 @@ class QueueSlot:
     ``size`` is what the driver chose, ``size_max`` what it may choose. ``layout`` is None until the driver set it.
     ``kick`` is rung by the driver, ``call`` by the device. ``queue`` is the DeviceQueue that ``Device.device_queue``
     made. ``muted``: the transport wants no effect of it. ``broken`` is why the device works it no more, or None;
-    ``trouble`` is rung when that is found.
+    ``trouble`` is rung when that is found. ``awaits(fault)`` says whether the transport took away the memory at
+    which the queue failed: it starts the queue again when the memory is back.
     """
 
     kick: Bell
@@ -37,6 +39,7 @@ class QueueSlot:
         self.size_max = size_max
         self.call = call
         self.trouble = Bell(nobody)
+        self.awaits: Callable[[VirtioError], bool] = nothing
         self.queue: DeviceQueue | None = None
         self._forget()
 
@@ -79,6 +82,11 @@ class QueueSlot:
                     break
         return queue.state()
 
+    def stands_still(self) -> bool:
+        """Say whether its queue can go on by itself no more, and need not: see ``awaits``."""
+        fault = None if self.queue is None else self.queue.broken
+        return fault is not None and self.awaits(fault)
+
     def fail(self, reason: str) -> None:
         """Take note that the device works it no more."""
         self.broken = reason
@@ -91,3 +99,8 @@ class QueueSlot:
 
 def nobody() -> None:
     """Answer the interrupts of a device that no transport shows to a driver."""
+
+
+def nothing(fault: VirtioError) -> bool:
+    """Say that a fault is one: the transport takes no memory away."""
+    return False

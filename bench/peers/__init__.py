@@ -16,7 +16,6 @@ CACHE = Path(os.environ.get("VIRTIO_BENCH_CACHE", Path.home() / ".cache" / "virt
 # setup.py's, so that the ratio compares programs and not compilers
 FLAGS = ("-O3", "-fno-tree-slp-vectorize")
 NATIVE = ("-O3", "-march=native")
-SOURCE = "linux-source-6.1"
 
 
 class MissingPeer(Exception):
@@ -99,6 +98,12 @@ def pingpong() -> dict[str, float]:
     return dict(json.loads(run([str(build("pingpong")), "0", "1"])))
 
 
+def kernel_source() -> str:
+    """Return the package of this Debian's kernel source: linux-source-6.1 of 12, linux-source-6.12 of 13."""
+    depends = run([need("apt-cache", "apt (it knows the kernel source's package)"), "depends", "linux-source"])
+    return next(line.split()[1] for line in depends.splitlines() if "Depends: linux-source-" in line)
+
+
 @functools.cache
 def ringtest_folder() -> Path:
     """Fetch and build Linux's tools/virtio/ringtest; return the folder of its programs."""
@@ -109,10 +114,11 @@ def ringtest_folder() -> Path:
     apt = need("apt-get", "apt (the kernel source is fetched from Debian's packages)")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        run([apt, "download", SOURCE], timeout=900, cwd=folder)
-        deb = next(folder.glob(f"{SOURCE}_*.deb"))
+        source = kernel_source()
+        run([apt, "download", source], timeout=900, cwd=folder)
+        deb = next(folder.glob(f"{source}_*.deb"))
         run(["dpkg-deb", "-x", str(deb), str(folder / "deb")], timeout=300)
-        archive = next((folder / "deb" / "usr" / "src").glob(f"{SOURCE}.tar.*"))
+        archive = next((folder / "deb" / "usr" / "src").glob(f"{source}.tar.*"))
         (folder / "linux").mkdir(exist_ok=True)
         wanted = ["*/tools/virtio/*", "*/include/uapi/linux/virtio_ring.h"]
         unpack = ["tar", "-xf", str(archive), "-C", str(folder / "linux"), "--strip-components=1", "--wildcards"]

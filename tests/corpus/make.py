@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 
 from scapy.contrib.geneve import GENEVE, GeneveOptions
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP
+from scapy.layers.inet import GRE, ICMP, IP, TCP, UDP, IPOption_LSRR, IPOption_NOP
 from scapy.layers.inet6 import (
     HAO,
     ICMPv6EchoRequest,
@@ -97,10 +97,19 @@ SEEDS: dict[str, tuple[bytes, Packet]] = {
     "v4-fragment": (header(1, 0, 0, 0, 34, 16), IP(src="10.0.0.1", dst="10.0.0.2", flags="MF") / TCP_ / Raw(DATA[:64])),
     "v4-fragment-later": (header(2), IP(src="10.0.0.1", dst="10.0.0.2", frag=99, proto=17) / Raw(DATA[:64])),
     "v4-gre": (header(), IP(src="10.0.0.1", dst="10.0.0.2", proto=47) / Raw(DATA[:64])),
+    "v4-gre-tcp": (header(1, 0, 78, 0, 58, 16), V4 / GRE() / V4 / TCP_ / Raw(DATA[:64])),
+    "v4-tcp-lro": (header(2, 1, 54, 100), V4 / TCP_ / Raw(DATA)),
+    "v4-tcp-no-length": (header(1, 1, 54, 100, 34, 16), IP(src="10.0.0.1", dst="10.0.0.2", len=0) / TCP_ / Raw(DATA)),
+    "v4-tcp-empty": (header(1, 1, 54, 100, 34, 16), V4 / TCP_),
     "v6-icmp": (header(2), V6 / ICMPv6EchoRequest() / Raw(DATA[:33])),
     "v6-tcp": (header(1, 0, 74, 0, 54, 16), V6 / TCP_ / Raw(DATA)),
     "v6-tcp-tso": (header(1, 4, 74, 100, 54, 16), V6 / TCP_ / Raw(DATA)),
     "v6-udp-uso": (header(1, 5, 62, 60, 54, 6), V6 / UDP_ / Raw(DATA)),
+    "v6-udp-ufo": (header(1, 3, 62, 104, 54, 6), V6 / UDP_ / Raw(DATA)),
+    "v6-udp-segment": (
+        header(1, 5, 62, 60, 54, 6),
+        IPv6(src="2001:db8::1", dst="2001:db8::2", plen=68) / UDP(sport=0x9000, dport=0x9001, len=68) / Raw(DATA),
+    ),
     "v6-sctp": (header(2), V6 / SCTP(tag=1) / SCTPChunkData(data=DATA[:64])),
     "v6-hop-by-hop": (
         header(1, 4, 82, 90, 62, 16),

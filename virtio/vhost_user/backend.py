@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import errno
 import selectors
 import socket
 import threading
@@ -14,17 +14,21 @@ from virtio._bell import Bell
 from virtio.constants import Feature, Status
 from virtio.device import Device
 from virtio.errors import Disconnected, NegotiationError, VhostUserError, VirtioError
+from virtio.logs import limited
 from virtio.vhost_user.channel import Channel
 from virtio.vhost_user.config_messages import ConfigMessages
+from virtio.vhost_user.memory import Slot
 from virtio.vhost_user.memory_messages import MemoryMessages
 from virtio.vhost_user.messages import U64, Answer, BackendRequest, Message, Obey, ProtocolFeature, Request
 from virtio.vhost_user.requests import Requests
 from virtio.vhost_user.ring_messages import RingMessages
 from virtio.vhost_user.session import LOG_ALL, PROTOCOL, PROTOCOL_FEATURES, U64_BITS, Session
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 DRAIN = 10.0  # seconds
+LOOK = 5.0  # seconds between two looks at whether an idle frontend reads
+SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC)  # no fault of the code
 
 
 class Part(Protocol):
@@ -41,8 +45,8 @@ class Backend:
     the frontend goes, or says what cannot be, or cuts a file short that we map: then it raises VhostUserError; the
     device is reset in any case. :meth:`stop` ends it from another thread.
 
-    Rings run from SET_VRING_KICK to GET_VRING_BASE. The device is activated when the first of them starts, with the
-    features of that moment, and reset when other ones are set while none runs.
+    Rings run from SET_VRING_KICK to GET_VRING_BASE, or to a message that sets them up again. The device is activated
+    when the first of them starts, with the features of that moment, and reset when other ones are set.
     """
 
     def __init__(
@@ -60,18 +64,21 @@ class Backend:
         self.channel = Channel(connection)
         self.session = Session.begin(device, name, mask, protocol)
         self.status = 0
-        self._ended = threading.Event()
+        self._ended = ended = threading.Event()
         self._end = Bell()
         self._lost = Bell()
         self._wait = selectors.DefaultSelector()
-        self._wait.register(self.channel, selectors.EVENT_READ, self._message)
-        self._wait.register(self._end.fileno(), selectors.EVENT_READ, self._end.answer)
-        self._wait.register(self._lost.fileno(), selectors.EVENT_READ, self._look)
         self.memory = MemoryMessages(self.session, self._lost)
-        self.rings = RingMessages(
-            self.session, self.memory.table.memory, self._wait, drain,
-            lambda: self._ended.is_set() or self.channel.gone(), self._lost,
-        )  # fmt: skip
+        channel = self.channel  # the function below must not hold what holds it
+
+        def over() -> bool:
+            return ended.is_set() or channel.gone() or channel.deaf()
+
+        try:
+            self.rings = RingMessages(self.session, self.memory.table, self._wait, drain, over, self._lost)
+        except BaseException:
+            self._wait.close()
+            raise
         self.configuration = ConfigMessages(self.session)
         self.requests = Requests(self.session)
 
@@ -101,24 +108,33 @@ class Backend:
 
     def run(self) -> None:
         """Serve. Returns when the frontend has gone; raises VhostUserError for what cannot be."""
-        self.device.bind(self.memory.table.memory, self)
-        self.rings.attach()
         try:
+            self._wait.register(self.channel, selectors.EVENT_READ, self._message)
+            self._wait.register(self._end.fileno(), selectors.EVENT_READ, self._end.answer)
+            self._wait.register(self._lost.fileno(), selectors.EVENT_READ, self._look)
+            self.device.bind(self.memory.table.memory, self)
+            self.rings.attach()
             while not self._ended.is_set():
-                pause = self.rings.pause
-                for key, _ in self._wait.select(pause):
-                    key.data()
-                    if self._ended.is_set():
-                        break
-                if pause is not None:
-                    self.rings.look()
+                self._turn()
         except Disconnected as error:
-            log.info("%s: %s", self.name, error)
+            log.info("%s: %s", self.name, str(error))
         except Exception:
             self._look()  # memory that turned to zeroes has many effects: name the cause
             raise
         finally:
             self._close()
+
+    def _turn(self) -> None:
+        pause = self.rings.pause
+        events = self._wait.select(LOOK if pause is None else pause)
+        for key, _ in events:
+            key.data()
+            if self._ended.is_set():
+                return
+        if pause is not None:
+            self.rings.look()
+        if not events and self.channel.deaf():
+            raise Disconnected("the other side reads no more")
 
     def stop(self) -> None:
         """End :meth:`run`, from any thread, whatever the frontend has begun."""
@@ -138,14 +154,20 @@ class Backend:
             steps.callback(self._wait.close)
             steps.callback(self.requests.close)
             steps.callback(self.memory.clear)
+            steps.callback(self.device.unbind)  # it is not ours any more
             steps.callback(self.rings.close)
             steps.callback(self.device.reset)
 
     def _message(self) -> None:
         message = self.channel.receive()
+        brought = bool(message.fds)
         try:
             answer = self._obey(message)
-        except VirtioError as error:
+            if brought and self.channel.deaf():
+                raise VhostUserError(f"{message.name} has an end of a vhost-user connection")
+        except (VirtioError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in SCARCE:
+                raise
             self._acknowledge(message, 1)
             if isinstance(error, VhostUserError):
                 raise
@@ -185,18 +207,19 @@ class Backend:
             names = ", ".join(self.device.names(beyond))
             raise VhostUserError(f"{message.name}: {names} not offered")
         changed = (bits ^ self.session.features) & ~(LOG_ALL | PROTOCOL_FEATURES)
-        if changed and self.rings.running:
-            names = ", ".join(self.device.names(changed))
-            raise VhostUserError(f"{message.name}: {names} changed while rings run")
-        self.session.features = bits
-        if changed:
+        if changed:  # of another driver, if rings run: user-mode Linux stops none when it unbinds one
+            self.rings.stop_all()
             self.device.reset()
+        self.session.features = bits
         if self.session.starts_enabled:
             self.rings.enable_all()
         self.memory.set_log()
 
     def _get_protocol_features(self, message: Message) -> bytes:
-        return U64.pack(self.session.protocol_offered)
+        return U64.pack(self.session.protocol_shown())
+
+    def _set_owner(self, message: Message) -> None:
+        self.session.owned = True
 
     def _set_protocol_features(self, message: Message) -> None:
         bits = message.number()
@@ -226,20 +249,30 @@ class Backend:
                 if self.session.features & Feature.VERSION_1:
                     self.device.check_features(self.session.driver_features())
             except NegotiationError as error:
-                log.warning("%s: %s", self.name, error)
+                log.warning("%s: %s", self.name, str(error))
                 self.status &= ~int(Status.FEATURES_OK)
 
     def _get_status(self, message: Message) -> bytes:
         return U64.pack(self.status | self.device.status & Status.DEVICE_NEEDS_RESET)
 
     def _set_mem_table(self, message: Message) -> None:
-        self.memory.table.set(message)
-        self.rings.replace()
+        self._install(self.memory.table.whole(message))
+
+    def _add_mem_reg(self, message: Message) -> None:
+        self._install(self.memory.table.added(message))
+
+    def _rem_mem_reg(self, message: Message) -> None:
+        self._install(self.memory.table.removed(message))
+
+    def _install(self, slots: list[Slot] | None) -> None:
+        if slots is not None:
+            with self.rings.moving(slots):
+                self.memory.table.install(slots)
 
     OBEY: ClassVar[Obey] = {
         Request.GET_FEATURES: _get_features,
         Request.SET_FEATURES: _set_features,
-        Request.SET_OWNER: _nothing,
+        Request.SET_OWNER: _set_owner,
         Request.RESET_OWNER: _reset_device,
         Request.SET_LOG_FD: _nothing,
         Request.GET_PROTOCOL_FEATURES: _get_protocol_features,
@@ -249,4 +282,6 @@ class Backend:
         Request.SET_STATUS: _set_status,
         Request.GET_STATUS: _get_status,
         Request.SET_MEM_TABLE: _set_mem_table,
+        Request.ADD_MEM_REG: _add_mem_reg,
+        Request.REM_MEM_REG: _rem_mem_reg,
     }

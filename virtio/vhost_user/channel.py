@@ -10,16 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from virtio.errors import Disconnected, VhostUserError
-from virtio.vhost_user.messages import (
-    FDS_MAX,
-    HEADER,
-    PAYLOAD_MAX,
-    REPLY,
-    VERSION,
-    VERSION_MASK,
-    Message,
-    close_all,
-)
+from virtio.vhost_user.descriptors import FDS_SPACE, close_all, close_socket, received
+from virtio.vhost_user.messages import FDS_MAX, HEADER, PAYLOAD_MAX, REPLY, VERSION, VERSION_MASK, Message
 
 PATIENCE = 10.0  # seconds that a peer may take for the rest of a message that it has begun, or to take a reply
 
@@ -61,24 +53,18 @@ class Channel:
     def _read(self, size: int, fds: list[int], deadline: float) -> bytes:
         """Return exactly so many bytes; the descriptors that come with them go to fds."""
         data = b""
-        space = socket.CMSG_SPACE(FDS_MAX * array.array("i").itemsize)
         while len(data) < size:
             try:
                 self.socket.settimeout(max(deadline - time.monotonic(), 0.001))
-                part, extra, flags, _ = self.socket.recvmsg(size - len(data), space, socket.MSG_CMSG_CLOEXEC)
+                part, extra, flags, _ = self.socket.recvmsg(size - len(data), FDS_SPACE, socket.MSG_CMSG_CLOEXEC)
             except TimeoutError:
                 raise Disconnected(f"{len(data)} of {size} bytes came within {self.patience:.0f} s") from None
             except OSError as error:
                 raise Disconnected(f"connection lost: {error}") from None
-            before = len(fds)
-            for level, kind, content in extra:
-                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                    got = array.array("i")
-                    got.frombytes(content[: len(content) - len(content) % got.itemsize])
-                    fds.extend(got)
-            if flags & socket.MSG_CTRUNC and len(fds) - before < FDS_MAX:  # there was space for more
+            fds += received(extra)
+            if flags & socket.MSG_CTRUNC:  # there was space for all that a message can have
                 raise VhostUserError("no file descriptors are left for those that came with a message")
-            if flags & socket.MSG_CTRUNC or len(fds) > FDS_MAX:
+            if len(fds) > FDS_MAX:
                 raise VhostUserError(f"more than {FDS_MAX} file descriptors came with one message")
             if not part:
                 raise Disconnected("closed by the other side" if not data else "closed amid a message")
@@ -109,11 +95,27 @@ class Channel:
         poll.register(self.socket, select.POLLRDHUP)
         return bool(poll.poll(0))
 
+    def deaf(self) -> bool:
+        """Say whether the other side reads no more, and has not closed it: nothing that is sent would be read.
+
+        Its end may then be in the hands of somebody who only writes (see make_write_only), and stay open for ever.
+        """
+        poll = select.poll()
+        poll.register(self.socket, select.POLLOUT)
+        try:
+            if poll.poll(0):  # else the send would wait: there is much that is not read yet
+                self.socket.send(b"", socket.MSG_DONTWAIT)
+        except BrokenPipeError:
+            return not self.gone()
+        except OSError:  # it was closed, or shut
+            return False
+        return False
+
     def shut(self) -> None:
         """End what another thread waits for here: it finds that the other side is gone."""
         with suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket."""
-        self.socket.close()
+        """Close the socket, and what the other side had sent."""
+        close_socket(self.socket)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from typing import ClassVar
 
 from virtio.errors import VhostUserError
+from virtio.logs import limited
 from virtio.vhost_user.messages import CONFIG, CONFIG_MAX, Message, Obey, Request
 from virtio.vhost_user.session import Session
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 
 class ConfigMessages:
@@ -21,8 +21,8 @@ class ConfigMessages:
 
     def _get_config(self, message: Message) -> bytes:
         offset, size, flags = message.unpack(CONFIG)
-        if size > CONFIG_MAX or offset > CONFIG_MAX:
-            return b""  # a refusal: any other answer is as long as the question
+        if size > CONFIG_MAX or offset > CONFIG_MAX or offset >= len(self.device.config):
+            return b""  # a refusal: any other answer is as long as the question, with zeroes behind the space's end
         return CONFIG.pack(offset, size, flags) + self.device.read_config(offset, size)
 
     def _set_config(self, message: Message) -> None:

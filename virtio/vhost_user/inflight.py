@@ -73,6 +73,12 @@ class InflightFile:
             return None
         return Inflight(self.region, index * Inflight.size(self.size, packed), self.size)
 
+    def clear(self, index: int, packed: bool) -> None:
+        """Have the region of a queue, if there is one, as a new file has it: nothing is in flight, no queue had it."""
+        if index < self.queues:
+            size = Inflight.size(self.size, packed)
+            memoryview(self.region)[index * size : (index + 1) * size] = bytes(size)
+
     @staticmethod
     def _numbers(message: Message, queues_max: int) -> tuple[int, int, int, int]:
         if not INFLIGHT.size <= len(message.payload) <= INFLIGHT.size + 4:

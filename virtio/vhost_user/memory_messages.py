@@ -57,18 +57,10 @@ class MemoryMessages:
         self.set_log()
         return U64.pack(0) if self.session.protocol & ProtocolFeature.LOG_SHMFD else None
 
-    def _add_mem_reg(self, message: Message) -> None:
-        self.table.add(message)
-
-    def _rem_mem_reg(self, message: Message) -> None:
-        self.table.remove(message)
-
     def _get_max_mem_slots(self, message: Message) -> bytes:
         return U64.pack(SLOTS_MAX)
 
     OBEY: ClassVar[Obey] = {
         Request.SET_LOG_BASE: _set_log_base,
         Request.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
-        Request.ADD_MEM_REG: _add_mem_reg,
-        Request.REM_MEM_REG: _rem_mem_reg,
     }

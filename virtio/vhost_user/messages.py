@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 from typing import Any
 
 from virtio.errors import VhostUserError
+from virtio.vhost_user.descriptors import close_all
 
 HEADER = struct.Struct("=III")  # request, flags, bytes of payload
 VERSION = 1
@@ -156,39 +153,3 @@ class Message:
 
 Answer = bytes | Message | None
 Obey = Mapping[int, Callable[[Any, Message], Answer]]  # what obeys each message: methods of a class
-
-
-def close_all(fds: Iterable[int]) -> None:
-    """Close file descriptors. None keeps us waiting for what a socket has to send yet (SO_LINGER)."""
-    for fd in fds:
-        with suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(fd).st_mode):
-                at_once(fd)
-        with suppress(OSError):
-            os.close(fd)
-
-
-def at_once(fd: int) -> None:
-    """Let a socket drop what it has to send when it is closed."""
-    with closing_not(socket.socket(fileno=fd)) as it:
-        it.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-
-def require_local(fd: int, what: str) -> None:
-    """Raise VhostUserError for a socket that is no UNIX socket: it may take long to close, whoever closes it."""
-    try:
-        with closing_not(socket.socket(fileno=fd)) as it:
-            family = it.family
-    except OSError as error:
-        raise VhostUserError(f"{what}: {error}") from None
-    if family != socket.AF_UNIX:
-        raise VhostUserError(f"{what} has a socket of {getattr(family, 'name', f'family {family}')}, not of AF_UNIX")
-
-
-@contextmanager
-def closing_not(it: socket.socket) -> Iterator[socket.socket]:
-    """Use a socket over somebody's descriptor, which stays open."""
-    try:
-        yield it
-    finally:
-        it.detach()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Sequence
 from typing import ClassVar
 
 from virtio.errors import Disconnected, VhostUserError
+from virtio.logs import limited
 from virtio.vhost_user.channel import Channel
-from virtio.vhost_user.messages import BackendRequest, Message, Obey, ProtocolFeature, Request, require_local
+from virtio.vhost_user.descriptors import make_write_only
+from virtio.vhost_user.messages import BackendRequest, Message, Obey, ProtocolFeature, Request
 from virtio.vhost_user.session import Session
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 
 class Requests:
@@ -32,7 +33,7 @@ class Requests:
         try:
             channel.send(request, payload, fds)
         except Disconnected as error:  # part of it may have gone: what came next would be out of step
-            log.info("%s: %s: %s; no more requests", self.session.name, request.name, error)
+            log.info("%s: %s: %s; no more requests", self.session.name, request.name, str(error))
             if self.channel is channel:
                 self.channel = None
             channel.close()
@@ -50,7 +51,7 @@ class Requests:
             self.channel.close()
 
     def _set_channel(self, message: Message) -> None:
-        require_local(message.only_fd(), message.name)
+        make_write_only(message.only_fd(), message.name)  # no answer is asked for
         connection = socket.socket(fileno=message.take())
         self.close()
         self.channel = Channel(connection, patience=0)  # a data thread may be who sends

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +11,10 @@ from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.errors import MemoryFault, RingError, VhostUserError
 from virtio.layout import QueueLayout
+from virtio.logs import limited
 from virtio.vhost_user.inflight import InflightFile
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 WRAP = 0x8000
 DESC_SIZE = 16
@@ -25,7 +25,9 @@ AVAIL_BYTE = USED_BYTE = 0x80  # in the last two bytes of a packed descriptor
 class Ring:
     """One virtqueue of a connection. Addresses are the frontend's. The bells own its eventfds.
 
-    ``stood``: of a split ring that was stopped, the ``base`` that the frontend was told, and used.idx.
+    ``stood``: of a split ring that was stopped, the ``base`` that the frontend was told, and used.idx. ``waiting``: it
+    was started, and stands still until its memory is there. ``stalled``: so is a chain's, and the log says it.
+    ``watched``: the bell whose rings the connection reads.
     """
 
     index: int
@@ -42,11 +44,23 @@ class Ring:
     polled: bool = False  # no kicks come
     enabled: bool = False
     running: bool = False
+    waiting: bool = False
+    stalled: bool = False
+    watched: Bell | None = None
 
     @property
     def complete(self) -> bool:
         """Whether all was said that it takes to run it."""
         return self.size > 0 and self.placed and (self.kick is not None or self.polled)
+
+    def is_away(self, memory: GuestMemory) -> bool:
+        """Say whether a part of it begins in no region. One that begins in a region and ends outside cannot be."""
+        try:
+            for address in (self.desc, self.avail, self.used):
+                memory.uaddr_to_gpa(address)
+        except MemoryFault:
+            return True
+        return False
 
     def layout(self, memory: GuestMemory, packed: bool) -> QueueLayout:
         """Return where it lies in guest memory. Raises VhostUserError if that is nowhere, or cannot be."""
@@ -66,10 +80,15 @@ class Ring:
         try:
             state = DeviceQueue(memory, layout, features=features, index=self.index).state()
             region = inflight and inflight.queue(self.index, packed)
+            # event_word and used_flags as they lie there, of another device or in memory that was not cleared: the
+            # queue then stores its own, where they differ
             if packed:
                 state |= packed_position(self.base, memory, layout, both=not region)
+                state["event_word"] = memory.read_u32(layout.device)
             else:
                 state |= split_position(self.base, memory, layout, None if region else self.stood)
+                state["used_flags"] = memory.read_u16(layout.device)
+                memory.write_u16(layout.device + 2, state["next_used"])
             queue = DeviceQueue.restore(memory, state)
             queue.far = True
             if region:
@@ -95,10 +114,16 @@ def split_position(
     and never gave back, since it was killed: they are still in the available ring, and are done again. DPDK's driver
     says 0 to whoever connects anew, and goes on. Only what this connection was told itself (``stood``) counts before
     used.idx: what lies between, the device has kept, and what is in the available ring there may be done already.
+
+    If more chains than the ring holds would wait behind used.idx, but not behind ``base``, base counts: a guest was
+    booted again, and used.idx lies in memory that it did not clear.
     """
     if base > 0xFFFF:
         raise ValueError(f"base {base} (limit 65535)")
-    used = memory.read_u16(layout.device + 2)
+    used, avail = memory.read_u16(layout.device + 2), memory.read_u16(layout.driver + 2)
+    if avail - used & 0xFFFF > layout.size >= avail - base & 0xFFFF:
+        log.info("used.idx %d of a ring whose avail.idx is %d: it goes on from base %d", used, avail, base)
+        used = base
     if (base, used) == stood:
         return {"next_avail": base, "next_used": used, "lost": base - used & 0xFFFF}
     if base != used:
@@ -125,7 +150,7 @@ def packed_position(base: int, memory: GuestMemory, layout: QueueLayout, *, both
         wrap = not any(byte & USED_BYTE for byte in ring[DESC_SIZE - 1 :: DESC_SIZE])
     lost = slot - used + layout.size * (wrap != used_wrap)
     given = base >> 16 or (ring[DESC_SIZE - 1] & USED_BYTE and not ring[DESC_SIZE - 2] & AVAIL_BYTE)
-    if not both or not base or not given or not 0 <= lost <= layout.size:
+    if not both or not base or not given or not 0 <= lost < layout.size:  # if it were all, the ring could not move
         used, used_wrap, lost = slot, wrap, 0
     return {"next_avail": slot, "next_used": used, "avail_wrap": wrap, "used_wrap": used_wrap, "lost": lost}
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import select
 import signal
 import socket
-import stat
 import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Self
 
 from virtio.device import Device
-from virtio.errors import VirtioError
+from virtio.errors import VirtioError, bare, in_full
+from virtio.logs import limited
 from virtio.vhost_user.backend import Backend
+from virtio.vhost_user.descriptors import close_socket
+from virtio.vhost_user.listener import PathListener
 
-log = logging.getLogger("virtio.vhost_user")
+log = limited("virtio.vhost_user")
 
 RETRY = 0.2  # seconds between two attempts to connect
 
@@ -32,7 +32,7 @@ class Server:
 
     A frontend that breaks the protocol loses its connection, and the next may come. ``error`` is what the last one was
     told, or None. Raises OSError when the socket cannot be made. A socket file that is there already is replaced if
-    nobody listens at it. Any thread may call.
+    no process has it. Any thread may call.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class Server:
         self._backend: Backend | None = None
         self._ended = threading.Event()
         self._lock = threading.Lock()
-        self._own = listener is None and connection is None and not client
-        self._listener = listen(self.path) if self._own else listener
+        self._own = PathListener(self.path) if listener is None and connection is None and not client else None
+        self._listener = self._own.socket if self._own is not None else listener
         if self._listener is not None:
             self._listener.setblocking(False)
         self._given = connection
@@ -77,7 +77,7 @@ class Server:
         return self._backend is not None
 
     def close(self) -> None:
-        """End: the device drains, the frontend is cut off, the socket file removed."""
+        """End: the device drains, the frontend is cut off, the socket file goes if it is the one that was made here."""
         if self.connected:
             self.device.drain()
         self._ended.set()
@@ -93,11 +93,10 @@ class Server:
             self._wake = -1
         if self._given is not None:  # it was never served
             self._given.close()
-        if self._listener is not None:
+        if self._own is not None:
+            self._own.close()
+        elif self._listener is not None:
             self._listener.close()
-            if self._own:
-                with suppress(OSError):
-                    os.unlink(self.path)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -137,7 +136,7 @@ class Server:
                 raise
         except OSError as error:
             if not self._ended.is_set():
-                log.debug("%s: %s", self.name, error)
+                log.debug("%s: %s", self.name, str(error))
                 self._ended.wait(RETRY)
             return None
         return connection
@@ -146,9 +145,9 @@ class Server:
         try:
             backend = Backend(self.device, connection, **self.options)
         except OSError as error:  # no file descriptors are left
-            log.error("%s: a frontend is turned away: %s", self.name, error)
+            log.error("%s: a frontend is turned away: %s", self.name, str(error))
             self.error = bare(error)
-            connection.close()
+            close_socket(connection)
             self._ended.wait(RETRY)
             return
         with self._lock:
@@ -163,42 +162,8 @@ class Server:
             self.error = bare(error)
             log.error("%s: %s", self.name, str(error))
         except Exception as error:  # a bug of ours
-            log.exception("%s: the connection is given up", self.name)
+            log.error("%s: the connection is given up\n%s", self.name, in_full(error))
             self.error = bare(error)
         finally:
             with self._lock:
                 self._backend = None
-
-
-def bare(error: Exception) -> Exception:
-    """An error without its traceback and causes, which would keep all that the connection had."""
-    error.__traceback__ = error.__cause__ = error.__context__ = None
-    return error
-
-
-def listen(path: str) -> socket.socket:
-    """Return a socket that listens at path. Raises OSError if somebody else does."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.stat(path).st_mode) and not somebody_listens(path):
-                os.unlink(path)  # of a process that was killed
-        listener.bind(path)
-        listener.listen(8)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def somebody_listens(path: str) -> bool:
-    """Say whether a connection to the socket at path is taken."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a listener may leave its queue full: EAGAIN, somebody
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True
-    return True

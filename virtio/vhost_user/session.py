@@ -55,7 +55,10 @@ NEGOTIATED: dict[int, ProtocolFeature] = {
 
 @dataclass
 class Session:
-    """The agreement of one connection. ``offered`` are feature bits of ours, ``features`` those that are in use."""
+    """The agreement of one connection. ``offered`` are feature bits of ours, ``features`` those that are in use.
+
+    ``owned``: SET_OWNER came.
+    """
 
     device: Device
     name: str
@@ -63,6 +66,7 @@ class Session:
     protocol_offered: ProtocolFeature
     features: int = 0
     protocol: ProtocolFeature = NONE
+    owned: bool = False
 
     @classmethod
     def begin(cls, device: Device, name: str, mask: int, protocol: ProtocolFeature) -> Session:
@@ -77,6 +81,17 @@ class Session:
         if protocol:
             offered |= PROTOCOL_FEATURES
         return cls(device, name, offered, protocol)
+
+    def protocol_shown(self) -> ProtocolFeature:
+        """Return the protocol features as a frontend is shown them now.
+
+        QEMU keeps a network device's configuration itself: it warns of each backend that offers CONFIG, and does not
+        use it. It asks before SET_OWNER. User-mode Linux, whose guest reads MAC address, MTU, queue pairs and link
+        here, asks after it, as do DPDK and rust-vmm's frontends.
+        """
+        if self.device.device_type == DeviceType.NET and not self.owned:
+            return self.protocol_offered & ~ProtocolFeature.CONFIG
+        return self.protocol_offered
 
     def check(self, message: Message) -> None:
         """Raise VhostUserError for a message of a protocol feature that was not offered, or not negotiated."""

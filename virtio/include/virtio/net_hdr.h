@@ -52,25 +52,23 @@ _Static_assert(sizeof(virtio_net_hdr) == 24, "virtio_net_hdr is the wire format"
 #define VIRTIO_OFFLOAD_RSC 0x200u       /* to the driver only */
 #define VIRTIO_OFFLOAD_MRG 0x400u       /* to the driver only */
 #define VIRTIO_OFFLOAD_TO_DRIVER 0x800u /* the direction */
+/* Never negotiated. A frame that needs it is not passed on with its type: it is cut, which makes it right. */
+#define VIRTIO_OFFLOAD_CUT 0x1000u
 
 /* What a header may be refused for */
 typedef enum virtio_net_hdr_fault {
     VIRTIO_NET_HDR_OK = 0,
-    VIRTIO_NET_HDR_BAD_CSUM_FEATURE,    /* NEEDS_CSUM or DATA_VALID, and no CSUM feature */
+    VIRTIO_NET_HDR_BAD_CSUM_FEATURE,    /* NEEDS_CSUM, and no CSUM feature */
     VIRTIO_NET_HDR_BAD_CSUM_START,      /* csum_start beyond the frame */
     VIRTIO_NET_HDR_BAD_CSUM_OFFSET,     /* the checksum field is not within the frame */
-    VIRTIO_NET_HDR_BAD_FLAGS,           /* DATA_VALID or RSC_INFO from the driver */
-    VIRTIO_NET_HDR_BAD_RSC_INFO,        /* RSC_INFO without RSC_EXT, or with no type */
+    VIRTIO_NET_HDR_BAD_RSC_INFO,        /* RSC_INFO and NEEDS_CSUM with no type: csum_start may mean either */
     VIRTIO_NET_HDR_BAD_GSO_TYPE,        /* no such type */
     VIRTIO_NET_HDR_BAD_GSO_FEATURE,     /* a type that was not negotiated */
-    VIRTIO_NET_HDR_BAD_GSO_CSUM,        /* a type, and no NEEDS_CSUM */
     VIRTIO_NET_HDR_BAD_GSO_OFFSET,      /* csum_offset is not that of the type's protocol, or its header is cut off */
     VIRTIO_NET_HDR_BAD_GSO_SIZE,        /* 0 */
-    VIRTIO_NET_HDR_BAD_HDR_LEN,         /* beyond the frame */
-    VIRTIO_NET_HDR_BAD_ECN,             /* not negotiated, or with no TCP type */
-    VIRTIO_NET_HDR_BAD_TUNNEL_TYPE,     /* both bits; or with DATA_VALID, with no type, or with UDP (UFO) */
+    VIRTIO_NET_HDR_BAD_TUNNEL_TYPE,     /* both bits; or with no type, or with UDP (UFO) */
     VIRTIO_NET_HDR_BAD_TUNNEL_FEATURE,  /* not negotiated */
-    VIRTIO_NET_HDR_BAD_TUNNEL_CSUM,     /* UDP_TUNNEL_CSUM not negotiated, or without a tunnel type */
+    VIRTIO_NET_HDR_BAD_TUNNEL_CSUM,     /* UDP_TUNNEL_CSUM of a tunnel type, and not negotiated */
     VIRTIO_NET_HDR_BAD_TUNNEL_OFFSETS,  /* outer_th_offset, inner_nh_offset, csum_start: no room for the headers */
     VIRTIO_NET_HDR_BAD_NUM_BUFFERS,     /* 0 to the driver */
     VIRTIO_NET_HDR_FAULTS

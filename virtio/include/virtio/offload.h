@@ -64,17 +64,19 @@ typedef enum virtio_tx_reason {
 typedef enum virtio_rx_verdict {
     VIRTIO_RX_UNKNOWN = 0,    /* nothing is said: verify it */
     VIRTIO_RX_VERIFIED,       /* the peer verified it */
-    VIRTIO_RX_NEEDS_CHECKSUM, /* the data are vouched for; the field has the sum of the pseudo header only */
+    VIRTIO_RX_NEEDS_CHECKSUM, /* the data are vouched for; the checksum field is yet to be completed */
     VIRTIO_RX_BAD,            /* the header cannot be true of this frame */
 } virtio_rx_verdict;
 
 typedef enum virtio_rx_reason {
     VIRTIO_RX_CSUM_NONE = 0,
     VIRTIO_RX_CSUM_OFFLOADED,            /* VERIFIED */
-    VIRTIO_RX_CSUM_PARTIAL,              /* NEEDS_CHECKSUM */
+    VIRTIO_RX_CSUM_PARTIAL,              /* NEEDS_CHECKSUM, of a TCP or UDP header that the parse found */
+    VIRTIO_RX_CSUM_ELSEWHERE,            /* NEEDS_CHECKSUM, of a header that the parse does not know */
+    VIRTIO_RX_GSO_REPAIRED,              /* NEEDS_CHECKSUM, not by the header: it has a type, and no NEEDS_CSUM */
     /* with NEEDS_CSUM or a type BAD; if there is DATA_VALID only, it does not say of what: UNKNOWN */
-    VIRTIO_RX_CSUM_BAD_ETHTYPE,          /* neither IPv4 nor IPv6 */
-    VIRTIO_RX_CSUM_BAD_IPPROTO,          /* neither TCP nor UDP */
+    VIRTIO_RX_CSUM_BAD_ETHTYPE,          /* neither IPv4 nor IPv6: no type; and ARP has no checksum */
+    VIRTIO_RX_CSUM_BAD_IPPROTO,          /* neither TCP nor UDP: no type; and SCTP has no 16-bit sum */
     VIRTIO_RX_CSUM_BAD_OFFSET,           /* csum_start and csum_offset are outside, or no checksum field is there */
     VIRTIO_RX_CSUM_INACCESSIBLE_IPPROTO, /* the frame contradicts itself or is cut off before its transport header */
     VIRTIO_RX_CSUM_FRAGMENT,             /* the checksum covers more than this frame has */
@@ -98,7 +100,7 @@ typedef struct virtio_rx_offload {
     uint16_t csum_offset; /* and checksum field behind it */
     uint32_t csum_end;    /* and end of what it covers */
     uint16_t outer_start; /* an outer UDP header whose checksum is as partial; 0: none */
-    uint16_t reserved;
+    uint16_t pseudo;      /* not 0: the pseudo header's sum, as stored, which the checksum field lacks */
     uint32_t outer_end;
     uint32_t segments;    /* packets that the peer made the frame of, or that it is to become; 1 without type */
 } virtio_rx_offload;

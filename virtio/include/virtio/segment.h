@@ -26,7 +26,7 @@ typedef enum virtio_segment_code {
     VIRTIO_SEGMENT_JUMBO,      /* IPv6 jumbogram */
     VIRTIO_SEGMENT_UDP_LENGTH, /* UDP length (value) that is not that of the packet (limit) */
     VIRTIO_SEGMENT_HEADERS,    /* headers of value bytes, or more, are over limit */
-    VIRTIO_SEGMENT_EMPTY,      /* no payload */
+    VIRTIO_SEGMENT_IP_LENGTH,  /* IP length (value) that is neither that of the frame (limit) nor a segment's nor 0 */
     VIRTIO_SEGMENT_COUNT,      /* value segments are over limit */
     VIRTIO_SEGMENT_CODES
 } virtio_segment_code;
@@ -35,6 +35,8 @@ typedef enum virtio_segment_code {
 #define VIRTIO_SEGMENT_PARTIAL 1u        /* transport checksums are left at the sum of the pseudo header */
 #define VIRTIO_SEGMENT_FIXED_ID 2u       /* IPv4 identification of the packet that is cut: the same in every segment */
 #define VIRTIO_SEGMENT_FIXED_OUTER_ID 4u /* of the packet around the tunnel */
+#define VIRTIO_SEGMENT_NO_CHECKSUM 8u    /* no checksum is asked for: a UDP checksum of 0 over IPv4 stays */
+#define VIRTIO_SEGMENT_OUTER_CHECKSUM 16u /* the UDP header around the tunnel gets one, whatever is in it */
 
 #define VIRTIO_SEGMENT_AUTO 0x100u /* in place of a gso_type: what the frame has */
 
@@ -44,7 +46,9 @@ typedef enum virtio_segment_code {
 typedef enum virtio_segment_kind {
     VIRTIO_SEGMENT_TCP = 0,
     VIRTIO_SEGMENT_UDP,
-    VIRTIO_SEGMENT_IPV4_FRAGMENT,
+    VIRTIO_SEGMENT_FRAGMENTS, /* from here on UFO */
+    VIRTIO_SEGMENT_IPV4_FRAGMENT = VIRTIO_SEGMENT_FRAGMENTS,
+    VIRTIO_SEGMENT_IPV6_FRAGMENT,
 } virtio_segment_kind;
 
 /* An IP header. What has two elements here and below is [0] for a segment of full size, [1] for the last. */
@@ -60,13 +64,14 @@ typedef struct virtio_segment_ip {
 typedef struct virtio_segmenter {
     /* what it is cut into */
     uint32_t count;   /* segments */
-    uint32_t unit;    /* bytes a segment, of what is cut: payload; of IPv4 fragments UDP header and payload */
+    uint32_t unit;    /* bytes a segment, of what is cut: payload; of fragments UDP header and payload */
     uint32_t last;    /* the same, of the last one */
     uint32_t payload; /* bytes of payload in all */
-    uint32_t header;  /* bytes before the payload, in every segment; of IPv4 fragments in all but the first */
-    uint32_t extra;   /* and this many more in the first: IPv4 fragments, the UDP header */
+    uint32_t header;  /* bytes before the payload, in every segment; of fragments in all but the first */
+    uint32_t extra;   /* and this many more in the first: of fragments the UDP header */
     uint8_t kind;     /* virtio_segment_kind */
-    uint8_t partial;  /* transport checksums are partial */
+    uint8_t partial;  /* transport checksums are written as planned: they are partial, or there are none */
+    uint8_t needs_csum; /* they are partial: NEEDS_CSUM is to be said of each segment */
     uint8_t tunnel;   /* there are outer headers: ip[1] and outer_l4 */
     uint8_t outer_check; /* the UDP header around the tunnel has a checksum */
     /* where the frame lies; kept by the caller */

@@ -21,10 +21,16 @@ typedef struct virtio_taploop {
     uint64_t packets[2]; /* from fd[i] to the other */
     uint64_t bytes[2];   /* headers included */
     uint64_t dropped[2]; /* refused by the other's kernel, */
-    int32_t error[2];    /* for this errno the last time */
+    uint32_t error[2];   /* for this errno the last time */
     uint64_t polls;      /* times it slept */
     uint8_t frame[VIRTIO_TAPLOOP_FRAME];
 } virtio_taploop;
+
+/* Count: another thread may read the number at any moment. */
+static inline void virtio_taploop_count(uint64_t *count, uint64_t n)
+{
+    __atomic_store_n(count, *count + n, __ATOMIC_RELAXED);
+}
 
 /* Write the frame, and wait while there is no room for it; return 0 when the loop is to end. */
 static inline int virtio_taploop_write(virtio_taploop *loop, int from, size_t n)
@@ -33,18 +39,18 @@ static inline int virtio_taploop_write(virtio_taploop *loop, int from, size_t n)
 
     while (write(loop->fd[!from], loop->frame, n) < 0) {
         if (errno == EAGAIN) {
-            loop->polls++;
+            virtio_taploop_count(&loop->polls, 1);
             poll(fds, 2, -1);
             if (fds[1].revents)
                 return 0;
         } else if (errno != EINTR) {
-            loop->dropped[from]++;
-            loop->error[from] = errno;
+            virtio_taploop_count(&loop->dropped[from], 1);
+            __atomic_store_n(&loop->error[from], errno, __ATOMIC_RELAXED);
             return 1;
         }
     }
-    loop->packets[from]++;
-    loop->bytes[from] += n;
+    virtio_taploop_count(&loop->packets[from], 1);
+    virtio_taploop_count(&loop->bytes[from], n);
     return 1;
 }
 
@@ -69,7 +75,7 @@ static inline void virtio_taploop_run(virtio_taploop *loop)
     while (!__atomic_load_n(&loop->stop, __ATOMIC_ACQUIRE)) {
         if (virtio_taploop_move(loop, 0) + virtio_taploop_move(loop, 1))
             continue;
-        loop->polls++;
+        virtio_taploop_count(&loop->polls, 1);
         poll(fds, 3, -1);
         if ((fds[0].revents | fds[1].revents) & (POLLERR | POLLNVAL))
             return;

@@ -1,0 +1,347 @@
+"""A turn of a task is bounded by work: whatever a guest asks for, others have theirs soon."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from naive_device import transmit
+from nic import ALL, PACKED, RawNic, attach
+from undone import payload, undone
+
+from virtio import GuestMemory
+from virtio._devicebench import ScriptPort
+from virtio._worker import Task, Worker
+from virtio.constants import NetFeature
+from virtio.net.device import NetDevice
+from virtio.net.ports import Cable, CallPort, PcapWriter, Sink
+from virtio.offload import NetHeader
+
+F = NetFeature
+FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+NONE = NetHeader()
+TURN = 16000  # units of work
+SEGMENTS = 2040  # of a frame whose segments have 32 bytes: what a guest can ask for at most is 2048
+GUEST = F.GUEST_CSUM | F.GUEST_TSO4 | F.GUEST_TSO6 | F.GUEST_ECN | F.GUEST_UFO
+MEMORY = 48 << 20
+
+
+def uncut(size: int = 32 * SEGMENTS) -> tuple[NetHeader, bytes]:
+    """A frame that is cut into segments of 32 bytes."""
+    return undone("tcp4", size, 32)
+
+
+def guest(port: Any, *, packed: bool = False, without: int = 0, segments: int = 0, **options: Any) -> RawNic:
+    device = NetDevice(port, **options)
+    wanted = ALL & ~PACKED & ~int(without) | (PACKED if packed else 0)
+    return attach(device, wanted, segments=segments, memory=GuestMemory.allocate(MEMORY))
+
+
+def task(nic: RawNic, index: int = 1) -> Task:
+    return nic.device._tasks[index]
+
+
+def figure(nic: RawNic, *names: str, of: str = "tx0") -> int:
+    found: Any = nic.device.statistics()[of]
+    for name in names:
+        found = found[name]
+    return int(found)
+
+
+def each_poll(polled: Task, count: Callable[[], int]) -> list[int]:
+    """Poll until nothing is left; return by how much the count grew each time."""
+    grown = []
+    last = count()
+    while polled.poll():
+        grown.append(count() - last)
+        last = count()
+        assert len(grown) < 100_000
+    return grown
+
+
+# ---- how much a poll does ----
+
+
+@FORMATS
+@pytest.mark.parametrize("segments", [0, 10], ids=["direct", "indirect"])
+def test_segments_of_a_poll(packed: bool, segments: int) -> None:
+    """64 frames of 2,040 segments are not cut in one poll, which others would wait for."""
+    nic = guest(ScriptPort(keep=False), packed=packed, segments=segments)
+    nic.send([uncut()] * 3, splits=(12, 100, 1000) if segments else ())
+    grown = each_poll(task(nic), lambda: figure(nic, "executed", "segments"))
+    assert sum(grown) == 3 * SEGMENTS
+    assert max(grown) <= TURN // 60 + 1
+    assert figure(nic, "frames") == 3
+
+
+@FORMATS
+def test_segments_of_a_poll_that_another_guest_has_cut(packed: bool) -> None:
+    """At the end of a cable, too, where the receiver's queue is locked meanwhile."""
+    cable = Cable()
+    nic, other = guest(cable.a, packed=packed), guest(cable.b, packed=packed, without=GUEST, queue_size=1024)
+    nic.send([uncut()] * 2)
+    got, grown = [], []
+    while figure(nic, "frames") < 2:
+        other.post(200, 256)
+        task(nic).poll()
+        frames = other.receive()
+        grown.append(len(frames))
+        got += [frame for _, frame in frames]
+    assert got == 2 * transmit(*uncut())
+    assert max(grown) <= TURN // 60 + 1
+
+
+def test_bytes_of_a_poll() -> None:
+    cable = Cable()
+    nic, other = guest(cable.a), guest(cable.b)
+    nic.send([(NONE, payload(60000))] * 20)
+    other.post(20, 65600)
+    grown = each_poll(task(nic), lambda: figure(nic, "bytes"))
+    assert sum(grown) == 20 * 60000
+    assert max(grown) <= TURN * 8 + 60000
+
+
+@FORMATS
+def test_descriptors_of_a_poll(packed: bool) -> None:
+    """A burst of long chains is a short one."""
+    nic = guest(Sink(), packed=packed, queue_size=32768, without=F.MQ)
+    gpa, _ = nic.buffer(bytes(4096))
+    for _ in range(64):
+        nic.ring(1).enqueue([(gpa, 2)] * 500, (), None)
+    queue = nic.device.device_queue(1)
+    grown = each_poll(task(nic), lambda: queue.counters()["completions"])
+    assert sum(grown) == 64
+    assert max(grown) * 500 <= 4096 + 500
+
+
+def test_a_chain_of_all_descriptors_is_a_burst_of_its_own() -> None:
+    nic = guest(Sink(), queue_size=32768)
+    gpa, _ = nic.buffer(bytes(4096))
+    nic.ring(1).enqueue([(gpa, 2)] * 32700, (), None)
+    nic.send([(NONE, payload(60))], splits=(20,))
+    polled = task(nic)
+    assert polled.poll() == 1
+    assert figure(nic, "dropped", "pieces") == 1
+    assert polled.poll() == 1
+    assert figure(nic, "frames") == 1
+
+
+def test_frames_of_a_poll_whose_port_is_slow() -> None:
+    """What a frame costs besides its bytes counts too: Python objects, system calls."""
+    bursts: list[int] = []
+    nic = guest(CallPort(send=lambda frames: bursts.append(len(frames))))
+    nic.send([(NONE, payload(60))] * 100)
+    while task(nic).poll():
+        pass
+    assert sum(bursts) == 100
+    assert max(bursts) <= TURN // 500
+
+
+def test_a_poll_may_be_given_less() -> None:
+    nic = guest(ScriptPort())
+    nic.send([(NONE, payload(60))] * 64)
+    assert 1 <= task(nic).poll(1) <= 2
+    assert 2 <= task(nic).poll(500) <= 11
+    for bad in (0, -1):
+        with pytest.raises(ValueError, match=f"{bad}"):
+            task(nic).poll(bad)
+
+
+def test_frames_dropped_in_a_poll(tmp_path: Any) -> None:
+    """Those with a header that cannot be are bounded as others are."""
+    nic = guest(PcapWriter(tmp_path / "none.pcap"))
+    for _ in range(200):
+        nic.send_raw(NetHeader(gso_type=77).to_bytes(nic.header) + bytes(60))
+    grown = each_poll(task(nic), lambda: sum(nic.device.statistics()["tx0"]["dropped"].values()))
+    assert sum(grown) == 200
+    assert max(grown) <= 64
+
+
+# ---- a frame that is cut over many polls ----
+
+
+@FORMATS
+@pytest.mark.parametrize("splits", [(), (12,), (1, 13, 40, 70, 900, 30000)], ids=lambda splits: f"{len(splits)}")
+def test_a_frame_is_whole_and_in_order(packed: bool, splits: tuple[int, ...]) -> None:
+    port = ScriptPort()
+    nic = guest(port, packed=packed)
+    frames = [uncut(), (NONE, payload(60)), undone("tcp4", 3000, 500), uncut(32 * 700 + 5)]
+    nic.send(frames, splits=splits)
+    polls = 0
+    while task(nic).poll():
+        polls += 1
+    assert polls > 8
+    assert [frame for _, frame in port.take()] == [each for frame in frames for each in transmit(*frame)]
+    assert nic.reap() == [0] * 4
+    assert figure(nic, "executed", "frames") == 3
+
+
+@pytest.mark.parametrize("in_place", [False, True], ids=["copied", "read"])
+def test_a_frame_that_the_port_gives(in_place: bool) -> None:
+    """Toward a guest, who does not accept it uncut."""
+    port = ScriptPort(in_place=in_place)
+    nic = guest(port, without=GUEST, queue_size=4096)
+    nic.post(4096, 256)
+    port.give([uncut(), uncut(32 * 300)])
+    polls, got = 0, []
+    while task(nic, 0).poll():
+        polls += 1
+        got += [frame for _, frame in nic.receive()]
+        nic.post(300, 256)
+    assert polls > 8
+    assert got == [*transmit(*uncut()), *transmit(*uncut(32 * 300))]
+
+
+def test_two_senders_of_one_queue() -> None:
+    """Each frame goes on where it stopped, although segments of the other's come between."""
+    cable = Cable(queues=2)
+    nic = guest(cable.a, queue_pairs=2)
+    other = guest(cable.b, without=GUEST, queue_size=4096)
+    nic.control(4, 0, struct.pack("<H", 2))
+    frames = uncut(), undone("tcp6", 32 * 1500, 32)
+    other.post(4096, 256)
+    for pair in range(2):
+        nic.send([frames[pair]], pair=pair)
+    got, turns = [], 0
+    tasks = [task(nic, 1), task(nic, 3)]
+    while sum([polled.poll() for polled in tasks]):
+        turns += 1
+        got += [frame for _, frame in other.receive()]
+        other.post(1000, 256)
+    assert turns > 5
+    for frame in frames:
+        wanted = transmit(*frame)
+        assert [each for each in got if each[12:14] == wanted[0][12:14]] == wanted
+    assert len(got) == SEGMENTS + 1500
+
+
+def test_a_full_receiver_amid_a_frame() -> None:
+    """What stopped for want of room goes on there, too, and a turn that is over is not taken for that."""
+    cable = Cable(full="drop")
+    nic, other = guest(cable.a), guest(cable.b, without=GUEST, queue_size=4096)
+    other.post(4096, 256)
+    nic.send([uncut()])
+    got = []
+    while task(nic).poll():
+        got += [frame for _, frame in other.receive()]
+    assert got == transmit(*uncut())
+    assert cable.a.statistics()["send_dropped"] == 0
+    assert figure(nic, "stalls") == 0
+
+
+def test_the_pump_and_the_splice(tmp_path: Any) -> None:
+    """They stop amid a frame and go on, as a device does."""
+    from virtio._splice import PortSplice
+
+    giver, taker = ScriptPort(), ScriptPort()
+    frames = [uncut(), (NONE, payload(60)), uncut(32 * 900)]
+    giver.give(frames)
+    splice = PortSplice(giver, taker)
+    splice.resume()
+    polls = 0
+    while splice.poll():
+        polls += 1
+    assert polls > 8
+    assert [frame for _, frame in taker.take()] == [each for frame in frames for each in transmit(*frame)]
+
+
+@pytest.mark.parametrize("how", ["reset", "stop", "link"])
+def test_an_end_amid_a_frame(how: str) -> None:
+    """What comes after it, be it the same frame, is sent from its start."""
+    port = ScriptPort()
+    device = NetDevice(port)
+    nic = attach(device, ALL & ~PACKED, memory=GuestMemory.allocate(MEMORY))
+    nic.send([uncut()])
+    assert task(nic).poll() == 1
+    begun = len(port.take())
+    assert 0 < begun < SEGMENTS
+    if how == "reset":
+        nic.detach()
+        nic = attach(device, ALL & ~PACKED, memory=GuestMemory.allocate(MEMORY))
+        nic.send([uncut()])
+    elif how == "stop":
+        queue = device.device_queue(1)
+        device.stop_queue(1)
+        device.start_queue(1, queue)
+    else:
+        device.link = False
+        task(nic).poll()
+        device.link = True
+        nic.send([uncut()])
+    while task(nic).poll():
+        pass
+    assert [frame for _, frame in port.take()] == transmit(*uncut())
+
+
+# ---- whose turn it is ----
+
+
+def fill(nic: RawNic, count: int, header: NetHeader, frame: bytes) -> None:
+    """Make the same frame available, many times."""
+    data = header.to_bytes(nic.header) + frame
+    gpa, size = nic.buffer(data)
+    for _ in range(count):
+        nic.ring(1).enqueue([(gpa, size)], (), None)
+
+
+SMALL = NONE, payload(60)
+
+
+@pytest.mark.threads
+def test_a_task_is_added_in_the_next_round() -> None:
+    """However much there is to do."""
+    worker = Worker(mode="busy")
+    rounds: list[int] = []
+    came = threading.Event()
+
+    def first(frames: list[Any]) -> None:
+        if not rounds:
+            rounds.append(worker.rounds)
+            worker.add(waiting)
+
+    def second(frames: list[Any]) -> None:
+        rounds.append(worker.rounds)
+        came.set()
+
+    late = guest(CallPort(send=second), queue_size=32768)
+    late.device.workers = None
+    waiting = task(late)
+    fill(late, 10, *SMALL)
+    busy = guest(CallPort(send=first), worker=worker, queue_size=32768)
+    fill(busy, 32767, *SMALL)
+    with worker:
+        assert came.wait(60)
+    worker.remove(waiting)
+    assert rounds[1] - rounds[0] <= 2
+
+
+@pytest.mark.threads
+def test_who_waits_for_a_queue_is_next() -> None:
+    """A worker that takes the lock again and again lets a thread have it that pauses the task."""
+    calls = []
+    about, paused = threading.Event(), threading.Event()
+
+    def pause() -> None:
+        about.set()
+        polled.pause()
+        paused.set()
+
+    def send(frames: list[Any]) -> None:
+        calls.append(len(frames))
+        if len(calls) == 1:
+            thread.start()
+            about.wait(60)
+            time.sleep(0.1)  # until it waits: it cannot say so
+
+    nic = guest(CallPort(send=send), queue_size=32768)
+    polled = task(nic)
+    thread = threading.Thread(target=pause)
+    fill(nic, 30000, *SMALL)
+    while not paused.is_set():
+        polled.poll()
+    thread.join()
+    assert len(calls) == 1
