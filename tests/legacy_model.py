@@ -74,6 +74,7 @@ class Model:
 
     def reset(self) -> None:
         self.raw_features = self.negotiated = self.select = self.status = self.isr = 0
+        self.asserted = False
         self.pfns = [0] * len(SIZES)
         self.layouts: list[QueueLayout | None] = [None] * len(SIZES)
         self.raw_config_vector = 0xFFFF
@@ -120,10 +121,12 @@ class Model:
         return (header + bytes(self.config)).ljust(0x100, b"\xff")
 
     def read(self, offset: int, size: int) -> int:
-        value = int.from_bytes(self.image()[offset : offset + size], "little")
-        if offset <= 0x13 < offset + size:
-            self.isr = 0
-        return value
+        image = bytearray(self.image())
+        if offset == 0x13:
+            self.isr, self.asserted = 0, False
+        else:
+            image[0x13] = 0
+        return int.from_bytes(image[offset : offset + size], "little")
 
     def write(self, offset: int, size: int, value: int) -> None:
         data = dict(zip(range(offset, offset + size), value.to_bytes(8, "little"), strict=False))
@@ -162,7 +165,9 @@ class Model:
 
     def set_up(self, queue: int, pfn: int) -> None:
         self.layouts[queue] = None
-        if pfn:
+        if pfn == 0:
+            self.reset()
+        else:
             layout = QueueLayout.legacy(SIZES[queue], pfn << 12)
             if layout.end <= MEMORY:
                 self.layouts[queue] = layout
@@ -181,8 +186,9 @@ class Model:
             self.status |= value & DRIVER_OK
 
     def interrupt(self, isr: int, raw_vector: int) -> None:
-        if not self.msix:
-            if self.status:
-                self.isr |= isr
-        elif self.vector(raw_vector) != 0xFFFF:
+        there = self.vector(raw_vector) != 0xFFFF
+        if self.status and (isr == 2 or there or not self.msix):  # of queues without a vector nobody hears
+            self.isr |= isr
+            self.asserted |= not self.msix
+        if self.msix and there:
             self.messages.append(raw_vector)

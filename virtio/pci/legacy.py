@@ -83,7 +83,15 @@ class LegacyFunction:
 
     - a queue's address takes effect when its last byte is written;
     - a notification is a write to the low byte at 0x10 (the high byte is 0 unless written with it);
-    - reading the ISR status clears it, once, whatever else is read with it.
+    - the ISR status is read, and cleared, by a read that begins with it; in a wider one it is 0.
+
+    Where the specification leaves a choice, or drivers came to rely on something else, it is QEMU's way:
+
+    - the ISR status is set with MSI-X, too (virtio-win of 2015 polls it when it hibernates), but for vectors that ring
+      a bell and queues without a vector; the line rises only for interrupts of a time without MSI-X;
+    - address 0 for any queue resets the device; features may be written at any time;
+    - a queue that does not exist has size 0, address 0 and no vector; its notification is counted, and ignored;
+    - a vector that does not exist reads back as 0xffff.
 
     Registers that do not exist read as ones, and ignore writes. No access raises anything because of what a guest does;
     ValueError is for sizes that no bus has. What a listener raises comes out of the access that caused the interrupt.
@@ -152,7 +160,7 @@ class LegacyFunction:
         return self.msix is not None and self.msix.enabled
 
     def _pending(self) -> bool:
-        return self._registers.isr != 0 and not self.msix_enabled
+        return self._registers.asserted and not self.msix_enabled
 
     def _level(self) -> bool:
         return self._pending() and not self.config.command & COMMAND_INTX_DISABLE
@@ -165,12 +173,12 @@ class LegacyFunction:
         self._interrupt(ISR_CONFIG, self._registers.config_vector)
 
     def _interrupt(self, bit: int, vector: int) -> None:
-        if self.msix is not None and self.msix.enabled:
-            if self._registers.vector(vector) != NO_VECTOR:
-                self.msix.notify(vector)
-        else:
-            self._registers.raise_isr(bit)
+        messages = self.msix is not None and self.msix.enabled
+        self._registers.raise_isr(bit, line=not messages)
+        if not messages:
             self._line.update()
+        elif self.msix is not None and self._registers.vector(vector) != NO_VECTOR:
+            self.msix.notify(vector)
 
     def route(self, vector: int, target: Bell | HasFileno | int | None) -> None:
         """Let an MSI-X vector ring a Bell or an eventfd, whatever its message is; None undoes it.

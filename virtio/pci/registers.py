@@ -45,6 +45,7 @@ class LegacyRegisters:
         self.queue_vectors = [NO_VECTOR] * len(self.device.queues)
         with self._isr_lock:
             self.isr = 0
+            self.asserted = False  # the interrupt line, as far as the ISR status has it
 
     def vector(self, written: int) -> int:
         """Return what a vector register reads as; a vector that does not exist is refused (VIRTIO 1.4, 4.1.5.1.2)."""
@@ -58,17 +59,22 @@ class LegacyRegisters:
                 mask |= 1 << written
         return mask
 
-    def raise_isr(self, bit: int) -> None:
-        """Set a bit of the ISR status."""
+    def raise_isr(self, bits: int, *, line: bool) -> None:
+        """Set bits of the ISR status; ``line``: and the interrupt line.
+
+        A bell that a task rings as it is stopped must not leave the line high after the reset. A device that a kick
+        started before the driver wrote any status interrupts, too.
+        """
         with self._isr_lock:
-            # a bell that a task rings as it is stopped must not leave the line high after the reset
-            if self.device.status:
-                self.isr |= bit
+            if self.device.status or self.device.live:
+                self.isr |= bits
+                self.asserted |= line
 
     def take_isr(self) -> int:
         """Return the ISR status, and clear it."""
         with self._isr_lock:
             isr, self.isr = self.isr, 0
+            self.asserted = False
         return isr
 
     def read(self, offset: int, size: int, config: int) -> int:
@@ -79,6 +85,9 @@ class LegacyRegisters:
                 return value | self._read_config(at - config, end - at) << 8 * (at - offset)
             register = REGISTERS[at]
             stop = min(end, register.offset + register.size)
+            if at == ISR != offset:  # as in QEMU, where a wider read of the status takes no interrupt from the driver
+                at = stop
+                continue
             part = register.read(self) >> 8 * (at - register.offset) & ones(stop - at)
             value |= part << 8 * (at - offset)
             at = stop
@@ -135,12 +144,14 @@ class LegacyRegisters:
         if index is None:
             return
         self.pfns[index] = value
-        if 3 in written:  # until its last byte it may be an address that was never meant
-            # PFN 0 stops the queue (VIRTIO 1.4, 4.1.4.10); in QEMU it resets the whole device, too
-            self.device.reset_queue(index)
-            if value:
-                layout = QueueLayout.legacy(self.device.queues[index].size_max, value * LEGACY_ALIGN)
-                self.device.setup_queue(index, layout)
+        if 3 not in written:  # until its last byte it may be an address that was never meant
+            return
+        if value == 0:  # as in QEMU: a driver that stops one queue so may give all of its memory to others
+            self._write_status(0, written)
+            return
+        self.device.reset_queue(index)
+        layout = QueueLayout.legacy(self.device.queues[index].size_max, value * LEGACY_ALIGN)
+        self.device.setup_queue(index, layout)
 
     def _write_select(self, value: int, written: range) -> None:
         self.select = value
@@ -172,6 +183,7 @@ class LegacyRegisters:
             "config_vector": self.config_vector,
             "queue_vectors": list(self.queue_vectors),
             "isr": self.isr,
+            "asserted": self.asserted,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -183,7 +195,7 @@ class LegacyRegisters:
         self.pfns, self.queue_vectors = list(state["pfns"]), list(state["queue_vectors"])
         self.config_vector = state["config_vector"]
         with self._isr_lock:
-            self.isr = state["isr"]
+            self.isr, self.asserted = state["isr"], state["asserted"]
 
 
 class Register(NamedTuple):
