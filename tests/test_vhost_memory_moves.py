@@ -6,9 +6,11 @@ memory is away. QEMU removes a region and adds its parts while its guest goes on
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -374,3 +376,31 @@ def test_a_ring_that_would_not_be_aligned_is_refused(tmp_path: Path) -> None:
         assert frontend.payload() == U64.pack(1)
         wait_for(lambda: server.error is not None)
         assert "aligned differently" in str(server.error)
+
+
+@pytest.mark.parametrize("how", ["set up again", "ring away", "chain away", "other features"])
+def test_a_connection_that_ends_so_leaves_no_cycle(how: str, tmp_path: Path) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        with Server(Upper(), tmp_path / "s") as server:
+            with Frontend(str(tmp_path / "s")) as frontend:
+                use = frontend.negotiate(flags(False), PROTOCOL)
+                add(frontend, LOW)
+                add(frontend, HIGH)
+                driver = frontend.driver(0, layout_of(0, False), use)
+                frontend.start(0, layout_of(0, False))
+                exchange(frontend, driver, b"x")
+                backend = weakref.ref(server._backend)
+                if how == "set up again":
+                    frontend.order(R.SET_VRING_NUM, STATE.pack(0, 64))
+                elif how == "other features":
+                    frontend.order(R.SET_FEATURES, U64.pack(flags(True)))
+                else:
+                    remove(frontend, LOW if how == "ring away" else HIGH)
+                    driver.enqueue([(AWAY, 5)], [(AWAY + 0x100, 16)], cookie=None)
+                    frontend.kick(0)
+                    frontend.ask_u64(R.GET_FEATURES)
+            wait_for(lambda: not server.connected and backend() is None)
+    finally:
+        gc.enable()
