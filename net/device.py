@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import struct
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -25,6 +26,7 @@ from virtio.net.device_control import COMMAND_MAX, GUEST_OFFLOAD_FEATURES, Contr
 from virtio.net.rarp import reverse_arp
 from virtio.offload import net_header_size
 from virtio.slot import Interrupt
+from virtio.weak import weakly
 
 LINK_UP, ANNOUNCE = 1, 2  # bits of the config space's status
 CONFIG = struct.Struct("<6sHHHIB")  # mac, status, max_virtqueue_pairs, mtu, speed, duplex
@@ -150,14 +152,14 @@ class NetDevice(Device):
         self._duplex = {None: DUPLEX_UNKNOWN, "half": 0, "full": 1}[duplex]
         self._tasks: dict[int, NetReceive | NetTransmit] = {}
         self._threads: list[Worker] = []
-        self._trouble = Bell(self._rang)
+        self._trouble = Bell(weakly(self._rang))
         # what tasks that ended have counted; and who of those in _tasks is among them already
         self._ended_counts: tuple[dict[str, Any], frozenset[int]] = ({}, frozenset())
         self._restored = False  # the control state is a snapshot's
         self._kicks: dict[int, int] = {}  # of each queue, before its task was made
         self._ended = False  # by close()
         self._second = Bell()  # kicks of receive queue 1, where that may also be the control queue
-        self.control = Control(self, parse_mac(mac))
+        self.control = Control(weakref.proxy(self), parse_mac(mac))
         super().__init__(offer=offer, withhold=self._withhold(offer, withhold), queue_size=queue_size)
         self.config = bytearray(CONFIG.size)
         self._write_config()

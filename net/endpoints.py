@@ -21,6 +21,7 @@ from virtio.net.ports import Cable, PcapWriter, Port, Sink, parse_value, port
 from virtio.net.splice import Splice
 from virtio.net.supervisor import inherited
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
+from virtio.weak import weakly
 
 log = logging.getLogger("virtio.net")
 
@@ -254,7 +255,7 @@ class Joined:
         self._stack.callback(device.close)
         self.devices[end.text] = device
         options = end.socket() | ({} if end.path else {"name": end.text})
-        server = Server(device, end.path, client=end.client, protocol=end.protocol, over=self._gone, **options)
+        server = Server(device, end.path, client=end.client, protocol=end.protocol, over=weakly(self._gone), **options)
         self._stack.callback(server.close)
         self.servers.append(server)
 

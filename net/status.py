@@ -82,9 +82,9 @@ class StatusSocket:
         self._lock = threading.Lock()
         self._clients: dict[socket.socket, threading.Thread] = {}
         self._ended = False
-        self._thread = threading.Thread(target=self._run, name="virtio-status", daemon=True)
 
     def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._run, name="virtio-status", daemon=True)
         self._thread.start()
         return self
 

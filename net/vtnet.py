@@ -25,6 +25,7 @@ from virtio.net.filter import ADDR_SET, MAC, ReceiveFilter, check_mac
 from virtio.net.rarp import reverse_arp
 from virtio.net.traffic import QueuePair, Traffic
 from virtio.pci.attach import register_driver
+from virtio.weak import weakly
 
 if TYPE_CHECKING:
     from virtio.net.pump import Pump
@@ -141,7 +142,7 @@ class Vtnet(Traffic, Driver):
         self._pairs_used = 0  # what set_pairs() was told last; 0: nothing
         self.pumps: list[Pump] = []
         self.control: ControlQueue | None = None
-        self.filter = ReceiveFilter(self.command, 0)
+        self.filter = ReceiveFilter(weakly(self.command), 0)
         self.counters = {"watchdog_timeouts": 0, "resets": 0, "link_changes": 0, "announcements": 0}
         self._mac: bytes | None = None  # that is not the device's own
         self._link = True

@@ -142,7 +142,8 @@ def test_an_eventfd_or_a_bell_hears_of_the_line_rising():
         function.read(ISR, 1)
     fd = os.eventfd(0, os.EFD_NONBLOCK)
     try:
-        recorder(intx=fd).device.interrupt(0)
+        function = recorder(intx=fd)  # a device does not keep it
+        function.device.interrupt(0)
         assert os.eventfd_read(fd) == 1
     finally:
         os.close(fd)

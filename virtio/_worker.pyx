@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import weakref
 
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport calloc, free
@@ -141,6 +142,7 @@ cdef class Worker:
     thread, and must not be called by what a task calls.
     """
 
+    cdef object __weakref__
     cdef readonly str mode
     cdef readonly object cpu
     cdef readonly int spin_us
@@ -174,6 +176,10 @@ cdef class Worker:
         for task in tasks:
             self.add(task)
 
+    def __del__(self):
+        for task in self._tasks or ():
+            (<Task>task).worker = None
+
     def __dealloc__(self):
         free(self._running)
 
@@ -202,14 +208,14 @@ cdef class Worker:
         with self._changed:
             if task.worker is not None:
                 raise RuntimeError(f"{task!r} is run by {task.worker!r} already")
-            task.worker = self
+            task.worker = weakref.proxy(self)  # which has the task
             self._tasks.append(task)
             self._announce()
 
     def remove(self, Task task not None):
         """Run this task no more; when this returns, the thread has let go of it."""
         with self._changed:
-            if task.worker is not self:
+            if task not in self._tasks:
                 raise RuntimeError(f"{task!r} is not run by {self!r}")
             self._tasks.remove(task)
             task.worker = None

@@ -12,6 +12,23 @@ from virtio.errors import ConfigError, DeviceBroken, NegotiationError
 from virtio.layout import QueueLayout
 
 
+class DriverBells:
+    """What the device has of its driver: the bells alone, so that neither keeps the other alive."""
+
+    def __init__(self) -> None:
+        self.changed = Bell()
+        self.queues: dict[int, Bell] = {}
+        self.silent = Bell()  # for queues without interrupts: nobody sleeps on it, so a ring costs next to nothing
+
+    def queue(self, index: int) -> Bell:
+        """Return the bell that the device rings for a queue: that of ``interrupt_bells``, or one that nobody hears."""
+        return self.queues.get(index, self.silent)
+
+    def config(self) -> None:
+        """Raise the configuration interrupt."""
+        self.changed.ring()
+
+
 class DirectTransport:
     """The :class:`virtio.driver.Transport` straight onto a :class:`virtio.device.Device`, with all modern features.
 
@@ -28,21 +45,10 @@ class DirectTransport:
         self.device = device
         self.memory = memory
         self.legacy = legacy
-        self.config_bell = Bell()
-        self._interrupts: dict[int, Bell] = {}
-        self._silent = Bell()  # for queues without interrupts: nobody sleeps on it, so a ring costs next to nothing
+        self._bells = DriverBells()
+        self.config_bell = self._bells.changed
         device.legacy = legacy
-        device.bind(memory, self)
-
-    # ---- what the device has of it ----
-
-    def queue(self, index: int) -> Bell:
-        """Return the bell that the device rings for a queue: that of ``interrupt_bells``, or one that nobody hears."""
-        return self._interrupts.get(index, self._silent)
-
-    def config(self) -> None:
-        """Raise the configuration interrupt."""
-        self.config_bell.ring()
+        device.bind(memory, self._bells)
 
     # ---- what the driver has of it ----
 
@@ -113,13 +119,13 @@ class DirectTransport:
     def interrupt_bells(self, queues: Sequence[int]) -> list[Bell]:
         """Route the queues' interrupts; return a bell for each."""
         for index in queues:
-            if index not in self._interrupts:
-                self._interrupts[index] = Bell()
-                self.device.set_call(index, self._interrupts[index])
-        return [self._interrupts[index] for index in queues]
+            if index not in self._bells.queues:
+                self._bells.queues[index] = Bell()
+                self.device.set_call(index, self._bells.queues[index])
+        return [self._bells.queues[index] for index in queues]
 
     def release(self) -> None:
         """Let go of the interrupts. May be used anew."""
-        for index in self._interrupts:
-            self.device.set_call(index, self._silent)
-        self._interrupts.clear()
+        for index in self._bells.queues:
+            self.device.set_call(index, self._bells.silent)
+        self._bells.queues.clear()

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from virtio.errors import ConfigError
 from virtio.pci.config import ConfigSpace, ones
 from virtio.pci.line import Line
+from virtio.weak import weakly
 
 ACCESS_MAX = 8
 CONFIG_ADDRESS, CONFIG_DATA, CONFIG_PORTS_END = 0xCF8, 0xCFC, 0xD00
@@ -74,7 +75,8 @@ class Bus:
         self._asserted = [0] * LINES  # bit s: slot s asserts the line
         self._lock = threading.Lock()  # guards _asserted
         self._lines = [
-            Line(partial(self._level, line), None if intx is None else partial(intx, line)) for line in range(LINES)
+            Line(partial(weakly(self._level), line), None if intx is None else partial(intx, line))
+            for line in range(LINES)
         ]
 
     def add(self, function: Function, slot: int | None = None) -> int:
@@ -86,7 +88,7 @@ class Bus:
         self.functions = dict(sorted({**self.functions, slot: function}.items()))
         if function.config.interrupt_pin and function.intx is None:
             self._routed.add(slot)
-            function.intx = partial(self._raise, slot, self.line(slot))
+            function.intx = partial(weakly(self._raise), slot, self.line(slot))
         return slot
 
     def remove(self, slot: int) -> Function:

@@ -7,6 +7,7 @@ What the specification leaves open is decided as in QEMU's hw/virtio/virtio-pci.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ from virtio.pci.registers import (
     QUEUE_NOTIFY,
     LegacyRegisters,
 )
+from virtio.slot import nobody
+from virtio.weak import weakly
 
 if TYPE_CHECKING:
     from virtio._bell import HasFileno
@@ -134,9 +137,9 @@ class LegacyFunction:
         self.msix = Msix(self.config, vectors, MSIX_BAR, message, resolve) if vectors else None
         self._registers = LegacyRegisters(device, vectors)
         self._lock = threading.RLock()
-        self._line = Line(self._level, listener(intx))
+        self._line = Line(weakly(self._level), listener(intx))
         self._silent = Bell()  # for queues whose interrupts go nowhere: nobody sleeps on it, a ring costs nothing
-        self._slow = [Bell(partial(self._interrupt_queue, slot.index)) for slot in device.queues]
+        self._slow = [Bell(partial(weakly(self._interrupt_queue), slot.index)) for slot in device.queues]
         self._calls = list(self._slow)
         device.bind(memory, _Interrupt(self))
         device.legacy = True
@@ -336,16 +339,19 @@ class LegacyFunction:
 
 
 class _Interrupt:
-    """What the device has of its function."""
+    """What the device has of its function, which it does not keep alive."""
 
     def __init__(self, function: LegacyFunction) -> None:
-        self.function = function
+        self._function = weakref.ref(function)
 
     def queue(self, index: int) -> Bell:
-        return self.function.queue_call(index)
+        function = self._function()
+        return Bell(nobody) if function is None else function.queue_call(index)
 
     def config(self) -> None:
-        self.function.interrupt_config()
+        function = self._function()
+        if function is not None:
+            function.interrupt_config()
 
 
 def listener(target: Callable[[bool], object] | Bell | HasFileno | int | None) -> Callable[[bool], object] | None:

@@ -64,10 +64,11 @@ class Server:
         self._over = over
         # a listening socket cannot be shut down to wake us: others who have it would find it dead
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._thread = threading.Thread(target=self._run, name=f"virtio-{self.path}", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
         """Begin to serve."""
+        self._thread = threading.Thread(target=self._run, name=f"virtio-{self.path}", daemon=True)
         self._thread.start()
         return self
 
@@ -86,7 +87,7 @@ class Server:
                 self._backend.stop()
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
         if self._wake >= 0:
             os.close(self._wake)
