@@ -153,6 +153,38 @@ def test_frames_that_no_one_can_take_are_counted(tmp_path: Path) -> None:
     assert (counts["receive_dropped"], counts["receive_EMSGSIZE"]) == (5, 5)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("nanoseconds", [False, True])
+def test_lengths_that_disagree(tmp_path: Path, order: str, nanoseconds: bool) -> None:
+    """A record longer than its frame is padded; one without an original length is a frame of what is stored."""
+    frame = numbered(1, 85)[0]
+    records = (
+        record(frame + b"padding of 16 B.", order=order, length=85),  # the incl_len 101, orig_len 85 of some writers
+        record(frame, order=order, length=0),
+        record(frame[:60], order=order, length=0xFFFFFFFF),
+        record(b"", order=order, length=0),
+        record(b"", order=order, length=85),
+        record(bytes(70000), order=order, length=85),  # beyond the header's snapshot length of 65535
+    )
+    path = tmp_path / "x.pcap"
+    path.write_bytes(header(order, nanoseconds) + b"".join(records))
+    port = PcapReader(path)
+    assert played(port) == [frame, frame, frame[:60], bytes(85)]
+    counts = port.statistics()
+    assert (counts["receive_snapped"], counts["receive_EMSGSIZE"], port.fault) == (1, 2, None)
+
+
+def test_the_fcs_of_a_frame_that_is_not_whole(tmp_path: Path) -> None:
+    """The FCS is the last of the original bytes: of a frame that was cut or padded it is not where the record ends."""
+    frame = numbered(1, 60)[0]
+    records = record(frame[:40], length=64) + record(frame + b"fcs!" + bytes(9), length=64) + record(frame, length=64)
+    path = tmp_path / "x.pcap"
+    path.write_bytes(header(link=1 | 0x04000000 | 2 << 28) + records)
+    port = PcapReader(path)
+    assert played(port) == [frame[:40], frame, frame]
+    assert port.statistics()["receive_snapped"] == 1
+
+
 def test_snapped_frames_are_said_to_be(tmp_path: Path) -> None:
     path = tmp_path / "x.pcap"
     path.write_bytes(header() + record(bytes(60)) + record(bytes(60), length=1500) + record(bytes(60)))

@@ -119,7 +119,7 @@ cdef extern from *:
 
 cdef int take_record(pcap_reader *r, uint32_t at, record *found) noexcept nogil:
     cdef const uint8_t *p = r.buffer + at
-    cdef uint32_t stored
+    cdef uint32_t stored, whole
     if r.end - at < RECORD:
         return MORE
     stored = word(r, p + 8)
@@ -129,8 +129,13 @@ cdef int take_record(pcap_reader *r, uint32_t at, record *found) noexcept nogil:
     if r.end - at - RECORD < stored:
         return MORE
     found.time = <int64_t>word(r, p) * 1000000000 + <int64_t>word(r, p + 4) * (1 if r.nanoseconds else 1000)
-    found.length = stored - r.fcs if stored > r.fcs else 0
-    found.snapped = word(r, p + 12) > stored
+    # what is stored behind the frame is none of it: some writers pad records. An original length of 0 is unknown
+    whole = word(r, p + 12)
+    if whole == 0:
+        whole = stored
+    whole = whole - r.fcs if whole > r.fcs else 0
+    found.length = stored if stored < whole else whole
+    found.snapped = stored < whole
     found.data = p + RECORD
     found.next = at + RECORD + stored
     return FOUND
