@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
+from virtio import saved
 from virtio._bell import Bell
 from virtio._memory import GuestMemory
 from virtio._net_receive import NetReceive, guest_offloads
@@ -576,9 +577,10 @@ class NetDevice(Device):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what save() gave."""
-        link, announce = bool(state["link"]), bool(state["announce"])
-        self.control.load(state)
-        self._link, self._announce = link, announce
+        told = {name: state[name] for name in ("link", "announce") if name in state}
+        saved.fields({"link": saved.flag, "announce": saved.flag})(told)
+        self.control.load({name: value for name, value in state.items() if name not in told})
+        self._link, self._announce = bool(told["link"]), bool(told["announce"])
         self._restored = True
 
 

@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from virtio import saved
 from virtio.constants import NetFeature
+from virtio.errors import SnapshotError
 from virtio.features import missing
 
 OK, ERR = 0, 1
@@ -239,18 +241,31 @@ class Control:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take back what save() gave. ValueError for what cannot be."""
-        unicast = [bytes.fromhex(text) for text in state["unicast"]]
-        multicast = [bytes.fromhex(text) for text in state["multicast"]]
-        mac = bytes.fromhex(state["mac"])
-        vlans = None if state["vlans"] is None else bytearray.fromhex(state["vlans"])
-        if len(unicast) + len(multicast) > TABLE_SIZE or any(len(each) != 6 for each in (mac, *unicast, *multicast)):
-            raise ValueError(f"state has MAC tables that cannot be (limit {TABLE_SIZE} addresses of 6 bytes)")
-        if vlans is not None and len(vlans) != VLANS // 8:
-            raise ValueError(f"state has a VLAN table of {len(vlans)} bytes (must be {VLANS // 8})")
-        if not 1 <= state["pairs"] <= self.device.max_pairs:
-            raise ValueError(f"state has {state['pairs']} queue pairs in use (1 to {self.device.max_pairs})")
-        if state["offloads"] & ~GUEST_OFFLOAD_FEATURES or not 0 <= state["modes"] < 0x100:
-            raise ValueError(f"state has offloads {state['offloads']:#x}, modes {state['modes']:#x}, which cannot be")
-        self.unicast, self.multicast, self.mac, self.vlans = tuple(unicast), tuple(multicast), mac, vlans
-        self.modes, self.offloads, self.pairs = state["modes"], state["offloads"], state["pairs"]
+        """Take back what save() gave. SnapshotError, and no change, for another state."""
+        macs = saved.entries(saved.hexadecimal(6), most=TABLE_SIZE)
+        saved.fields(
+            {
+                "modes": saved.number(0, saved.U8),
+                "mac": saved.hexadecimal(6),
+                "unicast": macs,
+                "multicast": macs,
+                "vlans": saved.optional(saved.hexadecimal(VLANS // 8)),
+                "offloads": saved.number(0, saved.U64),
+                "pairs": saved.number(1, self.device.max_pairs),
+            }
+        )(state)
+        unicast = tuple(bytes.fromhex(text) for text in state["unicast"])
+        multicast = tuple(bytes.fromhex(text) for text in state["multicast"])
+        offloads = state["offloads"]
+        if len(unicast) + len(multicast) > TABLE_SIZE:
+            raise SnapshotError(
+                "multicast", f"has {len(unicast) + len(multicast)} entries with unicast: limit {TABLE_SIZE}"
+            )
+        if excess := offloads & ~(self.device.negotiated & GUEST_OFFLOAD_FEATURES):
+            raise SnapshotError("offloads", f"is {offloads:#x}: bits {excess:#x} are not negotiated")
+        for name, needs in missing(offloads, 1):
+            raise SnapshotError("offloads", f"is {offloads:#x}: {name} without {needs}")
+        self.mac = bytes.fromhex(state["mac"])
+        self.vlans = None if state["vlans"] is None else bytearray.fromhex(state["vlans"])
+        self.unicast, self.multicast = unicast, multicast
+        self.modes, self.offloads, self.pairs = state["modes"], offloads, state["pairs"]

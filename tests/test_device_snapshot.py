@@ -223,22 +223,22 @@ def other_format(state: dict[str, Any]) -> None:
 
 
 def outside(state: dict[str, Any]) -> None:
-    state["queues"][0]["state"]["layout"]["desc"] = 1 << 30
+    state["queues"][0]["layout"]["desc"] = state["queues"][0]["state"]["layout"]["desc"] = 1 << 30
 
 
 @pytest.mark.parametrize(
     ("change", "error", "text"),
     [
-        (lambda state: state.update(device_type=1), ValueError, "of type 1, this one is of 3"),
+        (lambda state: state.update(device_type=1), ValueError, "device_type is 1: this device is of type 3"),
         (lambda state: state.update(legacy=True), ValueError, "of the legacy interface, not of the modern one"),
-        (no_such_queue, ValueError, "state has 3 queues, this device 2"),
+        (no_such_queue, ValueError, "queues has 3 entries, not 2"),
         (too_large, ValueError, "which this device cannot have"),
         (other_format, ValueError, "which this device cannot have"),
         (outside, MemoryFault, "0x40000000"),
-        (lambda state: state.update(config="0011"), ValueError, "config space of 2 bytes, this device 0"),
+        (lambda state: state.update(config="0011"), ValueError, "config has 2 bytes, not 0"),
         (lambda state: state.update(negotiated=1 << 60 | 1 << 40), NegotiationError, "does not offer: bit 60"),
-        (lambda state: state.pop("reason"), ValueError, "state is malformed: KeyError"),
-        (lambda state: state["queues"][0].update(state=7), ValueError, "state is malformed: TypeError"),
+        (lambda state: state.pop("reason"), ValueError, "state: reason is missing"),
+        (lambda state: state["queues"][0].update(state=7), ValueError, r"queues\[0\].state is 7: no mapping"),
     ],
 )
 def test_states_that_cannot_be(change: Callable[[dict[str, Any]], None], error: type[Exception], text: str) -> None:

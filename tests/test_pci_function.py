@@ -515,7 +515,7 @@ def test_a_snapshot_of_a_modern_device_is_refused(memory):
     function = LegacyFunction(Recorder(), memory)
     state = function.snapshot()
     state["device"]["legacy"] = False
-    with pytest.raises(ConfigError, match="another interface"):
+    with pytest.raises(ConfigError, match=r"device\.legacy is of the modern interface"):
         function.restore(state)
 
 

@@ -138,7 +138,7 @@ def test_a_table_of_another_size_is_not_restored():
     msix = Rig().function.msix
     state = msix.snapshot()
     for wrong in ({"table": state["table"][:-32]}, {"pending": "10"}):
-        with pytest.raises(ConfigError, match="not 4"):
+        with pytest.raises(ConfigError, match=r"not 64|no mask of 4 vectors"):
             msix.restore(state | wrong)
     assert msix.snapshot() == state
     msix.restore(state | {"pending": "8"})

@@ -9,8 +9,11 @@ from virtio._inflight cimport Inflight, inflight_pop_again
 from virtio._memory cimport VIRTIO_REGIONS_MAX, memory_gather
 from virtio._ring cimport *
 
-from virtio.errors import MemoryFault
-from virtio.layout import QueueLayout
+from virtio.constants import Feature
+from virtio.errors import MemoryFault, SnapshotError
+from virtio.saved import (
+    FEATURES_MAX, U16, U32, U64, entries, fields, flag, layout_of, mapping, number, optional, text, tuples, within
+)
 
 
 cdef extern from "stdlib.h":
@@ -19,6 +22,25 @@ cdef extern from "stdlib.h":
 
 cdef enum:
     BURST = 64  # chains popped at a time
+
+
+# what state() gives; the rest depends on the queue's size
+QUEUE = fields({
+    "end": text, "layout": mapping, "features": number(0, FEATURES_MAX), "index": number(0, U16),
+    "max_chain": optional(number(1, U16)), "next_avail": number(0, U16), "avail_wrap": flag,
+    "next_used": number(0, U16), "used_wrap": flag, "pending": number(0, U64), "notify_enabled": flag,
+    "used_flags": number(0, U16), "avail_event": number(0, U16), "event_word": number(0, U32),
+    "outstanding": entries(mapping), "lost": number(0, U16),
+})
+PIECES = entries(tuples(number(0, U64), number(1, U32)), most=U16)
+
+
+def chain_of(size, packed):
+    """Return the check of an outstanding chain."""
+    return fields({
+        "head": number(0, U16 if packed else size - 1), "slots": number(1, size if packed else 1),
+        "written": number(0, U32), "readable": PIECES, "writable": PIECES,
+    })
 
 
 cdef class DeviceQueue(Queue):
@@ -430,35 +452,43 @@ cdef class DeviceQueue(Queue):
         """Return a queue that goes on where ``state`` was taken, on memory that holds the ring of that moment.
 
         Its ``outstanding`` chains are to be finished, or done again. The next :meth:`needs_notification` says yes
-        whatever the event index: an interrupt may have been lost with the old process. Raises ValueError for a state
-        that contradicts itself, MemoryFault when the ring or an outstanding chain is not in memory.
+        whatever the event index: an interrupt may have been lost with the old process. Raises SnapshotError for a state
+        that is malformed or contradicts itself, MemoryFault when the ring or an outstanding chain is not in memory.
         """
         cdef DeviceQueue self = cls.__new__(cls)
         cdef virtio_device_queue *q = self.q
         cdef uint32_t slots = 0
+        cdef uint32_t used
+        QUEUE(state)
         if state["end"] != "device":
-            raise ValueError(f"state is of a {state['end']} end, not of a device end")
-        self.open(memory, QueueLayout(**state["layout"]), state["features"], state["index"], state["max_chain"])
+            raise SnapshotError("end", f"is {state['end']!r:.80}, not 'device'")
+        layout = layout_of(state["layout"], "layout")
+        if state["features"] & Feature.RING_PACKED and not layout.is_packed:
+            raise SnapshotError("layout", "is a split one, but RING_PACKED was negotiated")
+        self.open(memory, layout, state["features"], state["index"], state["max_chain"])
         self.reset()
-        for saved in state["outstanding"]:
-            if saved["slots"] < 1:
-                raise ValueError(f"state has a chain {saved['head']} of {saved['slots']} slots")
+        entries(chain_of(q.size, q.packed), most=q.size)(state["outstanding"], "outstanding")
+        for i, saved in enumerate(state["outstanding"]):
             slots += saved["slots"]
-            self.rebuild(saved)
-        if not 0 <= state["lost"] <= q.size:
-            raise ValueError(f"state has lost {state['lost']} (queue size {q.size})")
+            with within(f"outstanding[{i}]"):
+                self.rebuild(saved)
+        number(0, q.size)(state["lost"], "lost")
         slots += state["lost"]
         if slots > q.size:
-            raise ValueError(f"state has {slots} descriptors outstanding (queue size {q.size})")
+            raise SnapshotError("outstanding", f"has {slots} descriptors with the lost ones: queue size {q.size}")
         for key in ("next_avail", "next_used"):
-            if not 0 <= state[key] < (q.size if q.packed else 0x10000):
-                raise ValueError(f"state has {key} {state[key]} (queue size {q.size})")
+            number(0, q.size - 1 if q.packed else 0xffff)(state[key], key)
         q.next_avail, q.next_used, q.inuse = state["next_avail"], state["next_used"], slots
         q.chains = len(self.taken)
-        if not q.packed and <uint16_t>(q.next_avail - q.next_used) != slots:
-            raise ValueError(f"state has {slots} chains outstanding between used.idx {q.next_used} and {q.next_avail}")
-        q.avail_seen = q.next_avail
         q.avail_wrap, q.used_wrap = bool(state["avail_wrap"]), bool(state["used_wrap"])
+        if q.packed:
+            used = (q.next_avail + q.size - q.next_used) if q.avail_wrap != q.used_wrap else q.next_avail - q.next_used
+        else:
+            used = <uint16_t>(q.next_avail - q.next_used)
+        if used != slots:
+            raise SnapshotError("outstanding", f"has {slots} slots with the lost ones, between used position "
+                                f"{q.next_used} and {q.next_avail}")
+        q.avail_seen = q.next_avail
         q.pending, q.notify_enabled = state["pending"], bool(state["notify_enabled"])
         q.used_flags, q.avail_event, q.event_word = state["used_flags"], state["avail_event"], state["event_word"]
         self.note.force = 1
@@ -472,6 +502,11 @@ cdef class DeviceQueue(Queue):
         cdef uint32_t room = len(saved["readable"]) + len(saved["writable"])
         cdef int got
         cdef uint64_t gpa, length
+        for name in ("readable", "writable"):
+            if sum([piece[1] for piece in saved[name]]) > 0xffffffff:
+                raise SnapshotError(name, "has more than 4294967295 bytes")
+        if saved["written"] > sum([piece[1] for piece in saved["writable"]]):
+            raise SnapshotError("written", f"is {saved['written']}: more than is writable")
         memset(&c, 0, sizeof(c))
         c.head, c.slots = saved["head"], saved["slots"]
         room = 2 * room + VIRTIO_REGIONS_MAX  # the new map may have other seams

@@ -10,8 +10,11 @@ from libc.string cimport memset
 from virtio._ring cimport *
 
 from virtio.constants import Feature, Postpone
-from virtio.errors import DoesNotFit, QueueFull
+from virtio.errors import DoesNotFit, QueueFull, SnapshotError
 from virtio.layout import QueueLayout
+from virtio.saved import (
+    FEATURES_MAX, U16, U32, U64, entries, fields, flag, layout_of, mapping, number, optional, text, tuples
+)
 
 
 cdef extern from "Python.h":
@@ -26,6 +29,28 @@ cdef extern from "stdlib.h":
 cdef enum:
     BURST = 64  # completions taken at a time
     MAX_INDIRECT = 32768
+
+
+# what state() gives; the rest depends on the queue's size
+QUEUE = fields({
+    "end": text, "layout": mapping, "features": number(0, FEATURES_MAX), "index": number(0, U16),
+    "indirect": optional(number(0, U64)), "max_indirect": number(0, MAX_INDIRECT), "clamp_used_len": flag,
+    "next_avail": number(0, U16), "avail_wrap": flag, "next_used": number(0, U16), "used_wrap": flag,
+    "free_head": number(0, U16), "oldest": number(0, U16), "batch": optional(tuples(number(0, U16), number(0, U32))),
+    "pending": number(0, U64), "intr_enabled": flag, "used_event": number(0, U16), "avail_flags": number(0, U16),
+    "event_word": number(0, U32), "links": entries(number(0, U16)), "outstanding": entries(entries(number(0, U32), 3)),
+})
+
+
+def link_of(size):
+    """Return the check of a link: a descriptor of the queue, or the end of the list."""
+    within = number(0, size - 1)
+
+    def check(value, field):
+        if value != VIRTIO_CHAIN_END:
+            within(value, field)
+
+    return check
 
 
 cdef class DriverQueue(Queue):
@@ -486,13 +511,20 @@ cdef class DriverQueue(Queue):
 
         ``cookies`` maps heads to cookies (default: each outstanding chain's cookie is its head). The next
         :meth:`notify` says yes whatever the event index: a kick may have been lost with the old process. Raises
-        ValueError for a state that contradicts itself, MemoryFault when the ring is not in memory.
+        SnapshotError for a state that is malformed or contradicts itself, MemoryFault when the ring is not in memory.
         """
         cdef DriverQueue self = cls.__new__(cls)
+        QUEUE(state)
         if state["end"] != "driver":
-            raise ValueError(f"state is of a {state['end']} end, not of a driver end")
-        self.open(memory, QueueLayout(**state["layout"]), state["features"], state["index"], state["indirect"],
-                  state["max_indirect"], state["clamp_used_len"])
+            raise SnapshotError("end", f"is {state['end']!r:.80}, not 'driver'")
+        layout = layout_of(state["layout"], "layout")
+        if state["features"] & Feature.RING_PACKED and not layout.is_packed:
+            raise SnapshotError("layout", "is a split one, but RING_PACKED was negotiated")
+        try:
+            self.open(memory, layout, state["features"], state["index"], state["indirect"], state["max_indirect"],
+                      state["clamp_used_len"])
+        except ValueError as error:
+            raise SnapshotError("indirect", f"is not possible: {error}") from None
         self.renew(self.layout, False)
         self.resume(state)
         for head, _, _ in state["outstanding"]:
@@ -500,25 +532,23 @@ cdef class DriverQueue(Queue):
         return self
 
     cdef int resume(self, object state) except -1:
-        """Take over the indices, links and outstanding chains of state; ValueError when they contradict each other."""
+        """Take over indices, links and outstanding chains of state; SnapshotError when they contradict each other."""
         cdef virtio_driver_queue *q = self.q
         cdef uint32_t size = q.size
         cdef uint32_t slots = 0
         cdef uint32_t i
         links, outstanding = state["links"], state["outstanding"]
-        if len(links) != size or any(not (0 <= link < size or link == VIRTIO_CHAIN_END) for link in links):
-            raise ValueError(f"state does not have {size} descriptor links within the queue")
-        for head, ndesc, writable in outstanding:
-            if not (0 <= head < size and 1 <= ndesc <= size and 0 <= writable <= UINT32_MAX):
-                raise ValueError(f"state has a chain {head} of {ndesc} descriptors (queue size {size})")
+        entries(link_of(size), size)(links, "links")
+        entries(tuples(number(0, size - 1), number(1, size), number(0, U32)), most=size)(outstanding, "outstanding")
+        for _, ndesc, _ in outstanding:
             slots += ndesc
         if slots > size or len({chain[0] for chain in outstanding}) != len(outstanding):
-            raise ValueError(f"state has {slots} descriptors outstanding (queue size {size})")
+            raise SnapshotError("outstanding", f"has {slots} descriptors, or a head twice: queue size {size}")
         for key in ("next_avail", "next_used") if q.packed else ("free_head", "oldest"):
-            if not 0 <= state[key] < size and not (key == "free_head" and slots == size):
-                raise ValueError(f"state has {key} {state[key]} (queue size {size})")
+            if not (key == "free_head" and slots == size):
+                number(0, size - 1)(state[key], key)
         if state["batch"] is not None and state["batch"][0] not in {chain[0] for chain in outstanding}:
-            raise ValueError(f"state has a batch that ends with chain {state['batch'][0]}, which is not outstanding")
+            raise SnapshotError("batch", f"ends with chain {state['batch'][0]}, which is not outstanding")
         for i in range(size):
             q.links[i] = links[i]
         for head, ndesc, writable in outstanding:
@@ -550,22 +580,22 @@ cdef class DriverQueue(Queue):
             at = state["next_used"] if q.packed else q.oldest
             for _k in range(driver_outstanding(q)):
                 if state_ndesc(q.state[at].word) == 0:
-                    raise ValueError(f"state has no chain at descriptor {at}, where the next in order must be")
+                    raise SnapshotError("outstanding", f"has no chain at descriptor {at}, where the next in order is")
                 at = (at + state_ndesc(q.state[at].word)) % q.size
             if at != (state["next_avail"] if q.packed else q.free_head):
-                raise ValueError(f"state's chains end at descriptor {at}, not where the next one goes")
+                raise SnapshotError("outstanding", f"ends at descriptor {at}, not where the next chain goes")
             return 0
         for head, ndesc, _ in state["outstanding"]:
             at = head
             for _k in range(1 if q.packed else ndesc):
                 if at >= q.size or at in seen:
-                    raise ValueError(f"state links descriptor {at} twice or nowhere")
+                    raise SnapshotError("links", f"reach descriptor {at} twice or nowhere")
                 seen.add(at)
                 at = q.links[at]
         at = q.free_head
         while len(seen) < q.size:
             if at >= q.size or at in seen:
-                raise ValueError(f"state links descriptor {at} twice or nowhere")
+                raise SnapshotError("links", f"reach descriptor {at} twice or nowhere")
             seen.add(at)
             at = q.links[at]
         return 0

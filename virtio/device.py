@@ -576,7 +576,7 @@ class Device(Hooks):
         """Go on where ``state`` was taken, on ``memory`` with the contents of that moment. Restore the transport first.
 
         Each queue is kicked and its driver interrupted once: either may have been lost with the old process. Raises
-        ValueError for a state of another type or shape, NegotiationError for features that this device does not offer,
-        MemoryFault for queues outside of memory; the device is then reset.
+        SnapshotError (a ValueError) for a state of another type or shape, NegotiationError for features that this
+        device does not offer, MemoryFault for queues outside of memory. The device is then reset.
         """
         snapshot.put(self, state, memory)

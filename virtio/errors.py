@@ -107,6 +107,15 @@ class ConfigError(VirtioError):
     """A configuration that a device shows, or that a driver or program asks for, and that cannot be."""
 
 
+class SnapshotError(ConfigError, ValueError):
+    """A snapshot that is malformed, or of another object. ``field`` is a path in it, ``problem`` the reason."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{f'state: {field}' if field else 'state'} {problem}")
+        self.field = field
+        self.problem = problem
+
+
 class DeviceBroken(VirtioError):
     """The device did what no device may, or does not answer; it is unusable until it is reset. ``reason`` says what."""
 

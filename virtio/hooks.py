@@ -93,4 +93,4 @@ class Hooks:
         return {}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`save` gave; called before :meth:`activate`."""
+        """Take back what :meth:`save` gave; called before :meth:`activate`. Raise ValueError for another state."""

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from virtio import saved
 from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
-from virtio.errors import NegotiationError
-from virtio.layout import QueueLayout
+from virtio.errors import NegotiationError, SnapshotError
+from virtio.features import missing
+from virtio.slot import QueueSlot
 
 if TYPE_CHECKING:
     from virtio.device import Device
@@ -54,56 +56,88 @@ def put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
         device.memory = memory
         try:
             _put(device, state, memory)
-        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-            device.reset()
-            raise ValueError(f"state is malformed: {type(error).__name__}: {error}") from error
         except BaseException:
             device.reset()
             raise
 
 
+def _shape(device: Device) -> saved.Check:
+    """Return the check of all that needs no other field."""
+    queue = {
+        "layout": saved.optional(saved.LAYOUT),
+        "broken": saved.optional(saved.text),
+        "early": saved.flag,
+        "state": saved.optional(saved.mapping),
+    }
+    return saved.fields(
+        {
+            "device_type": saved.number(0, saved.U32),
+            "legacy": saved.flag,
+            "acked": saved.number(0, saved.FEATURES_MAX),
+            "negotiated": saved.number(0, saved.FEATURES_MAX),
+            "status": saved.number(0, saved.U8),
+            "reason": saved.optional(saved.text),
+            "generation": saved.number(0, saved.U64),
+            "config": saved.hexadecimal(len(device.config)),
+            "queues": saved.entries(saved.fields(queue), len(device.queues)),
+            "own": saved.mapping,
+        }
+    )
+
+
 def _put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
-    if state["device_type"] != device.device_type:
-        raise ValueError(
-            f"state is of a device of type {state['device_type']}, this one is of {int(device.device_type)}"
-        )
-    for key in ("status", "generation", "acked", "negotiated"):
-        if type(state[key]) is not int or state[key] < 0 or (key == "status" and state[key] > 0xFF):
-            raise ValueError(f"state has {key} {state[key]!r}")
-    if bool(state["legacy"]) != device.legacy:
-        kinds = ("modern", "legacy")
-        raise ValueError(
-            f"state is of the {kinds[bool(state['legacy'])]} interface, not of the {kinds[device.legacy]} one"
-        )
-    if len(state["queues"]) != len(device.queues):
-        raise ValueError(f"state has {len(state['queues'])} queues, this device {len(device.queues)}")
-    if lacking := state["negotiated"] & ~device.offered:
-        names = tuple(device.names(lacking))
-        text = f"state has features that this device does not offer: {', '.join(names)}"
-        raise NegotiationError(text, device.offered, state["negotiated"], names)
-    config = bytes.fromhex(state["config"])
-    if len(config) != len(device.config):
-        raise ValueError(f"state has a config space of {len(config)} bytes, this device {len(device.config)}")
-    device.config[:] = config
+    _shape(device)(state, "")
+    _check_features(device, state)
+    device.config[:] = bytes.fromhex(state["config"])
     device._acked, device.negotiated = state["acked"], state["negotiated"]
     device.status, device.reason, device.generation = state["status"], state["reason"], state["generation"]
-    for slot, saved in zip(device.queues, state["queues"], strict=True):
-        if saved["layout"]:
-            layout = QueueLayout(**saved["layout"])
-            if layout.size > slot.size_max or layout.is_packed != bool(device.negotiated & Feature.RING_PACKED):
-                raise ValueError(f"state has queue {slot.index} as {layout}, which this device cannot have")
-            slot.layout, slot.size, slot.enabled, slot.broken = layout, layout.size, True, saved["broken"]
-            slot.stood = slot.kick.rings
-        if saved["state"]:
-            slot.queue = DeviceQueue.restore(memory, saved["state"])
-    device.load(state["own"])
+    for slot, entry in zip(device.queues, state["queues"], strict=True):
+        with saved.within(f"queues[{slot.index}]"):
+            _put_queue(device, slot, entry, memory)
+    with saved.within("own"):
+        try:
+            device.load(state["own"])
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            raise SnapshotError("", f"is malformed: {type(error).__name__}: {error}") from error
     if device._dma and device.status & Status.DRIVER_OK and not device.status & Status.FAILED:
         device._start()
     # kicks are the driver's word that a legacy queue may be used before DRIVER_OK: then only those that came count
-    kicks = not device.legacy or device.status & Status.DRIVER_OK or any(saved["early"] for saved in state["queues"])
+    kicks = not device.legacy or device.status & Status.DRIVER_OK or any(entry["early"] for entry in state["queues"])
     for slot in device.queues:
         if slot.enabled:
             slot.owed = device.live
             if kicks:
                 slot.kick.ring()
     device._begin()
+
+
+def _check_features(device: Device, state: Mapping[str, Any]) -> None:
+    kind, negotiated = int(device.device_type), state["negotiated"]
+    if state["device_type"] != kind:
+        raise SnapshotError("device_type", f"is {state['device_type']}: this device is of type {kind}")
+    if bool(state["legacy"]) != device.legacy:
+        kinds = ("modern", "legacy")
+        raise SnapshotError(
+            "legacy", f"is of the {kinds[state['legacy']]} interface, not of the {kinds[device.legacy]} one"
+        )
+    if lacking := negotiated & ~device.offered:
+        names = tuple(device.names(lacking))
+        text = f"snapshot has features that this device does not offer: {', '.join(names)}"
+        raise NegotiationError(text, device.offered, negotiated, names)
+    for name, needs in missing(negotiated, kind):
+        raise SnapshotError("negotiated", f"has {name} without {needs}")
+
+
+def _put_queue(device: Device, slot: QueueSlot, entry: Mapping[str, Any], memory: GuestMemory) -> None:
+    if entry["layout"] is not None:
+        layout = saved.layout_of(entry["layout"], "layout")
+        if layout.size > slot.size_max or layout.is_packed != bool(device.negotiated & Feature.RING_PACKED):
+            raise SnapshotError("layout", f"is {layout}, which this device cannot have")
+        slot.layout, slot.size, slot.enabled, slot.broken = layout, layout.size, True, entry["broken"]
+        slot.stood = slot.kick.rings
+    if entry["state"] is not None:
+        with saved.within("state"):
+            queue = DeviceQueue.restore(memory, entry["state"])
+            if (queue.layout, queue.features, queue.index) != (slot.layout, device.negotiated, slot.index):
+                raise SnapshotError("", "is of a queue with another layout, other features or another index")
+        slot.queue = queue

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from virtio.errors import ConfigError
+from virtio import saved
+from virtio.errors import ConfigError, SnapshotError
 from virtio.pci.config import ConfigSpace, ones
 from virtio.pci.line import Line
 from virtio.weak import weakly
@@ -51,7 +52,7 @@ class Function(Protocol):
     def snapshot(self) -> dict[str, Any]:
         """Return the state, as JSON can hold it."""
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Take the state over."""
 
 
@@ -211,10 +212,21 @@ class Bus:
         functions = {str(slot): function.snapshot() for slot, function in self.functions.items()}
         return {"address": self._address, "functions": functions}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`snapshot` gave. ConfigError if other slots are taken than then."""
-        if state["functions"].keys() != {str(slot) for slot in self.functions}:
-            raise ConfigError(f"a bus with slots {sorted(state['functions'])} taken, not {sorted(self.functions)}")
-        self._address = state["address"] & ADDRESS_WRITABLE
-        for slot, function in self.functions.items():
-            function.restore(state["functions"][str(slot)])
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`snapshot` gave. Raises what the functions do, SnapshotError if other slots are taken.
+
+        After an error the bus and all functions are reset.
+        """
+        functions = {str(slot): function for slot, function in self.functions.items()}
+        try:
+            parts = saved.fields(dict.fromkeys(functions, saved.mapping))
+            saved.fields({"address": saved.number(0, saved.U32), "functions": parts})(state)
+            if state["address"] & ~ADDRESS_WRITABLE:
+                raise SnapshotError("address", f"is {state['address']:#x}: read-only bits are set")
+            self._address = state["address"]
+            for slot, function in functions.items():
+                with saved.within(f"functions.{slot}"):
+                    function.restore(state["functions"][slot])
+        except BaseException:
+            self.reset()
+            raise

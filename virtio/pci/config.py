@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from virtio.errors import ConfigError
+from virtio import saved
+from virtio.errors import ConfigError, SnapshotError
 
 SIZE = 256
 
@@ -191,13 +193,12 @@ class ConfigSpace:
         """Return all bytes, as JSON can hold them."""
         return {"bytes": self.bytes.hex()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`snapshot` gave; ConfigError if that is of another function: read-only bits differ."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`snapshot` gave. SnapshotError, and no change, if read-only bits differ."""
+        saved.fields({"bytes": saved.hexadecimal(SIZE)})(state)
         data = bytes.fromhex(state["bytes"])
-        if len(data) != SIZE:
-            raise ConfigError(f"a configuration space of {len(data)} bytes, not {SIZE}")
         for i, (old, new, mask) in enumerate(zip(self.bytes, data, self._writable, strict=True)):
             if (old ^ new) & ~mask:
-                raise ConfigError(f"configuration space of another function: byte {i:#x} is {new:#04x}, not {old:#04x}")
+                raise SnapshotError("bytes", f"is of another function: byte {i:#x} is {new:#04x}, not {old:#04x}")
         self.bytes[:] = data
         self._map()

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from virtio import saved
 from virtio._bell import Bell
 from virtio._memory import GuestMemory
 from virtio.constants import DeviceType, Status
 from virtio.device import Device
-from virtio.errors import ConfigError
+from virtio.errors import ConfigError, SnapshotError
 from virtio.pci.config import COMMAND, COMMAND_INTX_DISABLE, COMMAND_MASTER, ConfigSpace, ones
 from virtio.pci.line import Line
 from virtio.pci.msix import Message, Msix, Resolve
@@ -315,21 +316,29 @@ class LegacyFunction:
             }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state`` was taken. Raises what Device.restore does, and ConfigError for another function's.
+        """Go on where ``state`` was taken. Raises what Device.restore does.
 
         After an error the function is reset.
         """
-        if (state["msix"] is None) != (self.msix is None) or not state["device"]["legacy"]:
-            raise ConfigError("the snapshot is of a function with another interface")
         with self._lock:
             self.reset()
             try:
-                self.config.restore(state["config"])
+                part = saved.optional(saved.mapping) if self.msix is None else saved.mapping
+                saved.fields(
+                    {"config": saved.mapping, "msix": part, "registers": saved.mapping, "device": saved.mapping}
+                )(state)
+                if self.msix is None and state["msix"] is not None:
+                    raise SnapshotError("msix", "is there: this function has no MSI-X")
+                with saved.within("config"):
+                    self.config.restore(state["config"])
                 if self.msix is not None:
-                    self.msix.restore(state["msix"])
-                self._registers.restore(state["registers"])
+                    with saved.within("msix"):
+                        self.msix.restore(state["msix"])
+                with saved.within("registers"):
+                    self._registers.restore(state["registers"])
                 self._settle()
-                self.device.restore(state["device"], self.memory)
+                with saved.within("device"):
+                    self.device.restore(state["device"], self.memory)
             except BaseException:
                 self.reset()
                 raise

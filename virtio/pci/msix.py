@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from virtio import saved
 from virtio._bell import Bell
-from virtio.errors import ConfigError
+from virtio.errors import ConfigError, SnapshotError
 from virtio.pci.config import COMMAND_MASTER, ConfigSpace
 
 CAPABILITY_ID = 0x11
@@ -196,11 +198,18 @@ class Msix:
         with self._lock:
             return {"table": self._table.hex(), "pending": f"{self._pending:x}"}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`snapshot` gave, after the configuration space. The owner goes on as after a write."""
-        table, pending = bytes.fromhex(state["table"]), int(state["pending"], 16)
-        if len(table) != len(self._table) or pending >> self.vectors:
-            raise ConfigError(f"an MSI-X table of {len(table) // ENTRY_SIZE} vectors, not {self.vectors}")
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`snapshot` gave, after the configuration space. The owner goes on as after a write.
+
+        SnapshotError, and no change, for another number of vectors, or for bits that no guest can set.
+        """
+        saved.fields({"table": saved.hexadecimal(len(self._table)), "pending": saved.text})(state)
+        table = bytes.fromhex(state["table"])
+        for i, byte in enumerate(table):
+            if byte & ~ENTRY_WRITABLE[i % ENTRY_SIZE]:
+                raise SnapshotError("table", f"has {byte:#04x} at byte {i:#x}: read-only bits are set")
+        if not re.fullmatch("[0-9a-f]+", state["pending"]) or (pending := int(state["pending"], 16)) >> self.vectors:
+            raise SnapshotError("pending", f"is {state['pending']!r:.80}: no mask of {self.vectors} vectors")
         with self._lock:
             self._table[:] = table
             self._pending = pending

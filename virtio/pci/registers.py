@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from virtio import saved
 from virtio.device import Device
-from virtio.errors import ConfigError
 from virtio.features import LEGACY_BITS
 from virtio.layout import LEGACY_ALIGN, QueueLayout
 from virtio.pci.config import ones
@@ -187,15 +187,24 @@ class LegacyRegisters:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take over what :meth:`snapshot` gave. ConfigError if that is of another number of queues."""
-        queues = len(self.device.queues)
-        if len(state["pfns"]) != queues or len(state["queue_vectors"]) != queues:
-            raise ConfigError(f"registers of {len(state['pfns'])} queues, not {queues}")
+        """Take over what :meth:`snapshot` gave. SnapshotError, and no change, for what no driver can have written."""
+        queues, word = len(self.device.queues), saved.number(0, saved.U16)
+        saved.fields(
+            {
+                "driver_features": saved.number(0, saved.U32),
+                "select": word,
+                "pfns": saved.entries(saved.number(0, saved.U32), queues),
+                "config_vector": word,
+                "queue_vectors": saved.entries(word, queues),
+                "isr": saved.number(0, ISR_QUEUE | ISR_CONFIG),
+                "asserted": saved.flag,
+            }
+        )(state)
         self.driver_features, self.select = state["driver_features"], state["select"]
         self.pfns, self.queue_vectors = list(state["pfns"]), list(state["queue_vectors"])
         self.config_vector = state["config_vector"]
         with self._isr_lock:
-            self.isr, self.asserted = state["isr"], state["asserted"]
+            self.isr, self.asserted = state["isr"], bool(state["asserted"])
 
 
 class Register(NamedTuple):
