@@ -7,6 +7,7 @@ from virtio._checksum cimport store_sum16, sum_copy, sum_fold
 from virtio._net_execute cimport EXECUTE_SEGMENTS_MAX, net_hdr_needs, segment_options
 from virtio._net_filter cimport *
 from virtio._net_hdr cimport *
+from virtio._net_mtu cimport MTU_TAGS, exceeds, limit_of
 from virtio._net_pieces cimport collect, complete, scatter
 from virtio._port cimport *
 from virtio._ring cimport *
@@ -27,11 +28,6 @@ cdef enum:
     NEVER = -1
     TCP_FIELD = 16
     UDP_FIELD = 6
-    UDP_HEADER = 8
-    TCP_OFFSET = 12   # of the byte that has the header's length
-    TPID = 0x8100
-    TPID_SERVICE = 0x88a8
-    TAG = 4           # bytes
     RESERVES = 3      # frames that are popped for when a port reads one: it is not alone
 
 
@@ -210,42 +206,6 @@ cdef bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uin
     return filter_passes(&rx.filter, head)
 
 
-cdef uint32_t limit_of(const net_rx *rx, const iovec *pieces, uint32_t skip) noexcept nogil:
-    """Return how long a frame may be that begins skip bytes into the pieces: VLAN tags count on top of the MTU."""
-    cdef uint8_t head[20]
-    cdef uint32_t at = 12, tpid
-    collect(head, pieces, skip, sizeof(head))
-    while at < sizeof(head):
-        tpid = <uint32_t>head[at] << 8 | head[at + 1]
-        if tpid != TPID and tpid != TPID_SERVICE:
-            break
-        at += TAG
-    return rx.limit + at - 12
-
-
-cdef uint32_t segment_length(const virtio_net_hdr *hdr, uint32_t length, const iovec *pieces,
-                             uint32_t skip) noexcept nogil:
-    """Return how long a frame's segments are, by its header: without a checksum to complete, by a mere hint."""
-    cdef uint32_t headers = hdr.hdr_len, kind = hdr.gso_type & NET_HDR_GSO_MASK
-    cdef uint8_t offset = 0
-    if hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
-        headers = hdr.csum_start
-        if kind == VIRTIO_NET_HDR_GSO_UDP_L4:
-            headers += UDP_HEADER
-        elif kind != VIRTIO_NET_HDR_GSO_UDP and headers + TCP_OFFSET < length:
-            collect(&offset, pieces, skip + headers + TCP_OFFSET, 1)
-            headers += (offset >> 4) * 4
-    return headers + hdr.gso_size
-
-
-cdef bint exceeds(const net_rx *rx, const virtio_net_hdr *hdr, uint32_t length, const iovec *pieces,
-                  uint32_t skip) noexcept nogil:
-    """Say whether a frame of more than rx.limit bytes is longer than the MTU allows, tags and GSO considered."""
-    if hdr.gso_type & NET_HDR_GSO_MASK:
-        length = segment_length(hdr, length, pieces, skip)
-    return length > limit_of(rx, pieces, skip)
-
-
 # ---- the sink ----
 
 cdef inline uint32_t beyond(const net_rx *rx, const virtio_net_hdr *hdr) noexcept nogil:
@@ -267,7 +227,7 @@ cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noex
                            segment_options(&packet.hdr, rx.sink.offloads), EXECUTE_SEGMENTS_MAX):
         add_count(&rx.dropped[RX_DROP_SEGMENT], 1)
         return True
-    if packet.len > rx.limit and segment_header_size(s, 0) + segment_payload_size(s, 0) > limit_of(rx, source, 0):
+    if packet.len > rx.limit and segment_header_size(s, 0) + segment_payload_size(s, 0) > limit_of(rx.limit, source, 0):
         add_count(&rx.dropped[RX_DROP_MTU], 1)
         return True
     memset(&hdr, 0, sizeof(hdr))
@@ -307,7 +267,7 @@ cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) no
     cdef uint32_t undone = beyond(rx, hdr)
     if undone and hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
         return cut(rx, packet, source)
-    if virtio_unlikely(packet.len > rx.limit) and exceeds(rx, hdr, packet.len, source, 0):
+    if virtio_unlikely(packet.len > rx.limit) and exceeds(rx.limit, hdr, packet.len, source, 0):
         add_count(&rx.dropped[RX_DROP_MTU], 1)
         return True
     if undone:
@@ -522,7 +482,7 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
         rx_refuse(rx, 1)
         return
     if length > rx.room and not rx.mergeable and not cut:
-        add_count(&rx.dropped[RX_DROP_MTU if length > <uint64_t>rx.limit + 2 * TAG else RX_DROP_TOO_LARGE], 1)
+        add_count(&rx.dropped[RX_DROP_MTU if length > <uint64_t>rx.limit + MTU_TAGS else RX_DROP_TOO_LARGE], 1)
         return
     if length > rx.room or cut:
         put_aside(rx, hdr, length)
@@ -532,7 +492,7 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
     if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, to, npieces, rx.header):
         add_count(&rx.filtered, 1)
         return
-    if virtio_unlikely(length > rx.limit) and exceeds(rx, hdr, length, to, rx.header):
+    if virtio_unlikely(length > rx.limit) and exceeds(rx.limit, hdr, length, to, rx.header):
         add_count(&rx.dropped[RX_DROP_MTU], 1)
         return
     if undone:
