@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 from guardpages import children
 from offloads import guarded, simd
 from spaces import space
 
 __all__ = ["children", "guarded", "simd", "space"]
+
+
+def pytest_configure() -> None:
+    """Take SIGINT, which a shell ignores for a suite in its background: programs under test inherit that, and stay."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
