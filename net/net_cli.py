@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from virtio.net.endpoints import Joined
 
 WORKERS_MAX = 256
+SWITCH = 0.0005  # seconds that a guest whose commands flood a thread of Python holds up the others' messages
 CPUS_MAX = 1024  # as many as a range may name
 
 EPILOG = """
@@ -116,6 +117,7 @@ def run(options: argparse.Namespace) -> int:
     if options.workers is not None and not 1 <= options.workers <= WORKERS_MAX:
         return complain(f"--workers {options.workers} is not within 1 to {WORKERS_MAX}")
     raise_limit()
+    sys.setswitchinterval(SWITCH)
     stop = Stop(signal.SIGTERM, signal.SIGINT)
     try:
         ends = give_descriptors([parse(text) for text in options.endpoints], options.fd or activated)

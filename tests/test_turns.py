@@ -291,6 +291,39 @@ def fill(nic: RawNic, count: int, header: NetHeader, frame: bytes) -> None:
 SMALL = NONE, payload(60)
 
 
+LOADS = {
+    "small": SMALL, "usual": (NONE, payload(1514)), "large": (NONE, payload(60000)), "uncut": uncut(32 * 1000),
+    "pieces": (NONE, payload(2000)),
+}  # fmt: skip
+
+
+def units(nic: RawNic, name: str) -> float:
+    """Work done for a guest, whose port sums and compares each byte: of the figures that the device counts."""
+    frames, sent, segments = figure(nic, "frames"), figure(nic, "bytes"), figure(nic, "executed", "segments")
+    if name == "uncut":
+        return frames * 50 + segments * (60 + 30 + 3 * (54 + 12 + 32) / 8)
+    return frames * (50 + 30 + (50 + 100 * 8 if name == "pieces" else 0)) + 2 * sent / 8
+
+
+@pytest.mark.parametrize("load", list(LOADS))
+@pytest.mark.parametrize("other", list(LOADS))
+def test_shares(load: str, other: str) -> None:
+    """Two guests that want more than there is have equal shares of the work, whatever each sends."""
+    worker = Worker()
+    nics = [guest(Sink(), worker=worker, queue_size=32768) for _ in range(2)]
+    for nic, name in zip(nics, (load, other), strict=True):
+        header, frame = LOADS[name]
+        data = header.to_bytes(nic.header) + frame
+        gpa, size = nic.buffer(data)
+        pieces = [(gpa + at, 20) for at in range(0, 2000, 20)] if name == "pieces" else [(gpa, size)]
+        while nic.ring(1).nfree >= len(pieces):
+            nic.ring(1).enqueue(pieces, (), None)
+    for _ in range(25):
+        worker.poll()
+    shares = [units(nic, name) for nic, name in zip(nics, (load, other), strict=True)]
+    assert 0.8 <= shares[0] / shares[1] <= 1.25, shares
+
+
 @pytest.mark.threads
 def test_a_task_is_added_in_the_next_round() -> None:
     """However much there is to do."""
