@@ -162,6 +162,7 @@ class NetDevice(Device):
         self._second = Bell()  # kicks of receive queue 1, where that may also be the control queue
         self.control = Control(weakref.proxy(self), parse_mac(mac))
         super().__init__(offer=offer, withhold=self._withhold(offer, withhold), queue_size=queue_size)
+        self._serving.threaded = worker is not None
         self.config = bytearray(CONFIG.size)
         self._write_config()
         self.port.attach(self)
@@ -365,7 +366,8 @@ class NetDevice(Device):
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._serving.origin.here:
+            self.close()
 
     def _worker_of(self, pair: int) -> Worker | None:
         workers = self.workers

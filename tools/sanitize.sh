@@ -54,14 +54,13 @@ check() { # part: run its tests
 
 if [ $# -gt 1 ]; then
     [[ " ${side_by_side[*]} ${alone[*]} " == *" $2 "* ]] || { echo "no part $2: ${side_by_side[*]} ${alone[*]}" >&2; exit 2; }
-    log=build/sanitize/$2.log
+    part=$2 log=build/sanitize/$2.log word=FAILED
     mkdir -p build/sanitize
-    echo "sanitize-$2: begins, see $log"
+    echo "sanitize-$part: begins, see $log"
     exec 3>&1 > "$log" 2>&1
-    word=FAILED
     trap 'exit 1' INT TERM
-    trap 'echo "sanitize-$2: $word after $SECONDS s, see $log: $(tail -n 1 "$log")" >&3' EXIT
-    check "$2"
+    trap 'echo "sanitize-$part: $word after $SECONDS s, see $log: $(tail -n 1 "$log")" >&3' EXIT
+    check "$part"
     word=clean
     exit
 fi

@@ -13,6 +13,8 @@ from virtio._bell cimport Bell, virtio_bell_answer, virtio_bell_drain
 from virtio._queue cimport add_count, counted, virtio_load32, virtio_relax, virtio_store32, virtio_trylock
 from virtio._ring cimport queue_lock, queue_unlock
 
+from virtio.process import Origin
+
 
 cdef extern from "time.h" nogil:
     struct timespec:
@@ -139,7 +141,8 @@ cdef class Worker:
     it runs.
 
     Raises ValueError for another mode, OSError for a CPU that is not there. Any thread may call; ``stop`` waits for the
-    thread, and must not be called by what a task calls.
+    thread, and must not be called by what a task calls. In a child of fork() all methods that concern the thread raise
+    RuntimeError, and leaving the context does nothing: the thread is the parent's.
     """
 
     cdef object __weakref__
@@ -147,6 +150,7 @@ cdef class Worker:
     cdef readonly object cpu
     cdef readonly int spin_us
     cdef list _tasks              # of Task: keeps them alive
+    cdef object _origin           # the process that has the thread
     cdef list _leaving            # of Task: removed by the thread itself, amid a round that may still run them
     cdef worker_task *_running    # [_count]; replaced by the thread itself only
     cdef uint32_t _count
@@ -170,6 +174,7 @@ cdef class Worker:
             raise OSError(f"CPU {cpu} is not among those of this process: {sorted(os.sched_getaffinity(0))}")
         self.mode, self.cpu, self.spin_us = mode, cpu, spin_us
         self._busy = mode == "busy"
+        self._origin = Origin("worker")
         self._tasks, self._leaving = [], []
         self._bell = Bell()
         self._changed = threading.Condition()
@@ -205,6 +210,7 @@ cdef class Worker:
 
     def add(self, Task task not None):
         """Run this task too; RuntimeError if another worker does."""
+        self._origin.check()
         with self._changed:
             if task.worker is not None:
                 raise RuntimeError(f"{task!r} is run by {task.worker!r} already")
@@ -214,6 +220,7 @@ cdef class Worker:
 
     def remove(self, Task task not None):
         """Run this task no more; when this returns, the thread has let go of it."""
+        self._origin.check()
         with self._changed:
             if task not in self._tasks:
                 raise RuntimeError(f"{task!r} is not run by {self!r}")
@@ -233,6 +240,7 @@ cdef class Worker:
 
     def start(self):
         """Start the thread; RuntimeError if it runs."""
+        self._origin.check()
         if self.running:
             raise RuntimeError("worker runs already")
         self._stop = 0
@@ -242,10 +250,12 @@ cdef class Worker:
 
     def wake(self):
         """Make it look at its tasks, if it sleeps."""
+        self._origin.check()
         self._bell.ring()
 
     def stop(self):
         """End the thread, and wait for it. Tasks stay, and may be polled by hand or run again."""
+        self._origin.check()
         if self._thread is None:
             return
         self._stop = 1
@@ -269,7 +279,8 @@ cdef class Worker:
         return self
 
     def __exit__(self, *_):
-        self.stop()
+        if self._origin.here:
+            self.stop()
 
     def _run(self):
         if self.cpu is not None:

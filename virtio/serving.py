@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from virtio.process import Origin
 from virtio.slot import QueueSlot
 
 ROUNDS = 64  # that a thread works for other threads before it hands that over
@@ -40,11 +41,15 @@ class Serving:
         self._lock = threading.RLock()
         self._waiting: deque[int] = deque()  # threads that wait for it
         self._depth = 0  # above 0: somebody has the lock, and settles after it
+        self.origin = Origin("device")
+        self.threaded = False  # workers run its queues
         self._settling: dict[int, int] = {}  # threads that do, and the rounds that each did for others
 
     @contextmanager
     def control(self) -> Iterator[None]:
         """Hold the lock; then send the interrupts that are owed, and serve the kicks that came meanwhile."""
+        if not self.origin.here:
+            self._adopt()
         thread = threading.get_ident()
         self._waiting.append(thread)
         try:
@@ -61,6 +66,15 @@ class Serving:
             self._depth -= 1
             self._lock.release()
             self.settle()
+
+    def _adopt(self) -> None:
+        """Take the lock over in a child of fork(). RuntimeError if a thread of the parent has it, or works a queue."""
+        if self.threaded or not self._lock.acquire(blocking=False):
+            self.origin.check()
+        self._lock.release()
+        self._waiting.clear()
+        self._settling.clear()
+        self.origin = Origin(self.origin.name)
 
     def soon(self, work: Callable[[], object]) -> None:
         """Do something under the lock: at once if it is free or ours, else whoever has it does. Never waits.

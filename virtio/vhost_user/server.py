@@ -13,6 +13,7 @@ from typing import Any, Self
 from virtio.device import Device
 from virtio.errors import VirtioError, bare, in_full
 from virtio.logs import limited
+from virtio.process import Origin
 from virtio.vhost_user.backend import Backend
 from virtio.vhost_user.descriptors import close_socket
 from virtio.vhost_user.listener import PathListener
@@ -65,9 +66,11 @@ class Server:
         # a listening socket cannot be shut down to wake us: others who have it would find it dead
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread: threading.Thread | None = None
+        self._origin = Origin("server")
 
     def start(self) -> Self:
         """Begin to serve."""
+        self._origin.check()
         self._thread = threading.Thread(target=self._run, name=f"virtio-{self.path}", daemon=True)
         self._thread.start()
         return self
@@ -78,7 +81,11 @@ class Server:
         return self._backend is not None
 
     def close(self) -> None:
-        """End: the device drains, the frontend is cut off, the socket file goes if it is the one that was made here."""
+        """End: the device drains, the frontend is cut off, the socket file goes if it is the one that was made here.
+
+        In a child of fork() it raises RuntimeError, and leaving the context does nothing: the parent serves on.
+        """
+        self._origin.check()
         if self.connected:
             self.device.drain()
         self._ended.set()
@@ -103,7 +110,8 @@ class Server:
         return self.start()
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        if self._origin.here:
+            self.close()
 
     def _run(self) -> None:
         # what a frontend shares may raise a signal, or need one to be left: see truncation.h, foreign_bell.h

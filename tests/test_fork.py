@@ -1,0 +1,125 @@
+"""fork() in a process with workers: the child's objects refuse by name, and the parent's notice nothing."""
+
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from threading import Event, Thread
+
+import pytest
+from test_net_device import NONE, machine
+from test_net_device_workers import until
+from undone import payload
+from virtio_device import Echo, Guest
+
+from virtio._worker import Worker
+from virtio.net.device import NetDevice
+from virtio.vhost_user.server import Server
+
+pytestmark = pytest.mark.timeout(120)  # what fails here hangs
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Do something in a child, which must come to its end."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def refused(work: Callable[[], object], name: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"{name} was made before fork\(\) in process {os.getppid()}"):
+        work()
+
+
+def test_a_worker() -> None:
+    device, nic, _ = machine(worker="own")
+    task = device.tasks[0]
+    with Worker() as worker:
+
+        def child() -> None:
+            for work in (worker.start, worker.stop, worker.wake, lambda: worker.remove(task), lambda: worker.add(task)):
+                refused(work, "worker")
+            worker.__exit__(None, None, None)
+            with Worker() as own:  # a new one is the child's
+                assert own.running
+
+        in_child(child)
+        assert worker.running
+    nic.send([(NONE, payload(60))])
+    until(lambda: nic.ring(1).nused == 1)
+    device.close()
+
+
+@pytest.mark.parametrize("kind", ["own", "busy"])
+def test_a_network_device_that_workers_run(kind: str) -> None:
+    device, nic, port = machine(worker=kind)
+
+    def child() -> None:
+        for work in (device.reset, device.close, device.snapshot, lambda: device.write_status(0)):
+            refused(work, "device")
+        device.__exit__(None, None, None)
+
+    for _ in range(20):  # at any moment of the parent's threads
+        nic.send([(NONE, payload(60))] * 5)
+        in_child(child)
+        until(lambda: nic.ring(1).nused == 5)
+        nic.reap()
+    device.close()
+    assert len(port.take()) == 100
+
+
+def test_a_device_that_nobody_runs_is_the_childs_too() -> None:
+    """An emulator that forks for each input (AFL's fork server) goes on in the child."""
+    guest = Guest(Echo()).up()
+    assert guest.ask(b"a") == b"A"
+
+    def child() -> None:
+        assert guest.ask(b"b") == b"B"
+        guest.device.reset()
+
+    in_child(child)
+    assert guest.device.status
+    assert guest.ask(b"c") is not None
+
+
+def test_a_device_whose_lock_a_thread_of_the_parent_has() -> None:
+    device = Echo()
+    guest = Guest(device).up()
+    inside, over = Event(), Event()
+
+    def hold() -> None:
+        with device._control():
+            inside.set()
+            over.wait()
+
+    thread = Thread(target=hold)
+    thread.start()
+    inside.wait()
+    try:
+        in_child(lambda: refused(device.reset, "device"))
+    finally:
+        over.set()
+        thread.join()
+    assert guest.ask(b"a") == b"A"
+
+
+def test_a_server_keeps_its_socket(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with Server(NetDevice(), str(path)) as server:
+
+        def child() -> None:
+            refused(server.close, "server")
+            refused(server.start, "server")
+            server.__exit__(None, None, None)
+
+        in_child(child)
+        assert path.is_socket()
+    assert not path.exists()
