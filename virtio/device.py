@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 from virtio import snapshot
@@ -24,7 +23,6 @@ from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
 from virtio.logs import limited
 from virtio.serving import Serving
 from virtio.slot import Interrupt, QueueSlot, nobody
-from virtio.weak import weakly
 
 log = limited("virtio.device")
 
@@ -86,7 +84,7 @@ class Device(Hooks):
         self._acked = 0
         self._epoch = 0  # counts resets
         self._complaint: tuple[str, int] | None = None  # of needs_reset, and when
-        self._serving = Serving(weakly(self._servable), weakly(self._serve), weakly(self._raise_config))
+        self._serving = Serving(self._servable, self._serve, self._raise_config)
         self._control = self._serving.control
         sizes = self.queue_sizes()
         if not len(sizes) <= QUEUES_MAX:
@@ -96,7 +94,7 @@ class Device(Hooks):
             if not 1 <= size <= QUEUE_SIZE_MAX:
                 raise ConfigError(f"size {size} of queue {index} out of range (1 to {QUEUE_SIZE_MAX})")
             slot = QueueSlot(index, size, Bell(nobody))
-            slot.kick = Bell(partial(weakly(self._kicked), index)) if self.handles(index) else Bell()
+            slot.kick = Bell(self._serving.kick_function(index)) if self.handles(index) else Bell()
             self.queues.append(slot)
 
     def names(self, features: int) -> list[str]:
@@ -472,9 +470,6 @@ class Device(Hooks):
         self.needs_reset(reason)
 
     # ---- serving ----
-
-    def _kicked(self, index: int) -> None:
-        self._serving.kicked(self.queues[index])
 
     def _servable(self, slot: QueueSlot) -> bool:
         wanted = slot.kicked and slot.enabled and not (slot.muted or slot.halted)

@@ -6,9 +6,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import ref
 
 from virtio.process import Origin
 from virtio.slot import QueueSlot
+from virtio.weak import bound
 
 ROUNDS = 64  # that a thread works for other threads before it hands that over
 
@@ -17,7 +19,7 @@ class Serving:
     """The lock of a device, the kicks that wait to be served under it, and the interrupts that wait for its end.
 
     ``servable(slot)`` says whether a kick of the slot can be served now, ``serve(slot)`` does it, ``config()`` raises
-    the configuration interrupt.
+    the configuration interrupt. Their object, if they are methods, is not kept alive by this one.
 
     A kick never waits, nor does :meth:`soon`: whoever has the lock does it before he is done. So that a storm of kicks
     neither keeps a thread out nor in, whoever waits for the lock is next, and a thread that has worked for others long
@@ -34,9 +36,7 @@ class Serving:
     ) -> None:
         self.slots: list[QueueSlot] = []
         self.config_owed = False
-        self._servable = servable
-        self._serve = serve
-        self._config = config
+        self._servable, self._serve, self._config = bound(servable), bound(serve), bound(config)
         self._work: deque[Callable[[], object]] = deque()
         self._lock = threading.RLock()
         self._waiting: deque[int] = deque()  # threads that wait for it
@@ -90,6 +90,17 @@ class Serving:
         slot.kicked = True
         self.settle()
 
+    def kick_function(self, index: int) -> Callable[[], None]:
+        """Return what a queue's kick bell calls. It keeps neither this object nor the queue alive."""
+        owner = ref(self)
+
+        def kick() -> None:
+            serving = owner()
+            if serving is not None:
+                serving.kicked(serving.slots[index])
+
+        return kick
+
     def interrupt(self, slot: QueueSlot) -> None:
         """Have the driver interrupted for a queue: now, or when the lock is free."""
         slot.owed = True
@@ -101,10 +112,13 @@ class Serving:
         if thread in self._settling:
             self._settling[thread] = 0  # this round was not for others
             return
+        servable = self._servable()
+        if servable is None:
+            return
         self._settling[thread] = 0
         try:
             while not self._depth:
-                served = bool(self._work) or any(map(self._servable, self.slots))
+                served = bool(self._work) or any(map(servable, self.slots))
                 # who has the lock settles after it, and sees what we saw
                 if served and not self._try(self._serve_all):
                     break
@@ -135,10 +149,11 @@ class Serving:
     def _serve_all(self) -> None:
         for _ in range(len(self._work)):
             self._work.popleft()()
+        servable, serve = self._servable(), self._serve()
         for slot in self.slots:
-            if self._servable(slot):
+            if servable is not None and serve is not None and servable(slot):
                 slot.kicked = False
-                self._serve(slot)
+                serve(slot)
 
     def _send(self) -> bool:
         """Send the interrupts that are owed; say whether there was one."""
@@ -147,6 +162,6 @@ class Serving:
             slot.owed = False
             slot.call.ring()
         config, self.config_owed = self.config_owed, False
-        if config:
-            self._config()
+        if config and (tell := self._config()) is not None:
+            tell()
         return config or bool(owed)
