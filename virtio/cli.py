@@ -103,6 +103,9 @@ def demo(options: argparse.Namespace) -> int:
         if not options.json:
             print(text)
 
+    # imported before the first line of output: the import of an extension may lose a KeyboardInterrupt
+    import virtio._ringbench  # noqa: F401
+
     rows = []
     for packed in (False, True):
         name = "packed" if packed else "split"
