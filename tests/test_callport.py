@@ -150,7 +150,6 @@ def test_receive_that_raises(raised: list[BaseException]) -> None:
         (None, 5), ("header", bytes(60)),
         (NetHeader(flags=1, csum_start=59, csum_offset=0), bytes(60)),
         (NetHeader(gso_type=1), bytes(60)),
-        (NetHeader(flags=4), bytes(60)),
     ],
 )  # fmt: skip
 def test_a_frame_that_cannot_be_harms_no_other(bad: Any, raised: list[BaseException]) -> None:

@@ -279,7 +279,7 @@ FRAME = b"honest frame".ljust(60, b".")
     ([raw(FRAME, flags=1, csum_start=50, csum_offset=9)], [72], "bad_header"),
     ([raw(FRAME, gso_type=9)], [72], "bad_header"),
     ([raw(FRAME, flags=1, gso_type=1, csum_start=34, csum_offset=16)], [72], "bad_header"),
-    ([raw(FRAME, flags=4)], [72], "bad_header"),
+    ([raw(FRAME, flags=1, gso_type=0x23, gso_size=9)], [72], "bad_header"),
 ])  # fmt: skip
 @pytest.mark.parametrize("views", [False, True])
 def test_lies_cost_one_frame(parts: list[bytes], used: list[int], counter: str, views: bool) -> None:

@@ -195,14 +195,16 @@ def test_headers_that_cannot_be() -> None:
     bad = [
         NetHeader(flags=1, csum_start=99, csum_offset=0),
         NetHeader(flags=1, csum_start=50, csum_offset=49),
-        NetHeader(gso_type=1, gso_size=100),
         NetHeader(flags=1, gso_type=1, gso_size=0, csum_start=34, csum_offset=16),
         NetHeader(flags=1, gso_type=7, gso_size=9, csum_start=34, csum_offset=16),
-        NetHeader(flags=2),
     ]
     assert nic.transmit([bytes(100)] * len(bad), headers=bad) == len(bad)
     assert device.sent() == []
     assert nic.pairs[0].transmit.statistics()["bad_header"] == len(bad)
+    assert nic.transmit([bytes(100)], headers=[NetHeader(gso_type=1, gso_size=100)]) == 1  # no TCP is there to be cut
+    assert device.sent() == [] and nic.pairs[0].transmit.statistics()["refused"] == 1
+    assert nic.transmit([bytes(100)], headers=[NetHeader(flags=2)]) == 1  # says nothing to a device
+    assert device.sent_headers() == [(NetHeader(), bytes(100))]
     with pytest.raises(ValueError, match="2 headers for 1 frames"):
         nic.transmit([bytes(60)], headers=[None, None])
     with pytest.raises(TypeError, match="header 0 is a int"):
