@@ -31,6 +31,17 @@ def complete(frame: bytearray, start: int, offset: int) -> None:
     put(frame, start + offset, naive_checksum(bytes(frame[start:])) or 0xFFFF)
 
 
+def alike(frames: list[bytes], others: list[bytes]) -> bool:
+    """Say whether frames are the same, where a checksum of 0xffff is the same as one of 0: TCP may have either."""
+    return len(frames) == len(others) and all(map(same, frames, others))
+
+
+def same(frame: bytes, other: bytes) -> bool:
+    whole, others = frame + bytes(len(frame) & 1), other + bytes(len(other) & 1)
+    pairs = ({word(whole, at), word(others, at)} for at in range(0, len(frame), 2))
+    return len(frame) == len(other) and all(len(pair) == 1 or pair == {0, 0xFFFF} for pair in pairs)
+
+
 def network_header(frame: bytes | bytearray) -> int:
     at = 12
     while word(frame, at) in (0x8100, 0x88A8):
