@@ -254,6 +254,7 @@ class Vtnet(Traffic, Driver):
         for pair in self.pairs:
             pair.completions, pair.moved = 0, now
             pair.receive.fill()
+        self._limit()
         self._restore()
         for pump in self.pumps:
             pump.resume()
@@ -359,6 +360,12 @@ class Vtnet(Traffic, Driver):
                 self._lent.append((pool, gpa))
             else:
                 self.pool.free(gpa)
+
+    def _limit(self) -> None:
+        """Send nothing beyond an MTU that was negotiated (VIRTIO 1.4, 5.1.4.2) or set."""
+        kept = self.features & Net.MTU or self._mtu is not None
+        for pair in self.pairs:
+            pair.transmit.limit(self.mtu if kept else None)
 
     # ---- control ----
 
@@ -511,6 +518,7 @@ class Vtnet(Traffic, Driver):
     def set_mtu(self, mtu: int) -> None:
         """Take frames of another MTU: with larger buffers if need be, for which the device is reset.
 
+        Longer frames are not sent from now on, as with an MTU that the device says: they are dropped (``too_large``).
         ConfigError for one out of range (68 to 65535) or beyond what the device says.
         """
         with self._lock:
@@ -518,6 +526,7 @@ class Vtnet(Traffic, Driver):
             if not MTU_MIN <= mtu <= limit:
                 raise ConfigError(f"MTU {mtu} out of range ({MTU_MIN} to {limit})")
             self.mtu = self._mtu = mtu
+            self._limit()
             frame = mtu + ETHERNET + VLAN_TAGS
             if self.attached and any(
                 pair.transmit.small.room < frame or pair.receive.frame_max < frame for pair in self.pairs

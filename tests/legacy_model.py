@@ -181,6 +181,7 @@ class Model:
         if value == 0:
             self.reset()
             return
+        self.status &= value | ~DRIVER_OK
         self.status |= value & (1 | 2 | FAILED)
         if not self.status & FAILED:
             self.status |= value & DRIVER_OK

@@ -265,7 +265,7 @@ def test_notify_once_for_each_write():
 def test_status_bits_add_up_and_0_resets():
     twins = Twins(msix=True)
     twins.bring_up()
-    twins.write(0x12, 1, 2)
+    twins.write(0x12, 1, 6)
     assert twins.read(0x12, 1) == 7
     twins.write(0x12, 1, 0)
     assert twins.read(0x12, 1) == 0 and twins.read(0x04, 4) == 0

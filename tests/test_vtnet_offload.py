@@ -172,7 +172,7 @@ def test_more_segments_than_the_queue_has_descriptors() -> None:
 
 def test_segments_larger_than_a_buffer() -> None:
     device = HandDevice(withhold=HOST)
-    nic = attached(device)
+    nic = attached(device, refuse="MTU")
     assert nic.transmit([bytes(ETHER / V4 / TCP() / LARGE)], mss=3000) == 1
     assert device.sent() == [] and nic.pairs[0].transmit.statistics()["refused"] == 1
 
@@ -191,7 +191,7 @@ def test_fragments_of_udp() -> None:
 
 def test_reasons_are_counted_once_a_frame() -> None:
     device = HandDevice(withhold=int(N.HOST_TSO4))
-    nic = attached(device)
+    nic = attached(device, refuse="MTU")
     tcp = bytes(ETHER / V4 / TCP() / LARGE[:3000])
     arp = bytes(Ether(type=0x88B5) / (b"x" * 60))
     assert nic.transmit([tcp, arp], checksum=True) == 2

@@ -27,6 +27,7 @@ RINGS = [
 
 def nic_of(**options: object) -> tuple[HandDevice, Vtnet]:
     device = HandDevice(withhold=str(options.pop("withhold", "")), queue_size=int(str(options.pop("queue_size", 256))))
+    options["refuse"] = f"{options.get('refuse', '')} MTU"  # which would keep large frames from it
     return device, attached(device, **options)  # type: ignore[arg-type]
 
 

@@ -1,5 +1,5 @@
-# Whether a frame is longer than the MTU that was negotiated (VIRTIO 1.4, 5.1.4.1). `limit` is the MTU and an Ethernet
-# header; up to two VLAN tags count on top. A frame begins `skip` bytes into its pieces, which hold all of it.
+# Whether a frame is longer than the MTU that was negotiated (VIRTIO 1.4, 5.1.4.1, 5.1.4.2). `limit` is the MTU and an
+# Ethernet header; up to two VLAN tags count on top. A frame begins `skip` bytes into its pieces, which hold all of it.
 from libc.stdint cimport uint8_t, uint32_t
 
 from virtio._memory cimport iovec
@@ -50,5 +50,5 @@ cdef inline bint exceeds(uint32_t limit, const virtio_net_hdr *hdr, uint32_t len
                          uint32_t skip) noexcept nogil:
     """Say whether a frame of more than limit bytes is too long, tags and GSO considered."""
     if hdr.gso_type & NET_HDR_GSO_MASK:
-        length = segment_length(hdr, length, pieces, skip)
+        length = min(length, segment_length(hdr, length, pieces, skip))
     return length > limit_of(limit, pieces, skip)

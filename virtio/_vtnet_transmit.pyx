@@ -24,6 +24,7 @@ from virtio.errors import DeviceBroken
 cdef enum:
     FLOW_QUEUES = 256
     ALL_HASHES = 0x1ff  # VIRTIO_NET_HASH_TYPE_*
+    ETHERNET = 14
     ALL_OFFLOADS = (VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
                     | VIRTIO_OFFLOAD_UFO | VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6 | VIRTIO_OFFLOAD_TUNNEL
                     | VIRTIO_OFFLOAD_TUNNEL_CSUM)
@@ -255,6 +256,17 @@ cdef class VtnetTransmit:
             out = driver_outstanding(self.c.q)
             queue_unlock(self.c.sink.lock)
         return out
+
+    def limit(self, mtu):
+        """Drop frames that are longer than this MTU, and a frame of segments if these are; None: none.
+
+        The Ethernet header and VLAN tags count on top.
+        """
+        cdef uint32_t limit = TX_NO_LIMIT if mtu is None else mtu + ETHERNET
+        with nogil:
+            queue_lock(self.c.sink.lock)
+            tx_limit(&self.c, limit)
+            queue_unlock(self.c.sink.lock)
 
     def retire(self):
         """Take nothing more: the queue gets other buffers, and another object of this class."""

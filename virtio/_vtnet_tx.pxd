@@ -30,6 +30,7 @@ cdef enum:
     TX_BURST_BYTES = 0x20000  # of a burst that is read from a port
     TX_SLEEP_US = 200
     TX_SLEEP_MAX_US = 64000
+    TX_NO_LIMIT = 0xffffffff
 
 
 # Counters. FreeBSD's are those of sysctl dev.vtnet.N.txqM, by their names there.
@@ -41,7 +42,7 @@ cdef struct vtnet_tx_stats:
     uint64_t tso          # segmentation left to the device (TCP or UDP)
     uint64_t rescheduled  # times the ring or the buffers ran out
     uint64_t segments     # made in software
-    uint64_t too_large    # dropped: larger than a buffer
+    uint64_t too_large    # dropped: larger than a buffer, or than the MTU allows
     uint64_t too_short    # dropped: under 14 bytes
     uint64_t refused      # dropped: asked for what nobody can do
     uint64_t bad_header   # dropped: a header that cannot be
@@ -60,6 +61,8 @@ cdef struct vtnet_tx:
     uint32_t separate     # the header has a descriptor of its own: legacy without ANY_LAYOUT
     uint32_t slots        # ring slots that a frame takes at most
     uint32_t threshold    # take back when fewer are free
+    uint32_t limit        # bytes of a frame without VLAN tags: the MTU and an Ethernet header; or TX_NO_LIMIT
+    uint32_t usual        # frames of VIRTIO_FRAME_MIN and up to so many bytes more need no other look at their size
     uint32_t wanting      # the last who asked found no room
     # of the burst that is being collected
     uint32_t nreq
@@ -78,6 +81,8 @@ cdef void tx_open(vtnet_tx *tx, virtio_driver_queue *q, virtio_bell *kick, virti
                   vtnet_pool *large, uint32_t hdr_size, bint separate, uint32_t offloads) noexcept nogil
 # After a reset of the queue: nothing is out. The pools are the caller's to fill again.
 cdef void tx_forget(vtnet_tx *tx) noexcept nogil
+# Drop frames beyond this limit from now on, and a frame of segments if these are.
+cdef void tx_limit(vtnet_tx *tx, uint32_t limit) noexcept nogil
 # Take back what the device has used; return how many frames. The caller holds the lock, as for all of these.
 cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil
 # What precedes a burst.

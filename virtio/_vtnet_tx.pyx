@@ -9,6 +9,7 @@ from virtio._frame cimport frame_parse, virtio_frame, virtio_layer
 from virtio._memory cimport iovec
 from virtio._net_execute cimport net_hdr_needs, segment_options
 from virtio._net_hdr cimport *
+from virtio._net_mtu cimport exceeds, limit_of
 from virtio._offload_tx cimport *
 from virtio._port cimport *
 from virtio._ring cimport *
@@ -171,6 +172,22 @@ cdef inline bint beyond(const vtnet_tx *tx, const virtio_net_hdr *hdr) noexcept 
     return net_hdr_needs(hdr) & ~tx.sink.offloads
 
 
+cdef inline bint is_unusual(const vtnet_tx *tx, uint32_t len) noexcept nogil:
+    """Whether a frame is too short, or longer than most: one comparison for both."""
+    return len - VIRTIO_FRAME_MIN > tx.usual
+
+
+cdef bint drop_unfit(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t len) noexcept nogil:
+    """Drop an unusual frame if it is too short, or longer than the MTU allows; return whether that was done."""
+    if len < VIRTIO_FRAME_MIN:
+        add_count(&tx.stats.too_short, 1)
+    elif len > tx.limit and exceeds(tx.limit, hdr, len, pieces, 0):
+        add_count(&tx.stats.too_large, 1)
+    else:
+        return False
+    return True
+
+
 # ---- what the device does not do ----
 
 cdef int cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
@@ -211,24 +228,30 @@ cdef int cut_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces
     return cut(tx, &plan)
 
 
+cdef uint32_t reserved(const vtnet_tx *tx, uint32_t len, iovec *pieces) noexcept nogil:
+    """Find the pieces of a frame that was read into the reserved room; return how many there are."""
+    pieces[0].iov_base = pool_frame(tx.small, pool_top(tx.small))
+    pieces[0].iov_len = len
+    if len <= tx.small.room:
+        return 1
+    pieces[0].iov_len = tx.small.room
+    pieces[1].iov_base = pool_frame(tx.large, pool_top(tx.large))
+    pieces[1].iov_len = len - tx.small.room
+    return 2
+
+
 cdef void commit_beyond(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil:
     """A frame that was read into the reserved room, and whose header says more than was negotiated."""
     cdef uint32_t small = pool_top(tx.small)
     cdef uint32_t large = VTNET_NONE
     cdef virtio_net_hdr nothing
     cdef iovec pieces[2]
-    cdef uint32_t n = 1
+    cdef uint32_t n = reserved(tx, len, pieces)
     cdef int sent
-    pieces[0].iov_base = pool_frame(tx.small, small)
-    pieces[0].iov_len = len
     pool_taken(tx.small)
-    if len > tx.small.room:
+    if n == 2:
         large = pool_top(tx.large)
         pool_taken(tx.large)
-        pieces[0].iov_len = tx.small.room
-        pieces[1].iov_base = pool_frame(tx.large, large)
-        pieces[1].iov_len = len - tx.small.room
-        n = 2
     if hdr.gso_type:
         sent = cut_pieces(tx, hdr, pieces, n)
         # it lies in our buffers, and cannot be given back: without room it is lost, as on any full queue
@@ -266,12 +289,14 @@ cdef uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_tu
 cdef void tx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil:
     cdef vtnet_tx *tx = <vtnet_tx *>sink
     cdef uint32_t small, large
-    if virtio_unlikely(len < VIRTIO_FRAME_MIN or len > sink.frame_max):
-        if len < VIRTIO_FRAME_MIN:
-            add_count(&tx.stats.too_short, 1)
-        else:
+    cdef iovec pieces[2]
+    if virtio_unlikely(is_unusual(tx, len)):
+        if len > sink.frame_max:
             add_count(&tx.stats.too_large, 1)
-        return
+            return
+        reserved(tx, len, pieces)
+        if drop_unfit(tx, hdr, pieces, len):
+            return
     if virtio_unlikely(beyond(tx, hdr)):
         commit_beyond(tx, hdr, len)
         return
@@ -350,8 +375,7 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
     cdef bint much = beyond(tx, hdr)
     if tx.nreq == VIRTIO_BURST:
         publish(tx)
-    if virtio_unlikely(len < VIRTIO_FRAME_MIN):
-        add_count(&tx.stats.too_short, 1)
+    if virtio_unlikely(is_unusual(tx, len)) and drop_unfit(tx, hdr, pieces, len):
         return 1
     if virtio_unlikely(much and hdr.gso_type):
         sent = cut_pieces(tx, hdr, pieces, npieces)
@@ -385,6 +409,7 @@ cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want
     cdef virtio_segmenter plan
     cdef const virtio_layer *layer
     cdef place at
+    cdef iovec piece
     cdef uint32_t offloads = tx.sink.offloads
     cdef uint32_t head = len
     cdef int reason, sent
@@ -395,6 +420,8 @@ cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want
         return 1
     if virtio_unlikely(not tx_has_room(tx, len)):
         return 0
+    piece.iov_base = data
+    piece.iov_len = len
     frame_parse(&parsed, data, len)
     layer = &parsed.inner if parsed.tunnel and want & VIRTIO_TX_WANT_INNER else &parsed.outer
     if mss and layer.end - layer.payload > mss:
@@ -411,12 +438,18 @@ cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want
     if tx_outcome(reason) == VIRTIO_TX_SEGMENT_IN_SOFTWARE:
         sent = -1
         if segment_plan_parsed(&plan, &parsed, data, SEGMENT_AUTO, mss, 0, tx.q.size) == VIRTIO_SEGMENT_OK:
+            if (len > tx.limit
+                    and segment_header_size(&plan, 0) + segment_payload_size(&plan, 0) > limit_of(tx.limit, &piece, 0)):
+                add_count(&tx.stats.too_large, 1)
+                return 1
             sent = cut(tx, &plan)
         if sent == 0:
             return 0
         add_count(&tx.stats.refused, sent < 0)
     elif tx_outcome(reason) == VIRTIO_TX_REFUSED:
         add_count(&tx.stats.refused, 1)
+    elif virtio_unlikely(is_unusual(tx, len)) and drop_unfit(tx, &hdr, &piece, len):
+        return 1
     else:
         if not at.view:
             memcpy(at.frame + head, data + head, len - head)
@@ -523,7 +556,13 @@ cdef void tx_open(vtnet_tx *tx, virtio_driver_queue *q, virtio_bell *kick, virti
     if tx.threshold < tx.slots:
         tx.threshold = tx.slots
     tx.sleep_us = TX_SLEEP_US
+    tx_limit(tx, TX_NO_LIMIT)
     driver_disable_intr(q)
+
+
+cdef void tx_limit(vtnet_tx *tx, uint32_t limit) noexcept nogil:
+    tx.limit = limit
+    tx.usual = min(limit, tx.sink.frame_max) - VIRTIO_FRAME_MIN
 
 
 cdef void tx_forget(vtnet_tx *tx) noexcept nogil:

@@ -271,14 +271,22 @@ class Device(Hooks):
         return True
 
     def write_status(self, value: int) -> None:
-        """Take the device status that the driver writes; 0 resets. What it may not set stays clear (2.1, 3.1.1)."""
+        """Take the device status that the driver writes; 0 resets. What it may not set stays clear (2.1, 3.1.1).
+
+        A legacy driver may clear DRIVER_OK: the device then leaves all queues alone, as in QEMU. The drivers of
+        virtio-win and SUSE's do so before they reset it. DRIVER_OK makes it go on from where the queues stand.
+        """
         if value == 0:
             self.reset()
             return
         with self._control():
             # NEEDS_RESET is ours: a driver writes it back because it read it
             new = value & ~self.status & ~Status.DEVICE_NEEDS_RESET
-            if self.status & ~value & ~Status.DEVICE_NEEDS_RESET:
+            cleared = self.status & ~value & ~Status.DEVICE_NEEDS_RESET
+            if self.legacy and cleared & Status.DRIVER_OK:
+                self._not_ok()
+                cleared &= ~Status.DRIVER_OK
+            if cleared:
                 self._refuse("status", VirtioError(f"status {value:#x} would clear bits of {self.status:#x}"))
             self.status |= new & (Status.ACKNOWLEDGE | Status.DRIVER)
             if new & Status.FAILED:
@@ -310,6 +318,13 @@ class Device(Hooks):
             if self._dma and not self.live:
                 self._start()
 
+    def _not_ok(self) -> None:
+        """Stop where the queues stand: the driver cleared DRIVER_OK, and a kick alone does not start the device."""
+        self._hold()
+        self.status &= ~Status.DRIVER_OK
+        for slot in self.queues:
+            slot.stood = None
+
     def _may_begin(self, slot: QueueSlot) -> bool:
         """Say whether a kick of the queue starts the device before DRIVER_OK: legacy drivers wait for it (3.1.2)."""
         stopped = self.status & (Status.FAILED | Status.DEVICE_NEEDS_RESET)
@@ -322,19 +337,22 @@ class Device(Hooks):
     def _renew(self) -> None:
         """Go on with the features that a legacy driver has just written: each queue from where it stands."""
         live = self.live
+        if self._hold() and live:
+            self._start()
+
+    def _hold(self) -> bool:
+        """Stop, with each queue where it stands: chains that are out come again. False: the device needs a reset."""
         self._stop()
         try:
             for slot in self.queues:
                 if slot.queue is not None:
                     state = slot.leave(slot.queue) | {"features": self.negotiated}
                     slot.queue = DeviceQueue.restore(self._memory(), state)
+                    slot.kicked = slot.kicked or (slot.enabled and self.handles(slot.index))
         except (MemoryFault, RingError, ValueError) as error:
-            self._fault(f"features: {error}", error)
-            return
-        if live:
-            self._start()
-            for slot in self.queues:
-                slot.kicked = slot.kicked or (slot.enabled and self.handles(slot.index))
+            self._fault(f"queues: {error}", error)
+            return False
+        return True
 
     def _start(self) -> None:
         if self.memory is None or self._interrupt is None:

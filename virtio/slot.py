@@ -61,7 +61,7 @@ class QueueSlot:
         self.halted = False  # it is about to be stopped: nothing new is taken from it
         self.kicked = False  # the driver rang, and notified() was not called for it yet
         self.owed = False  # the driver is to be interrupted as soon as no lock is held
-        self.stood: int | None = None  # rings of `kick` when the driver set the queue up by setup_queue()
+        self.stood: int | None = None  # rings of `kick` at setup_queue(); None: kicks before DRIVER_OK start nothing
 
     @property
     def early(self) -> bool:

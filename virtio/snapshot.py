@@ -37,7 +37,7 @@ def take(device: Device) -> dict[str, Any]:
                     {
                         "layout": asdict(slot.layout) if slot.layout else None,
                         "broken": slot.broken,
-                        "early": slot.early,
+                        "early": None if slot.stood is None else slot.early,
                         "state": slot.queue.state() if slot.queue else None,
                     }
                     for slot in device.queues
@@ -66,7 +66,7 @@ def _shape(device: Device) -> saved.Check:
     queue = {
         "layout": saved.optional(saved.LAYOUT),
         "broken": saved.optional(saved.text),
-        "early": saved.flag,
+        "early": saved.optional(saved.flag),  # None: kicks before DRIVER_OK start nothing
         "state": saved.optional(saved.mapping),
     }
     return saved.fields(
@@ -108,6 +108,8 @@ def _put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
             slot.owed = device.live
             if kicks:
                 slot.kick.ring()
+            else:  # what waits is served after DRIVER_OK
+                slot.kicked = device.handles(slot.index)
     device._begin()
 
 
@@ -134,7 +136,7 @@ def _put_queue(device: Device, slot: QueueSlot, entry: Mapping[str, Any], memory
         if layout.size > slot.size_max or layout.is_packed != bool(device.negotiated & Feature.RING_PACKED):
             raise SnapshotError("layout", f"is {layout}, which this device cannot have")
         slot.layout, slot.size, slot.enabled, slot.broken = layout, layout.size, True, entry["broken"]
-        slot.stood = slot.kick.rings
+        slot.stood = None if entry["early"] is None else slot.kick.rings
     if entry["state"] is not None:
         with saved.within("state"):
             queue = DeviceQueue.restore(memory, entry["state"])

@@ -89,11 +89,17 @@ class LegacyFunction:
     - a notification is a write to the low byte at 0x10 (the high byte is 0 unless written with it);
     - the ISR status is read, and cleared, by a read that begins with it; in a wider one it is 0.
 
-    Where the specification leaves a choice, or drivers came to rely on something else, it is QEMU's way:
+    Where the specification leaves a choice, or drivers came to rely on something else, it is QEMU's way
+    (tests/test_legacy_corners.py has a row for each):
 
     - the ISR status is set with MSI-X, too (virtio-win of 2015 polls it when it hibernates), but for vectors that ring
       a bell and queues without a vector; the line rises only for interrupts of a time without MSI-X;
+    - a status without DRIVER_OK stops the device, and DRIVER_OK makes it go on (the Windows drivers of virtio-win and
+      SUSE clear it before a reset); other bits stay until a reset, which is not QEMU's way: it takes any status;
+    - ACKNOWLEDGE and DRIVER alone switch bus mastering on, for Linux before 2.6.34;
     - address 0 for any queue resets the device; features may be written at any time;
+    - the configuration begins at 0x14, or at 0x18 while MSI-X is on; past its end are ones;
+    - QUEUE_NOTIFY reads as ones;
     - a queue that does not exist has size 0, address 0 and no vector; its notification is counted, and ignored;
     - a vector that does not exist reads back as 0xffff.
 
