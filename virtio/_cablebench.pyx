@@ -11,7 +11,7 @@ from virtio._ring cimport queue_lock, queue_unlock
 from virtio._vtnet_receive cimport VtnetReceive
 from virtio._vtnet_rx cimport rx_done, rx_post, rx_take, vtnet_rx
 from virtio._vtnet_transmit cimport VtnetTransmit
-from virtio._worker cimport VIRTIO_WORK_TURN, Task, virtio_task, virtio_turn
+from virtio._worker cimport Task, virtio_task, virtio_turn
 
 
 cdef extern from "time.h" nogil:
@@ -145,7 +145,7 @@ def forward(VtnetTransmit transmit not None, VtnetReceive receive not None, task
             queue_unlock(sink.lock)
             start = now_ns()
             for i in range(ntasks):
-                turn.left = VIRTIO_WORK_TURN
+                turn.left = WHOLE
                 run[i].poll(run[i], &turn)
             spent += now_ns() - start
             queue_lock(&rx.q.lock)

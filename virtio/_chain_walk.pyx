@@ -22,6 +22,8 @@ cdef int walk_piece(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64
     cdef uint8_t *host
     cdef int pieces
     w.ndesc += 1
+    if virtio_unlikely(w.ndesc > WALK_FRAME) and q.flags & VIRTIO_Q_FRAMES:
+        return WALK_ENOUGH
     if w.ndesc > q.max_chain:
         latch(&q.fault, VIRTIO_FAULT_CHAIN_LONG, chain.head, w.ndesc, q.max_chain)
         return WALK_BROKEN
@@ -148,7 +150,7 @@ cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, ui
                     uint64_t addr, uint64_t word) noexcept nogil:
     """Walk the chain chain.head of a split ring, whose first descriptor is fetched already.
 
-    Direct descriptors, then perhaps one indirect (2.7.5.3.2).
+    Direct descriptors, then perhaps one indirect (2.7.5.3.2). Its head is all that giving it back takes.
     """
     cdef walk w
     cdef uint32_t i = chain.head
@@ -165,6 +167,8 @@ cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, ui
             why = walk_indirect(q, &w, chain, addr, <uint32_t>word, i)
         else:
             why = walk_piece(q, &w, chain, addr, word, i)
+        if why == WALK_ENOUGH:
+            return walk_end(&w, chain, 1)
         if why != WALK_OK:
             return why
         if not flags & VIRTIO_DESC_F_NEXT:
@@ -205,7 +209,7 @@ cdef int walk_packed(virtio_device_queue *q, const virtio_packed_desc *ring, uin
             why = walk_indirect(q, &w, chain, addr, <uint32_t>word, slot)
         else:
             why = walk_piece(q, &w, chain, addr, <uint32_t>word | <uint64_t>flags << 32, slot)
-        if why != WALK_OK:
+        if why != WALK_OK and why != WALK_ENOUGH:  # its slots are counted to the end, and its id is in the last
             return why
         if not flags & VIRTIO_DESC_F_NEXT:
             return walk_end(&w, chain, slots)

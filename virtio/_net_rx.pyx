@@ -65,7 +65,8 @@ cdef uint32_t refill(net_rx *rx, uint32_t limit) noexcept nogil:
     rx.popped = device_pop_burst(rx.q, rx.chains, min(limit, <uint32_t>RX_CHAINS), rx.segs, rx.nsegs)
     if rx.popped:
         last = &rx.chains[rx.popped - 1]
-        rx.turn.left -= <int64_t>(last.first + last.nreadable + last.nwritable) * VIRTIO_WORK_PIECE
+        rx.turn.left -= (<int64_t>(last.first + last.nreadable + last.nwritable + rx.chains[0].slots)
+                         * VIRTIO_WORK_PIECE)
     return rx.popped
 
 

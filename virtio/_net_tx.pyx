@@ -151,7 +151,7 @@ cdef uint32_t burst_chains(net_tx *tx, virtio_turn *turn) noexcept nogil:
     cdef uint32_t pieces
     if n == 0:
         return 0
-    pieces = last.first + last.nreadable + last.nwritable
+    pieces = last.first + last.nreadable + last.nwritable + tx.chains[0].slots
     if virtio_unlikely(tx.closed):
         add_count(&tx.dropped[TX_DROP_CLOSED], n)
         tx.resume = 0
@@ -313,7 +313,7 @@ cdef class NetTransmit(Task):
         self.kick_bell, self.relay, self.trouble_bell = kick, Relay(call), trouble
         tx.q = queue.q
         # DPDK's driver (22.11) leaves WRITE set in the entry of a table that has the header
-        queue.q.flags |= VIRTIO_Q_READ_TABLES
+        queue.q.flags |= VIRTIO_Q_READ_TABLES | VIRTIO_Q_FRAMES
         tx.header = header_size_of(features)
         tx.offloads = offloads_of(features, False)
         tx.port, tx.pair, tx.by_hand = &port.c, pair, by_hand

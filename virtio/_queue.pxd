@@ -56,6 +56,7 @@ cdef extern from "virtio/queue.h" nogil:
         VIRTIO_Q_CLAMP_USED_LEN
         VIRTIO_Q_READ_TABLES
         VIRTIO_Q_FAR
+        VIRTIO_Q_FRAMES
         VIRTIO_ENQ_OK
         VIRTIO_ENQ_FULL
         VIRTIO_ENQ_TOO_BIG

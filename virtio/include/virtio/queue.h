@@ -25,6 +25,7 @@
 #define VIRTIO_Q_IN_ORDER 4u
 #define VIRTIO_Q_NOTIFY_ON_EMPTY 8u
 #define VIRTIO_Q_READ_TABLES 32u    /* quirk: all that a packed ring's indirect tables name is to be read */
+#define VIRTIO_Q_FRAMES 128u        /* the device uses so many pieces of a chain as a frame has: no more are walked */
 #define VIRTIO_Q_FAR 64u            /* the driver is on another core: what it wrote last is in that one's cache */
 #define VIRTIO_Q_CLAMP_USED_LEN 16u /* quirk: a used length over the buffer's is cut and counted, not fatal */
 
