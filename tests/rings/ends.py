@@ -58,7 +58,8 @@ def at_start(plan: Plan, state: dict[str, Any]) -> dict[str, Any]:
             | dict.fromkeys(("next_avail", "next_used"), slot)
             | dict.fromkeys(("avail_wrap", "used_wrap"), 1 - lap % 2)
         )
-    return state | dict.fromkeys(("next_avail", "next_used", "used_event", "avail_event"), plan.start)
+    indices = {"next_avail", "next_used", "used_event", "avail_event"}  # each end has one of the events
+    return state | dict.fromkeys(indices & state.keys(), plan.start)
 
 
 class OurDriver:
