@@ -145,8 +145,8 @@ def test_two_at_once_and_the_process_ends_meanwhile(tmp_path: Path) -> None:
         ]  # fmt: skip
         for top in tops:
             assert top.stdout is not None
-            while not re.search(r"^sink +rx0 +[1-9]", top.stdout.readline()):
-                pass
+            while not re.search(r"^sink +rx0 +[1-9]", line := top.stdout.readline()):
+                assert line, "virtio top ended"
         process.terminate()
         assert process.communicate(timeout=60) == ("", "")
         assert process.returncode == 0

@@ -229,11 +229,11 @@ cdef class PortSplice(Task):
         self.c.at = self.c.count = self.c.used = 0
 
     def statistics(self):
-        """Return frames, bytes, stalls (bursts not taken whole), dropped (by abandon), and executed: what was done to
-        frames on the way.
+        """Return frames, bytes, stalls (bursts not taken whole), dropped by reason ("closed": by abandon), and executed:
+        the work on frames that the taker did not do.
         """
         return {
             "frames": counted(&self.c.frames), "bytes": counted(&self.c.bytes), "stalls": counted(&self.c.stalls),
-            "dropped": counted(&self.c.dropped),
+            "dropped": {"closed": counted(&self.c.dropped)} if counted(&self.c.dropped) else {},
             "executed": executor_figures(self.c.executor),
         }
