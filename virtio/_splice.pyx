@@ -229,8 +229,9 @@ cdef class PortSplice(Task):
         self.c.at = self.c.count = self.c.used = 0
 
     def statistics(self):
-        """Return frames, bytes, stalls (bursts not taken whole), dropped by reason ("closed": by abandon), and executed,
-        the work on frames that the taker did not do.
+        """Return frames, bytes, stalls (bursts not taken whole), dropped by reason ("closed": by abandon), and executed.
+
+        executed: the work on frames that the taker did not do.
         """
         return {
             "frames": counted(&self.c.frames), "bytes": counted(&self.c.bytes), "stalls": counted(&self.c.stalls),
