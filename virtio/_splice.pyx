@@ -229,7 +229,7 @@ cdef class PortSplice(Task):
         self.c.at = self.c.count = self.c.used = 0
 
     def statistics(self):
-        """Return frames, bytes, stalls (bursts not taken whole), dropped by reason ("closed": by abandon), and executed.
+        """Return frames, bytes, stalls (of bursts), dropped by reason ("closed": by abandon), and executed.
 
         executed: the work on frames that the taker did not do.
         """
