@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -203,7 +202,7 @@ def python_port() -> Iterator[Any]:
 
 @contextmanager
 def pcap() -> Iterator[Any]:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder, PcapWriter(f"{folder}/frames.pcap") as writer:
+    with PcapWriter("/dev/null") as writer:  # a file in memory would take gigabytes
         yield writer
 
 
