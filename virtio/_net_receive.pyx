@@ -174,17 +174,17 @@ cdef class NetReceive(Task):
         cdef uint32_t limit = RX_NO_LIMIT if mtu is None else mtu + ETHERNET
         with nogil:
             queue_lock(self.rx.sink.lock)
-        self.rx.limit = limit
-        queue_unlock(self.rx.sink.lock)
+            self.rx.limit = limit
+            queue_unlock(self.rx.sink.lock)
 
     def drain(self):
         """Ask the port for no more; return whether a frame waits that was read of it, and finds no room yet."""
         cdef bint pending
         with nogil:
             queue_lock(self.rx.sink.lock)
-        self.rx.draining = 1
-        pending = self.rx.pending
-        queue_unlock(self.rx.sink.lock)
+            self.rx.draining = 1
+            pending = self.rx.pending
+            queue_unlock(self.rx.sink.lock)
         return pending
 
     def abandon(self):
@@ -192,9 +192,9 @@ cdef class NetReceive(Task):
         cdef net_rx *rx = &self.rx
         with nogil:
             queue_lock(rx.sink.lock)
-        add_count(&rx.dropped[RX_DROP_CLOSED], rx.pending)
-        rx.pending = 0
-        queue_unlock(rx.sink.lock)
+            add_count(&rx.dropped[RX_DROP_CLOSED], rx.pending)
+            rx.pending = 0
+            queue_unlock(rx.sink.lock)
 
     def filter(self, *, int modes, bytes mac, unicast=(), multicast=(), vlans=None):
         """Filter frames: ``modes`` are FILTER_* bits, addresses are 6 bytes, ``vlans`` 512 bytes of bits or None."""

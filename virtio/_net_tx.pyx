@@ -147,10 +147,11 @@ cdef uint32_t burst_chains(net_tx *tx, virtio_turn *turn) noexcept nogil:
     """Pop, send, give back; return how many chains are done."""
     cdef virtio_device_queue *q = tx.q
     cdef uint32_t n = device_pop_burst(q, tx.chains, width_of(tx, turn), tx.segs, tx.nsegs), done
-    cdef const virtio_chain *last = &tx.chains[n - 1]
+    cdef const virtio_chain *last
     cdef uint32_t pieces
     if n == 0:
         return 0
+    last = &tx.chains[n - 1]
     pieces = last.first + last.nreadable + last.nwritable + tx.chains[0].slots
     if virtio_unlikely(tx.closed):
         add_count(&tx.dropped[TX_DROP_CLOSED], n)

@@ -226,7 +226,7 @@ cdef class PortSplice(Task):
     def abandon(self):
         """Drop what was read and is not sent. For a task that is paused."""
         add_count(&self.c.dropped, self.c.count - self.c.at)
-        self.c.at = self.c.count = self.c.used = 0
+        self.c.at = self.c.count = self.c.used = self.c.resume = 0
 
     def statistics(self):
         """Return frames, bytes, stalls (of bursts), dropped by reason ("closed": by abandon), and executed.
