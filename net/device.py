@@ -39,6 +39,7 @@ FRAME_MAX = 65589
 ETHERNET, VLAN_TAGS = 14, 8  # bytes of a header, and of two tags
 LOOK = 0.001  # seconds
 ROUNDS = 256  # bursts of each queue that a poll by hand does at most: a port may have frames for ever
+BURST_WORK = 1 << 20  # units of work of each: about a millisecond, since no neighbour waits
 
 Workers = Worker | Sequence[Worker] | Literal["own", "busy"] | None
 
@@ -524,7 +525,7 @@ class NetDevice(Device):
             self.soon(self._begin)  # a legacy driver may have rung a bell that nothing answers before DRIVER_OK
         total = 0
         for _ in range(ROUNDS):
-            done = sum(task.poll() for task in tuple(self._tasks.values()))
+            done = sum(task.poll(BURST_WORK) for task in tuple(self._tasks.values()))
             if not done:
                 break
             total += done
