@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 from naive_device import transmit
+from netdev import attached
 from nic import ALL, PACKED, RawNic, attach
 from undone import payload, undone
 
 from virtio import GuestMemory
 from virtio._devicebench import ScriptPort
+from virtio._splice import PortSplice
 from virtio._worker import Task, Worker
 from virtio.constants import NetFeature
 from virtio.net.device import NetDevice
 from virtio.net.ports import Cable, CallPort, PcapWriter, Sink
+from virtio.net.pump import Pump
 from virtio.offload import NetHeader
 
 F = NetFeature
@@ -241,15 +244,56 @@ def test_a_full_receiver_amid_a_frame() -> None:
     assert figure(nic, "stalls") == 0
 
 
-def test_the_pump_and_the_splice(tmp_path: Any) -> None:
-    """They stop amid a frame and go on, as a device does."""
-    from virtio._splice import PortSplice
-
+def test_the_pump() -> None:
+    """It stops amid a frame that the device gives uncut, and goes on."""
     giver, taker = ScriptPort(), ScriptPort()
+    frames = [uncut(), (NONE, payload(60)), uncut(32 * 900)]
+    device = NetDevice(giver)
+    nic = attached(device, idle=device.poll)
+    with Pump(nic, taker, worker=None) as pump:
+        giver.give(frames)
+        device.poll()
+        polls = 0
+        while pump.poll():
+            polls += 1
+    assert polls > 8
+    assert [frame for _, frame in taker.take()] == [each for frame in frames for each in transmit(*frame)]
+
+
+def test_a_pump_that_is_reset_amid_a_frame() -> None:
+    """The next frame is sent from its start."""
+    giver, taker = ScriptPort(), ScriptPort()
+    device = NetDevice(giver)
+    nic = attached(device, idle=device.poll)
+    with Pump(nic, taker, worker=None) as pump:
+        giver.give([uncut()])
+        device.poll()
+        assert pump.poll()
+        assert 0 < len(taker.take()) < SEGMENTS
+        nic.down()
+        nic.up()
+        giver.give([uncut()])
+        device.poll()
+        while pump.poll():
+            pass
+        assert [frame for _, frame in taker.take()] == transmit(*uncut())
+
+
+@pytest.mark.parametrize("drops", [False, True], ids=["goes on", "drops"])
+def test_the_splice(drops: bool) -> None:
+    """It stops amid a frame and goes on, as a device does; when it dropped the rest, the next begins at its start."""
+    giver, taker = ScriptPort(in_place=drops), ScriptPort()  # the splice holds what it read in place
     frames = [uncut(), (NONE, payload(60)), uncut(32 * 900)]
     giver.give(frames)
     splice = PortSplice(giver, taker)
     splice.resume()
+    if drops:
+        assert splice.poll()
+        assert 0 < len(taker.take()) < SEGMENTS
+        splice.pause()
+        splice.abandon()
+        giver.give(frames)
+        splice.resume()
     polls = 0
     while splice.poll():
         polls += 1
