@@ -170,7 +170,7 @@ class Player:
         self.traffic()
 
     def bound_again(self) -> None:
-        """A driver that was never unbound sets its rings up anew, as user-mode Linux's; it may be another one."""
+        """A driver that was never unbound sets its rings up again, as user-mode Linux does; it may be another."""
         rng, frontend = self.rng, self.frontend
         if rng.random() < 0.4:
             other = rng.choice((Feature.RING_PACKED, PROTOCOL_FEATURES, *RINGS, NetFeature.MRG_RXBUF))

@@ -188,7 +188,7 @@ class Model:
 
     def interrupt(self, isr: int, raw_vector: int) -> None:
         there = self.vector(raw_vector) != 0xFFFF
-        if self.status and (isr == 2 or there or not self.msix):  # of queues without a vector nobody hears
+        if self.status and (isr == 2 or there or not self.msix):  # a queue without a vector has no interrupt
             self.isr |= isr
             self.asserted |= not self.msix
         if self.msix and there:

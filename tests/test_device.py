@@ -427,7 +427,7 @@ def test_a_bug_in_a_handler_is_logged_with_its_traceback(caplog: pytest.LogCaptu
     assert guest.device.status & NEEDS_RESET
     (record,) = caplog.records
     assert "Traceback" in record.getMessage() and record.getMessage().endswith("ZeroDivisionError: by mistake")
-    assert record.exc_info is None  # whoever keeps the record keeps no frame, nor a guest's memory by that
+    assert record.exc_info is None  # a record that is kept keeps no frame, and so no guest's memory
     assert guest.ask(b"b", 1) == b"B"
     assert guest.device.counters["fault"] == 1
 

@@ -124,7 +124,7 @@ def test_descriptors_of_a_poll(packed: bool) -> None:
 @FORMATS
 @pytest.mark.parametrize("index", [0, 1], ids=["receive", "transmit"])
 def test_no_more_is_walked_than_a_frame_may_have(packed: bool, index: int) -> None:
-    """Where a chain names what is no memory behind its 2,048th piece, nobody notices."""
+    """Where a chain names addresses outside memory behind its 2,048th piece, the device does not look."""
     port = ScriptPort()
     nic = guest(port, packed=packed, queue_size=32768)
     gpa, _ = nic.buffer(bytes(4096))

@@ -147,7 +147,7 @@ def descriptors() -> Counter[str]:
 def test_a_connection_takes_with_it_all_that_it_had(
     name: str, end: Callable[[Frontend], None], no_collector: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever keeps log records keeps nothing of it either."""
+    """Log records that are kept keep nothing of it either."""
     caplog.set_level(logging.DEBUG, "virtio")
     device = DEVICES[name]()
     with Server(device, tmp_path / "s") as server:

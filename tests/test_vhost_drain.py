@@ -290,7 +290,7 @@ def test_a_split_base(base: int, stood: tuple[int, int] | None, expected: tuple[
         (0xFFFE, 1, 0x7777, 0xFFFE),
         (0, 9, 0, 0),  # the driver's fault, whatever counts
         (0, 9, 0xBEEF, 0xBEEF),
-        (0, 9, 1, 1),  # DPDK, to whoever connects anew: both can be meant
+        (0, 9, 1, 1),  # DPDK says so at each new connection: both can be meant
         (0, 1, 0xFFFA, 0xFFFA),
     ],
 )
@@ -322,7 +322,7 @@ class Asking(Upper):
 def test_what_the_device_writes_is_garbage_before(
     packed: bool, garbage: bytes, features: int, waits: bool, tmp_path: Path
 ) -> None:
-    """The driver begins anew in memory that was not cleared, and kicks only when it is asked to."""
+    """The driver starts again in memory that was not cleared, and kicks only when it is asked to."""
     with served(Asking(), tmp_path / "s") as (server, frontend):
         use = frontend.negotiate(Feature.VERSION_1 | features | (Feature.RING_PACKED if packed else 0))
         frontend.share_memory()

@@ -57,7 +57,7 @@ WAYS: dict[str, Callable[[int], int]] = {
     "itself": os.dup,
     **{f"in the queue of a {name} socket": lambda fd, kind=kind: nested(fd, kind) for name, kind in KINDS.items()},
     "twenty queues deep": deep,
-    "in a connection that nobody accepts": unaccepted,
+    "in a connection that is not accepted": unaccepted,
 }
 MESSAGES: dict[int, bytes] = {
     R.SET_VRING_CALL: U64.pack(0),
@@ -111,7 +111,7 @@ def test_two_connections_that_hold_each_other(request_: int, tmp_path: Path, mon
 
 
 def test_a_socket_that_calls_is_called_though_its_reader_is_in_our_hands_too(tmp_path: Path) -> None:
-    """Both ends of a pair: the call of one ring, the err of the other. Nobody reads; nobody waits."""
+    """Both ends of a pair: the call of one ring, the err of the other. Neither is read; neither side waits."""
     with served(Upper(), tmp_path / "s") as (server, frontend):
         driver = running(frontend, False)
         ours, other = socket.socketpair()

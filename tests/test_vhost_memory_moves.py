@@ -120,7 +120,7 @@ def test_a_network_device_goes_on(packed: bool, tmp_path: Path) -> None:
 
 @FORMATS
 def test_the_region_comes_back_at_another_guest_address(packed: bool, tmp_path: Path) -> None:
-    """Ring addresses are the frontend's own, and are looked up anew; the dirty log has the new ones."""
+    """Ring addresses are the frontend's own, and are looked up again; the dirty log has the new ones."""
     other = GPA + 0x1000_0000
     with split_memory(Upper(), packed, tmp_path / "s") as (frontend, driver):
         log = os.memfd_create("log")

@@ -139,7 +139,7 @@ def test_without_the_feature_any_frame_is_sent() -> None:
 
 @pytest.mark.parametrize("refuse", ["", "MTU"])
 def test_an_mtu_that_was_set_is_kept(refuse: str) -> None:
-    """FreeBSD's interface has one MTU, whoever set it: its stack and its bpf(4) send nothing longer."""
+    """FreeBSD's interface has one MTU for all writers: its stack and its bpf(4) send nothing longer."""
     device = HandDevice(mtu=9000)
     nic = attached(device, refuse=refuse)
     frames = [(NONE, sized(size)) for size in (1414, 1415, 2014, 2015, 9014, 9015)]

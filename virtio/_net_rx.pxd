@@ -68,7 +68,7 @@ cdef struct net_rx:
     iovec waiting_piece
     net_filter filter
     virtio_segmenter plan    # of a frame that is cut
-    virtio_turn *turn        # of whoever delivers or reserves
+    virtio_turn *turn        # of the task that delivers or reserves
     # the task
     net_rx_task task
     virtio_port *port

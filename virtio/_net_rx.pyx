@@ -529,7 +529,7 @@ cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil:
     cdef uint64_t have = 0
     cdef bint more
     cdef uint32_t i
-    cdef virtio_turn turn  # nobody's: once before a sleep
+    cdef virtio_turn turn  # of no task: once before a sleep
     rx.turn = &turn
     turn.left = turn.resume = 0
     refill(rx, RX_CHAINS)

@@ -18,10 +18,10 @@ class DriverBells:
     def __init__(self) -> None:
         self.changed = Bell()
         self.queues: dict[int, Bell] = {}
-        self.silent = Bell()  # for queues without interrupts: nobody sleeps on it, so a ring costs next to nothing
+        self.silent = Bell()  # for queues without interrupts: no thread sleeps on it, so a ring costs next to nothing
 
     def queue(self, index: int) -> Bell:
-        """Return the bell that the device rings for a queue: that of ``interrupt_bells``, or one that nobody hears."""
+        """Return the bell that the device rings for a queue: that of ``interrupt_bells``, or one without a listener."""
         return self.queues.get(index, self.silent)
 
     def config(self) -> None:

@@ -139,5 +139,5 @@ def bare(error: E) -> E:
 
 
 def in_full(error: Exception) -> str:
-    """Return an error with its traceback as text: a log record that somebody keeps then holds no frame."""
+    """Return an error with its traceback as text: a log record that is kept then holds no frame."""
     return "".join(traceback.format_exception(error)).rstrip()

@@ -84,7 +84,7 @@ class Hooks:
     def drain(self, seconds: float = DRAIN) -> bool:
         """Take nothing more in, and finish what was taken, within ``seconds``; return whether that was done.
 
-        Called without the device's lock, by whoever is about to stop the device. It lasts until a reset.
+        Called without the device's lock, before the device is stopped. It lasts until a reset.
         """
         return True
 

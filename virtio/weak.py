@@ -1,4 +1,4 @@
-"""Methods of objects that are not kept alive by whoever may call them.
+"""Methods of objects that are not kept alive by their callers.
 
 For what an object gives to its own parts, and to bells in their hands: a strong reference there makes a cycle, which
 keeps descriptors and memory until the cycle collector runs.

@@ -98,7 +98,7 @@ class Channel:
     def deaf(self) -> bool:
         """Say whether the other side reads no more, and has not closed it: nothing that is sent would be read.
 
-        Its end may then be in the hands of somebody who only writes (see make_write_only), and stay open for ever.
+        Its end may then be held by a writer (see make_write_only), and stay open without end.
         """
         poll = select.poll()
         poll.register(self.socket, select.POLLOUT)

@@ -1,6 +1,6 @@
 """File descriptors of another process: what they hold, and how they are closed without a wait.
 
-A UNIX socket holds the descriptors that wait in its queue, and a listening one the connections that nobody accepted.
+A UNIX socket holds the descriptors that wait in its queue, and a listening one connections that are not accepted yet.
 Whatever lies there stays open as long as the socket does: the other end of the connection by which it came, too.
 """
 

@@ -88,7 +88,7 @@ def is_stale(path: str) -> bool:
 def somebody_listens(path: str) -> bool:
     """Say whether a connection to the socket at path is taken."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)  # a listener may leave its queue full: EAGAIN, somebody
+        probe.setblocking(False)  # a listener may leave its queue full: EAGAIN, it lives
         try:
             probe.connect(path)
         except ConnectionRefusedError:
@@ -138,7 +138,7 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 def folder_lock(path: str) -> Iterator[None]:
     """Keep other processes that use this function from what they do with socket files of the same folder.
 
-    Whoever may open the folder may hold the lock: it is not waited for without end.
+    Each user of the folder may hold the lock: it is not waited for without end.
     """
     try:
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

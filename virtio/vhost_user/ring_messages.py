@@ -109,7 +109,7 @@ class RingMessages:
             self._watch(ring, None)
 
     def reset(self, *, drain: bool = False) -> None:
-        """Stop all rings; without ``drain`` whatever is in flight, since the driver begins anew.
+        """Stop all rings; without ``drain`` whatever is in flight, since the driver starts again.
 
         The last one first: of a network device the queue that sends before the one that it may send to.
         """
@@ -263,7 +263,7 @@ class RingMessages:
     def _go_live(self) -> None:
         device = self.device
         if device.status & Status.DEVICE_NEEDS_RESET and not any(ring.running for ring in self.rings):
-            device.reset()  # a driver begins anew, whose frontend may know no other way to say so
+            device.reset()  # a driver starts again, and its frontend may have no other message for that
         if device.live:
             return
         bits = self.session.driver_features()

@@ -77,7 +77,7 @@ static inline void virtio_relax(void)
 
 /* A queue's burst lock: one owner at a time, in the order of their numbers. The high half is the number drawn next, the
  * low half the number served: equal halves mean a free lock. trylock fails while a thread waits, so a worker that takes
- * a lock again and again starves nobody. Uncontended in the intended use (one thread per queue). */
+ * a lock again and again starves no other. Uncontended in the intended use (one thread per queue). */
 typedef uint16_t __attribute__((may_alias)) virtio_lock_half;
 
 static inline int virtio_is_locked(const uint32_t *lock)
