@@ -13,8 +13,17 @@ prepare() { # sanitizer: a copy of the tree with a build of its own, in $copy; o
     copy=$PWD/build/sanitize-${1//,/-}
     mkdir -p "$copy"
     exec 9> "$copy/lock" # a build waits for the tests of others in the same copy, and they for it
+    flock -s 9
+    up_to_date "$1" || rebuild "$1"
+}
+
+up_to_date() { # sanitizer
+    [ "$(stamp "$1")" = "$(cat "$copy/built" 2> /dev/null)" ]
+}
+
+rebuild() { # sanitizer: with the lock alone, unless another has built meanwhile
     flock 9
-    if [ "$(stamp "$1")" != "$(cat "$copy/built" 2> /dev/null)" ]; then
+    if ! up_to_date "$1"; then
         rm -f "$copy/built"
         refresh
         wrap "$1"
