@@ -12,18 +12,10 @@ library() { gcc -print-file-name="$1"; }
 prepare() { # sanitizer: a copy of the tree with a build of its own, in $copy; one that is up to date is used again
     copy=$PWD/build/sanitize-${1//,/-}
     mkdir -p "$copy"
-    exec 9> "$copy/lock" # a build waits for the tests of others in the same copy, and they for it
-    flock -s 9
-    up_to_date "$1" || rebuild "$1"
-}
-
-up_to_date() { # sanitizer
-    [ "$(stamp "$1")" = "$(cat "$copy/built" 2> /dev/null)" ]
-}
-
-rebuild() { # sanitizer: with the lock alone, unless another has built meanwhile
-    flock 9
-    if ! up_to_date "$1"; then
+    exec 8> "$copy/lock-build" 9> "$copy/lock-tests"
+    flock 8 # one looks and builds at a time, while no test of others runs in the same copy
+    if [ "$(stamp "$1")" != "$(cat "$copy/built" 2> /dev/null)" ]; then
+        flock 9
         rm -f "$copy/built"
         refresh
         wrap "$1"
@@ -31,6 +23,7 @@ rebuild() { # sanitizer: with the lock alone, unless another has built meanwhile
         stamp "$1" > "$copy/built"
     fi
     flock -s 9
+    exec 8>&-
 }
 
 stamp() { # sanitizer: all that a build and its tests come from, as one number
