@@ -30,6 +30,30 @@ def test_a_ring_is_answered_once() -> None:
     assert (bell.rings, bell.writes) == (2, 0)  # nobody sleeps: no system call
 
 
+def test_a_ring_before_the_file_descriptor_is_asked_for() -> None:
+    """It is written then, once, unless it was answered."""
+    bell = Bell()
+    bell.ring()
+    fd = bell.fileno()
+    assert select.select([fd], [], [], 0)[0] == [fd]
+    assert bell.fileno() == fd
+    assert os.eventfd_read(fd) == 1
+    other = Bell()
+    other.ring()
+    other.answer()
+    assert not select.select([other.fileno()], [], [], 0)[0]
+
+
+@pytest.mark.threads
+def test_a_ring_while_the_file_descriptor_is_asked_for() -> None:
+    for _ in range(2000):
+        bell = Bell()
+        ringer = threading.Thread(target=bell.ring)
+        ringer.start()
+        assert select.select([bell.fileno()], [], [], 20)[0]
+        ringer.join()
+
+
 def test_whoever_polls_the_file_descriptor_sees_each_ring() -> None:
     bell = Bell()
     fd = bell.fileno()

@@ -15,6 +15,7 @@ cdef extern from "virtio/bell.h" nogil:
         void (*call)(virtio_bell *bell) noexcept nogil
         void *owner
     void virtio_bell_ring(virtio_bell *bell)
+    void virtio_bell_open(virtio_bell *bell)
     bint virtio_bell_answer(virtio_bell *bell)
     uint64_t virtio_bell_drain(virtio_bell *bell)
 

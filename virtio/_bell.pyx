@@ -97,11 +97,11 @@ cdef class Bell:
     def fileno(self):
         """Return the eventfd; ValueError if there is none.
 
-        Once it was asked for, each ring writes to it: whoever polls it needs to know nothing else.
+        Once it was asked for, each ring writes to it, as does a ring before that if it is not answered.
         """
         if self.c.fd < 0:
             raise ValueError("a bell that calls a function has no file descriptor")
-        virtio_store32(&self.c.always, 1)
+        virtio_bell_open(&self.c)
         return self.c.fd
 
     @property

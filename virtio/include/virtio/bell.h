@@ -30,7 +30,7 @@ typedef struct virtio_bell {
 static inline void virtio_bell_ring(virtio_bell *bell)
 {
     static const uint64_t one = 1;
-    const uint32_t always = __atomic_load_n(&bell->always, __ATOMIC_RELAXED);
+    uint32_t rung, always;
     if (!bell->foreign)
         __atomic_fetch_add(&bell->rings, 1, __ATOMIC_RELAXED);
     if (bell->call) {
@@ -38,7 +38,9 @@ static inline void virtio_bell_ring(virtio_bell *bell)
         return;
     }
     /* rung already: the ringer before us has woken the answerer, or the answerer will look before it sleeps */
-    if (__atomic_exchange_n(&bell->rung, 1, __ATOMIC_SEQ_CST) && !always)
+    rung = __atomic_exchange_n(&bell->rung, 1, __ATOMIC_SEQ_CST);
+    always = __atomic_load_n(&bell->always, __ATOMIC_SEQ_CST); /* after rung; virtio_bell_open: rung after always */
+    if (rung && !always)
         return;
     if (bell->fd >= 0 && (always || __atomic_load_n(&bell->asleep, __ATOMIC_SEQ_CST))) {
         __atomic_fetch_add(&bell->writes, 1, __ATOMIC_RELAXED);
@@ -46,6 +48,17 @@ static inline void virtio_bell_ring(virtio_bell *bell)
         if (write(bell->fd, &one, sizeof(one)) < 0)
             return;
     }
+}
+
+/* From now on each ring is a write to fd; one that was not answered yet is written now. */
+static inline void virtio_bell_open(virtio_bell *bell)
+{
+    static const uint64_t one = 1;
+    if (__atomic_exchange_n(&bell->always, 1, __ATOMIC_SEQ_CST) || !__atomic_load_n(&bell->rung, __ATOMIC_SEQ_CST))
+        return;
+    __atomic_fetch_add(&bell->writes, 1, __ATOMIC_RELAXED);
+    if (write(bell->fd, &one, sizeof(one)) < 0)
+        return;
 }
 
 /* Whoever slept on fd: take what is in it, without waiting; return how much that was. Counts a foreign bell's rings. */
