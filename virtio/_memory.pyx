@@ -80,6 +80,10 @@ cdef class MemoryUser:
         pass
 
 
+class LastHeld(ref):
+    """A reference to a user that is held behind those that are none: see :meth:`GuestMemory.hold_last`."""
+
+
 cdef class GuestMemory:
     """The memory of a guest: up to 509 regions at any 64-bit guest-physical addresses, with holes or adjacent.
 
@@ -158,11 +162,19 @@ cdef class GuestMemory:
             self._users = live
         return 0
 
+    def hold_last(self, MemoryUser user not None):
+        """Hold a user behind the others: a thread that has the lock of one of those may wait for this one's.
+
+        So it is with a queue that frames are delivered into: the queue that they come from is locked meanwhile.
+        """
+        with self._lock:
+            self._users = [LastHeld(user) if known() is user else known for known in self._users]
+
     cdef list _live_users(self):
-        """Return the users, in the one order in which every thread holds them."""
-        cdef list users = [user for user in [known() for known in self._users] if user is not None]
-        users.sort(key=id)
-        return users
+        """Return the users, in the order in which they are to be held. One change at a time holds them."""
+        cdef list users = sorted([(isinstance(known, LastHeld), known()) for known in self._users],
+                                 key=lambda found: found[0])
+        return [user for _, user in users if user is not None]
 
     cdef int _install(self, tuple regions) except -1:
         cdef Py_ssize_t count = len(regions)

@@ -120,6 +120,7 @@ cdef class NetReceive(Task):
         self.accept(features)
         self.lock = &queue.q.lock
         self.task = &rx.task.task
+        queue.memory.hold_last(queue)
         queue.disable_notification()
 
     def __dealloc__(self):

@@ -184,6 +184,7 @@ cdef class VtnetTransmit:
             queue_lock(queue.lock)
             tx_open(tx, queue.q, &kick.c, call, &small.c, more, hdr_size, separate, offloads)
             queue_unlock(queue.lock)
+        queue.memory.hold_last(queue)  # pumps deliver into it
 
     cdef void finish(self) noexcept nogil:
         """Show the device what was sent, let go of the lock, and kick."""
