@@ -113,6 +113,26 @@ def test_lengths_by_way_of_a_guest(kind: str, said: str) -> None:
     assert device.statistics()["tx0"]["dropped"] == {}
 
 
+@pytest.mark.parametrize("pieces", [[20, 30, 4000], [300], [70000]], ids=["short pieces", "buffers", "whole"])
+@pytest.mark.parametrize("in_place", [False, True], ids=["deliver", "reserve"])
+@pytest.mark.parametrize("said", ["zero", "segment"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "vxlan"])
+@FORMATS
+def test_lengths_by_way_of_a_port(packed: bool, kind: str, said: str, in_place: bool, pieces: list[int]) -> None:
+    """A TAP gives what another guest of its bridge sent, with its type: cut for a guest that takes types, too."""
+    header, frame = undone(kind, 2100, MSS)
+    device, nic, port = receiving(packed=packed, in_place=in_place)
+    nic.post(40, pieces=pieces)
+    port.give([(header, lie(frame, lengths(frame), said)), (header, frame)])
+    device.poll()
+    found = got(nic)
+    *cut, whole = found
+    assert whole == (header, frame)
+    assert all(one.gso_type == 0 for one, _ in cut)
+    assert [data for one, each in cut for data in transmit(one, each)] == transmit(header, frame)
+    assert device.statistics()["rx0"]["dropped"] == {}
+
+
 @pytest.mark.parametrize("network", [V4, V6], ids=["v4", "v6"])
 def test_a_hop_by_hop_header_and_no_length(network: Packet) -> None:
     """Behind an IPv6 length of 0 it makes no jumbogram without the option."""

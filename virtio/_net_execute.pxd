@@ -135,8 +135,9 @@ cdef inline bint is_exact_plain(const virtio_packet *packet, const iovec *seg) n
     return protocol == 17 and end > l4 + 8 and get_be16(p + l4 + 4) == end - l4
 
 
-cdef inline uint32_t packet_needs(const virtio_packet *packet, const iovec *segs) noexcept nogil:
-    """net_hdr_needs() of a packet, which is to be cut, too, if its lengths are not the frame's or it has no payload.
+cdef inline uint32_t packet_needs(const virtio_packet *packet, const iovec *pieces) noexcept nogil:
+    """net_hdr_needs() of a packet of these pieces. It is to be cut, too, if its lengths are not the frame's or it has
+    no payload.
 
     VIRTIO 1.4, 5.1.9.2 has the device compute what each segment needs, so Windows writes 0, or a segment's lengths.
     A taker of the whole frame would believe them.
@@ -144,8 +145,7 @@ cdef inline uint32_t packet_needs(const virtio_packet *packet, const iovec *segs
     cdef uint32_t needs = net_hdr_needs(&packet.hdr)
     if packet.hdr.gso_type == VIRTIO_NET_HDR_GSO_NONE:
         return needs
-    segs += packet.first
-    if not is_exact_plain(packet, segs) and not is_exact(packet, segs):
+    if not is_exact_plain(packet, pieces) and not is_exact(packet, pieces):
         needs |= VIRTIO_OFFLOAD_CUT
     return needs
 

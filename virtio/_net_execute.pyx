@@ -180,7 +180,7 @@ cdef uint32_t execute_next(net_executor *x) noexcept nogil:
     x.bytes = 0
     while x.at < x.ninput and x.count < x.limit:
         packet = x.input + x.at
-        needs = packet_needs(packet, x.input_segs) & ~x.offloads
+        needs = packet_needs(packet, x.input_segs + packet.first) & ~x.offloads
         if packet.nsegs > VIRTIO_PACKET_PIECES:
             add_count(&x.dropped[EXECUTE_BAD_PIECES], 1)
             done = True
@@ -215,7 +215,7 @@ cdef uint32_t execute_send(net_executor *x, virtio_port *port, uint32_t queue, c
                            const iovec *segs, virtio_turn *turn) noexcept nogil:
     cdef uint32_t allowed = port_offloads(port), needs = 0, i, taken
     for i in range(n):
-        needs |= packet_needs(&packets[i], segs)
+        needs |= packet_needs(&packets[i], segs + packets[i].first)
     if needs & ~allowed == 0:
         return port.send(port, queue, packets, n, segs, turn)
     execute_start(x, packets, n, segs, allowed)

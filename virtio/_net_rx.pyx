@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
 from virtio._checksum cimport store_sum16, sum_copy, sum_fold
-from virtio._net_execute cimport EXECUTE_SEGMENTS_MAX, net_hdr_needs, segment_options
+from virtio._net_execute cimport (EXECUTE_SEGMENTS_MAX, is_exact, is_exact_plain, net_hdr_needs, packet_needs,
+                                  segment_options)
 from virtio._net_filter cimport *
 from virtio._net_hdr cimport *
 from virtio._net_mtu cimport MTU_TAGS, exceeds, limit_of
@@ -209,12 +210,12 @@ cdef bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uin
 
 # ---- the sink ----
 
-cdef inline uint32_t beyond(const net_rx *rx, const virtio_net_hdr *hdr) noexcept nogil:
-    """What a frame leaves undone and the guest does not accept so: VIRTIO_OFFLOAD_*.
+cdef inline uint32_t beyond(const net_rx *rx, const virtio_net_hdr *hdr, uint32_t needs) noexcept nogil:
+    """What of `needs` the guest does not accept: VIRTIO_OFFLOAD_*.
 
     All of it if there is a flag that the guest does not know: then write_header leaves out what the header says.
     """
-    return net_hdr_needs(hdr) & ~(0 if hdr.flags & ~rx.flags else rx.sink.offloads)
+    return needs & ~(0 if hdr.flags & ~rx.flags else rx.sink.offloads)
 
 
 cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noexcept nogil:
@@ -265,7 +266,7 @@ cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) no
     cdef bint summed = False
     cdef iovec *to
     cdef int n
-    cdef uint32_t undone = beyond(rx, hdr)
+    cdef uint32_t undone = beyond(rx, hdr, packet_needs(packet, source))
     if undone and hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
         return cut(rx, packet, source)
     if virtio_unlikely(packet.len > rx.limit) and exceeds(rx.limit, hdr, packet.len, source, 0):
@@ -473,15 +474,36 @@ cdef void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noex
     rx_settle(rx)
 
 
+cdef bint is_exact_there(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
+    """is_exact() of a frame with a type that was read in place."""
+    cdef const iovec *to = room_of(rx)
+    cdef uint32_t there = <uint32_t>min(rx.room, <uint64_t>length), n = min(there, <uint32_t>VIRTIO_SEGMENT_HEADERS_MAX)
+    cdef uint8_t headers[VIRTIO_SEGMENT_HEADERS_MAX]
+    cdef iovec pieces[2]
+    cdef virtio_packet packet
+    packet.hdr, packet.first, packet.nsegs, packet.len = hdr[0], 0, 1, length
+    if to.iov_len > rx.header:
+        pieces[0].iov_base, pieces[0].iov_len = <uint8_t *>to.iov_base + rx.header, to.iov_len - rx.header
+        if is_exact_plain(&packet, pieces):
+            return True
+    collect(headers, to, rx.header, n)
+    pieces[0].iov_base, pieces[0].iov_len = headers, n
+    pieces[1].iov_base, pieces[1].iov_len = rx.scratch, length - there
+    packet.nsegs = 2  # no more of them is looked at than has room for headers
+    return is_exact(&packet, pieces)
+
+
 cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
-    cdef uint32_t n = 0, npieces, undone = beyond(rx, hdr)
-    cdef bint cut = undone and hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE
+    cdef uint32_t n = 0, npieces, undone = beyond(rx, hdr, net_hdr_needs(hdr))
+    cdef bint cut = False
     cdef uint64_t total = rx.header + <uint64_t>length, have = 0
     cdef iovec *to
     if rx.reserved == 0:
         rx_refuse(rx, 1)
         return
+    if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
+        cut = undone or not is_exact_there(rx, hdr, length)
     if length > rx.room and not rx.mergeable and not cut:
         add_count(&rx.dropped[RX_DROP_MTU if length > <uint64_t>rx.limit + MTU_TAGS else RX_DROP_TOO_LARGE], 1)
         return

@@ -73,7 +73,7 @@ cdef uint32_t send(net_tx *tx, uint32_t n, uint64_t size, bint says, virtio_turn
     cdef uint32_t before = tx.resume
     cdef const virtio_packet *packet
     for i in range(n if says else 0):
-        needs |= packet_needs(&tx.packets[i], tx.segs)
+        needs |= packet_needs(&tx.packets[i], tx.segs + tx.packets[i].first)
     tx.packets[0].done = before
     turn.resume = 0
     if virtio_likely(needs & ~port_offloads(tx.port) == 0):
