@@ -98,12 +98,15 @@ def test_frames_of_segments_are_judged_by_these(in_place: bool, cut: bool, size:
     while nic.device.poll():
         pass
     got = nic.receive()
+    if in_place and cut:  # no TAP gives types to a guest that takes none; it cuts off what is beyond its room
+        assert got == [] and dropped(nic) == {"segment": 1}
+        return
     assert bool(got) == passes
     assert dropped(nic) == ({} if passes else {"mtu": 1})
     if passes and not cut:
         assert [frame for _, frame in got] == [tcp4(2900)] and got[0][0].gso_size == size
     if passes and cut:
-        assert sum(len(frame) - 66 for _, frame in got) == 2900
+        assert b"".join(frame[66:] for _, frame in got) == tcp4(2900)[66:]
         assert max(len(frame) for _, frame in got) == 66 + size
 
 
