@@ -313,7 +313,7 @@ class NetDevice(Device):
         if isinstance(task, NetReceive):
             task.connect()
         if worker := self._worker_of(pair):
-            worker.add(task)
+            worker.add(task, guest=self)
 
     def queue_reset(self, index: int) -> None:
         """Let go of a queue."""

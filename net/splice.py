@@ -54,7 +54,7 @@ class Splice:
                     task.connect()
                     task.resume()
                     if self.workers:
-                        self.workers[i % len(self.workers)].add(task)
+                        self.workers[i % len(self.workers)].add(task, guest=self)
         except BaseException:
             self.close()
             raise

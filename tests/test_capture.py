@@ -207,6 +207,8 @@ def test_what_a_driver_sends_completes_to_what_was_on_the_wire(captured: dict[st
         assert offload.complete_receive(header, completed, features, to_driver=False).verdict is told.verdict
         assert completed == right
         if name == "plain":
+            if frame[field : field + 2] == b"\0\0":  # 0 and 0xFFFF are the same sum: a completion writes the latter
+                completed[field : field + 2] = b"\0\0"
             assert completed == frame
         if large:
             assert header.hdr_len == offload.parse(frame).outer.payload

@@ -376,6 +376,31 @@ def test_shares(load: str, other: str) -> None:
     assert 0.8 <= shares[0] / shares[1] <= 1.25, shares
 
 
+def test_shares_of_a_guest_with_many_queues() -> None:
+    """It has no more than one with a single queue."""
+    worker = Worker()
+    pairs = 1, 8
+    nics = [guest(Sink(queues=n), worker=worker, queue_pairs=n, queue_size=4096) for n in pairs]
+    nics[1].control(4, 0, struct.pack("<H", 8))
+    rings = [(nic, nic.ring(2 * pair + 1)) for nic, n in zip(nics, pairs, strict=True) for pair in range(n)]
+    header, frame = SMALL
+    buffers = {id(nic): nic.buffer(header.to_bytes(nic.header) + frame) for nic in nics}
+    for nic, ring in rings:
+        while ring.nfree:
+            ring.enqueue([buffers[id(nic)]], (), None)
+
+    def sent() -> list[int]:
+        return [sum(figure(nic, "frames", of=f"tx{i}") for i in range(n)) for nic, n in zip(nics, pairs, strict=True)]
+
+    worker.poll()  # from now on it is known how many queues have something to do
+    before = sent()
+    for _ in range(10):
+        worker.poll()
+    one, many = (now - was for now, was in zip(sent(), before, strict=True))
+    assert all(ring.outstanding for _, ring in rings) and one < 4096 - before[0]
+    assert 0.8 <= one / many <= 1.25, (one, many)
+
+
 @pytest.mark.threads
 def test_a_task_is_added_in_the_next_round() -> None:
     """However much there is to do."""

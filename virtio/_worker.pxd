@@ -53,3 +53,4 @@ cdef class Task:
     cdef virtio_turn turn         # what its worker left it of the last one
     cdef uint32_t *lock           # of the queue that it works
     cdef object worker            # the Worker that runs it, or None
+    cdef object guest             # number of the guest that it works for

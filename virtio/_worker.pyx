@@ -34,7 +34,8 @@ cdef extern from "sched.h" nogil:
 
 
 cdef enum:
-    # Units of work. A round is short, however many tasks there are: each has its share of it, but no more than a turn
+    # Units of work. A round is short, however many guests there are: each has its share of it, and of that each of its
+    # tasks, but no more than a turn
     ROUND = 8 * VIRTIO_WORK_TURN
     SHARE_MIN = 2000
     POLL = 100           # of a poll that did something, beside what that says
@@ -49,9 +50,36 @@ cdef inline int64_t now_ns() noexcept nogil:
     return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
+cdef struct worker_guest:
+    uint32_t busy   # of its tasks, those that had something to do
+    int64_t share   # of each task
+
+
 cdef struct worker_task:
     virtio_task *task
     virtio_turn *turn
+    worker_guest *guest
+
+
+cdef uint32_t share_out(worker_guest *guests, uint32_t n) noexcept nogil:
+    """Say what each task may do in the next round, of those that had something to do in the last; return how many had.
+
+    Guests have equal shares, however many queues each has. One that is alone, or has few tasks, has no more than turns.
+    """
+    cdef uint32_t i, busy = 0, found = 0, least = 0
+    cdef int64_t share
+    for i in range(n):
+        if guests[i].busy:
+            busy += guests[i].busy
+            least = min(least, guests[i].busy) if found else guests[i].busy
+            found += 1
+    share = max(<int64_t>ROUND // max(found, <uint32_t>1), SHARE_MIN)
+    if found > 1:
+        share = min(share, <int64_t>least * VIRTIO_WORK_TURN)
+    for i in range(n):
+        guests[i].share = min(<int64_t>VIRTIO_WORK_TURN, share // max(guests[i].busy, <uint32_t>1) + 1)
+        guests[i].busy = 0
+    return busy
 
 
 cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t share) noexcept nogil:
@@ -72,6 +100,17 @@ cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t shar
                 turn.left = 0
             break
         turn.left -= POLL
+        total += done
+    return total
+
+
+cdef inline uint64_t run_round(worker_task *tasks, uint32_t n) noexcept nogil:
+    """Give each task its turn; return how much was done."""
+    cdef uint32_t i
+    cdef uint64_t done, total = 0
+    for i in range(n):
+        done = run_turn(tasks[i].task, tasks[i].turn, tasks[i].guest.share)
+        tasks[i].guest.busy += done != 0
         total += done
     return total
 
@@ -152,8 +191,10 @@ cdef class Worker:
     cdef list _tasks              # of Task: keeps them alive
     cdef object _origin           # the process that has the thread
     cdef list _leaving            # of Task: removed by the thread itself, amid a round that may still run them
-    cdef worker_task *_running    # [_count]; replaced by the thread itself only
+    cdef worker_task *_running    # [_count]; replaced by the thread itself only, as
+    cdef worker_guest *_guests    # [_nguests] is
     cdef uint32_t _count
+    cdef uint32_t _nguests
     cdef object _thread
     cdef Bell _bell               # wakes the thread for stop and for a change of tasks
     cdef bint _busy
@@ -187,6 +228,7 @@ cdef class Worker:
 
     def __dealloc__(self):
         free(self._running)
+        free(self._guests)
 
     @property
     def tasks(self):
@@ -208,13 +250,17 @@ cdef class Worker:
         """How often it went to sleep."""
         return counted(&self._sleeps)
 
-    def add(self, Task task not None):
-        """Run this task too; RuntimeError if another worker does."""
+    def add(self, Task task not None, *, guest=None):
+        """Run this task too; RuntimeError if another worker does.
+
+        ``guest`` is any object: tasks with the same one share what a guest may do (None: the task is one of its own).
+        """
         self._origin.check()
         with self._changed:
             if task.worker is not None:
                 raise RuntimeError(f"{task!r} is run by {task.worker!r} already")
             task.worker = weakref.proxy(self)  # which has the task
+            task.guest = id(task if guest is None else guest)
             self._tasks.append(task)
             self._announce()
 
@@ -266,12 +312,12 @@ cdef class Worker:
 
     def poll(self):
         """Give each task a turn, on this thread; return how much was done. For a worker that is not started."""
-        cdef uint64_t done = 0
-        cdef Task task
-        for task in tuple(self._tasks):
-            if task.task is not NULL:
-                with nogil:
-                    done += run_turn(task.task, &task.turn, VIRTIO_WORK_TURN)
+        cdef uint64_t done
+        if self._seen != self._wanted or self._count == 0:
+            self._renew()
+        with nogil:
+            share_out(self._guests, self._nguests)
+            done = run_round(self._running, self._count)
         return done
 
     def __enter__(self):
@@ -305,19 +351,26 @@ cdef class Worker:
     cdef int _renew(self) except -1:
         """Work by the list of tasks as it is now."""
         cdef worker_task *running
+        cdef worker_guest *guests
         cdef uint32_t n = 0
         cdef Task task
         with self._changed:
             running = <worker_task *>calloc(len(self._tasks) + 1, sizeof(worker_task))
-            if running is NULL:
+            guests = <worker_guest *>calloc(len(self._tasks) + 1, sizeof(worker_guest))
+            if running is NULL or guests is NULL:
+                free(running)
+                free(guests)
                 raise MemoryError()
+            numbers = {}
             for task in self._tasks:
                 if task.task is not NULL:
                     running[n].task, running[n].turn = task.task, &task.turn
+                    running[n].guest = guests + <uint32_t>numbers.setdefault(task.guest, len(numbers))
                     n += 1
             free(self._running)
-            self._running = running
-            self._count = n
+            free(self._guests)
+            self._running, self._guests = running, guests
+            self._count, self._nguests = n, len(numbers)
             self._seen = self._wanted
             self._leaving.clear()
             self._changed.notify_all()
@@ -328,18 +381,13 @@ cdef class Worker:
         cdef virtio_wait wait
         cdef worker_task *tasks = self._running
         cdef uint32_t n = self._count
-        cdef uint32_t i
-        cdef uint32_t busy = 1
         cdef uint32_t idle = 0
-        cdef int64_t share
         cdef int64_t since = 0  # when the last work was done, 0: just now
+        share_out(self._guests, self._nguests)
         while not virtio_load32(&self._attention):
-            share = VIRTIO_WORK_TURN if busy <= ROUND // VIRTIO_WORK_TURN else max(<int64_t>ROUND // busy, SHARE_MIN)
-            busy = 0
-            for i in range(n):
-                busy += run_turn(tasks[i].task, tasks[i].turn, share) != 0
+            run_round(tasks, n)
             add_count(&self._rounds, 1)
-            if busy:
+            if share_out(self._guests, self._nguests):
                 idle = 0
                 since = 0
                 continue
