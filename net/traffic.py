@@ -105,6 +105,7 @@ class Traffic:
         """Take up to ``limit`` frames that wait; return them as a list of bytes.
 
         Of a frame whose checksum the device left undone (NEEDS_CSUM), it is computed, unless ``complete`` is False.
+        Lengths of 0 or of one segment in a frame with a gso_type become the frame's, on the same condition.
         ``queue`` is the pair to look at; None: all, in turn. Raises DeviceBroken if the device broke the queue.
         """
         if queue is not None or len(self.pairs) == 1:

@@ -54,6 +54,8 @@ TSO = int(F.CSUM | F.HOST_TSO4 | F.HOST_TSO6 | F.HOST_USO | F.HOST_ECN)
 SIZES = (10, 12, 20, 24)
 TOEPLITZ = Toeplitz(bytes(range(40)))
 NEEDS, VALID = NetHeader(flags=1, csum_start=34, csum_offset=16), NetHeader(flags=2)
+LOW = NetHeader(flags=1, csum_start=0, csum_offset=0)
+TYPES = [NetHeader(gso_type=kind, gso_size=100, outer_th_offset=34, inner_nh_offset=64) for kind in (1, 3, 4, 5, 0x21)]
 
 
 def halves(view: memoryview) -> list[int]:
@@ -70,6 +72,18 @@ def segments_of(view: memoryview, mode: str) -> None:
     for size in (8, 100):
         with suppress(SegmentError):
             segment(view, size, checksum=mode, max_segments=80).packets()  # type: ignore[arg-type]
+
+
+def of_no_length(view: memoryview) -> None:
+    """The lengths of a frame with a type, and of one without, are 0 where the frame has them."""
+    found = parse(view)
+    for layer in filter(None, (found.outer, found.inner)):
+        for place in (layer.l3 + (2 if layer.l3_kind == 1 else 4), layer.l4 + 4 if layer.protocol == 17 else len(view)):
+            view[place : place + 2] = bytes(len(view[place : place + 2]))
+    saved = bytes(view)
+    for header in (*TYPES, NEEDS, LOW):
+        complete_receive(header, view, EVERY)
+        view[:] = saved
 
 
 # kernels that take a frame, which they may write to; what they find in it is other tests' concern
@@ -97,9 +111,10 @@ OF_A_FRAME: dict[str, Callable[[memoryview], object]] = {
     "prepare_transmit, to the driver": lambda view: prepare_transmit(view, EVERY, to_driver=True),
     "prepare_transmit_burst": lambda view: prepare_transmit_burst([view, view], TSO, 100),
     "prepare_transmit_burst, offsets": lambda view: prepare_transmit_burst(view, 0, offsets=halves(view)),
-    "classify_receive": lambda view: [classify_receive(hdr, view, EVERY) for hdr in (NEEDS, VALID)],
+    "classify_receive": lambda view: [classify_receive(hdr, view, EVERY) for hdr in (NEEDS, VALID, LOW)],
     "complete_receive": lambda view: complete_receive(NEEDS, view, EVERY),
     "complete_receive, as sent": lambda view: complete_receive(prepare_transmit(view, EVERY, 100).header, view, EVERY),
+    "complete_receive, lengths of 0": of_no_length,
     "classify_receive_burst": lambda view: classify_receive_burst([view, view], EVERY),
     "classify_receive_burst, offsets": lambda view: classify_receive_burst(view, EVERY, offsets=halves(view)),
     "segment": lambda view: segments_of(view, "full"),

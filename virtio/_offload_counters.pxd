@@ -64,6 +64,11 @@ cdef extern from "virtio/offload.h" nogil:
         VIRTIO_RX_HDR_SHORT
         VIRTIO_RX_HDR
         VIRTIO_RX_REASONS
+        VIRTIO_RX_MENDS
+
+    ctypedef struct virtio_rx_mend:
+        uint16_t at
+        uint16_t word
 
     ctypedef struct virtio_rx_offload:
         uint8_t verdict
@@ -77,6 +82,8 @@ cdef extern from "virtio/offload.h" nogil:
         uint16_t pseudo
         uint32_t outer_end
         uint32_t segments
+        uint32_t nmends
+        virtio_rx_mend *mends
 
     ctypedef struct virtio_offload_counters:
         uint64_t *tx

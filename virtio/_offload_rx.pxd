@@ -7,11 +7,19 @@
 # another port: 5.1.9.4 has the sum from csum_start to the end, whatever is there); a type is the frame's, a tunnel is
 # where it is said to be. SCTP, whose checksum is no 16-bit sum, is neither completed nor believed to be verified.
 # A type without NEEDS_CSUM (a NIC's LRO behind vhost) is repaired: the pseudo header's sum is put into the field first.
+# Lengths of 0 or of a segment in a frame with a type are understood as by the device's end (virtio._segment_lengths),
+# and become the frame's, with what covers them. An IP length of 0 without a type stays: the frame is taken to its end.
 from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memset
 
 from virtio._frame cimport virtio_frame
 from virtio._net_hdr cimport virtio_net_hdr
 from virtio._offload_counters cimport *
+
+
+cdef inline void rx_offload_clear(virtio_rx_offload *info) noexcept nogil:
+    """All 0, but for mends that do not count."""
+    memset(info, 0, <const char *>&info.mends[0] - <const char *>info)
 
 
 # p is the frame and frame what frame_parse said of it. Fills *info, all of it; returns info.verdict, VIRTIO_RX_UNKNOWN
@@ -20,5 +28,6 @@ from virtio._offload_counters cimport *
 cdef int offload_receive(virtio_rx_offload *info, const virtio_net_hdr *given, const uint8_t *p,
                          const virtio_frame *frame, uint32_t offloads) noexcept nogil
 # Complete the checksum of a frame that NEEDS_CHECKSUM, and one in a tunnel's outer UDP header that is as partial (only
-# with a type). It ends where the datagram ends, not the frame: padding is not summed. Others are not touched.
+# with a type). It ends where the datagram ends, not the frame: padding is not summed. Mends are stored first, whatever
+# the verdict. Others are not touched.
 cdef void offload_complete(uint8_t *p, const virtio_rx_offload *info) noexcept nogil

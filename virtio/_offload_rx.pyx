@@ -10,7 +10,10 @@ from libc.string cimport memset
 from virtio._batch cimport Batch
 from virtio._checksum cimport checksum_complete, load_sum16, store_sum16, sum_fold, sum_pseudo4, sum_pseudo6
 from virtio._frame cimport *
+from virtio._frame_checksum cimport VERDICT_GOOD, layer_fill_l3
 from virtio._net_hdr cimport *
+from virtio._segment cimport VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_OK
+from virtio._segment_lengths cimport lengths_copy, lengths_exact, lengths_mend
 from virtio._offload_counters import ReceiveReason, ReceiveVerdict
 
 
@@ -23,6 +26,7 @@ cdef enum:
     ICMP_FIELD = 2
     TCP_FIELD = 16
     UDP_FIELD = 6
+    IPV4_FIELD = 10
 
 
 cdef int why_none(const virtio_layer *layer) noexcept nogil:
@@ -100,7 +104,7 @@ cdef int find_elsewhere(virtio_rx_offload *info, const virtio_net_hdr *hdr, cons
     5.1.9.4: the sum is of all from csum_start on. It ends where the last packet that is known ends: padding is not
     summed.
     """
-    cdef uint32_t start = hdr.csum_start, end = datagram_end(p, layer), first = layer.l4
+    cdef uint32_t start = hdr.csum_start, end, first = layer.l4
     cdef bint icmp = False
     if (layer.stop >= VIRTIO_STOP_FAULTS and not lacks_length(p, layer) or layer.flags & VIRTIO_LAYER_FRAGMENT
             or layer.l3_kind == VIRTIO_L3_ARP):
@@ -113,6 +117,7 @@ cdef int find_elsewhere(virtio_rx_offload *info, const virtio_net_hdr *hdr, cons
             first = layer.payload
     if start < first:
         return reason
+    end = datagram_end(p, layer)
     if start + hdr.csum_offset + 2 > end:
         return VIRTIO_RX_CSUM_BAD_OFFSET
     info.csum_start = hdr.csum_start
@@ -123,26 +128,107 @@ cdef int find_elsewhere(virtio_rx_offload *info, const virtio_net_hdr *hdr, cons
     return VIRTIO_RX_CSUM_NONE
 
 
+cdef inline uint16_t pseudo_of(const uint8_t *p, const virtio_layer *layer, uint32_t length) noexcept nogil:
+    """The pseudo header's sum, as stored; never 0, since a protocol is in it."""
+    if layer.l3_kind == VIRTIO_L3_IPV4:
+        return sum_fold(sum_pseudo4(p + layer.src, p + layer.dst, layer.protocol, length))
+    return sum_fold(sum_pseudo6(p + layer.src, p + layer.dst, layer.protocol, length))
+
+
 cdef void find_repair(virtio_rx_offload *info, const uint8_t *p, const virtio_layer *layer,
                       uint32_t field) noexcept nogil:
     """Note how the checksum of a merged frame becomes right. What was merged was verified before.
 
     A UDP checksum of 0 over IPv4 stays: there is none.
     """
-    cdef uint32_t end = datagram_end(p, layer), length = end - layer.l4
-    cdef uint64_t sum
-    if layer.l3_kind == VIRTIO_L3_IPV4:
-        if layer.protocol == UDP and load_sum16(p + layer.l4 + UDP_FIELD) == 0:
-            return
-        sum = sum_pseudo4(p + layer.src, p + layer.dst, layer.protocol, length)
-    else:
-        sum = sum_pseudo6(p + layer.src, p + layer.dst, layer.protocol, length)
-    info.pseudo = sum_fold(sum)
+    cdef uint32_t end = datagram_end(p, layer)
+    if layer.l3_kind == VIRTIO_L3_IPV4 and layer.protocol == UDP and load_sum16(p + layer.l4 + UDP_FIELD) == 0:
+        return
+    info.pseudo = pseudo_of(p, layer, end - layer.l4)
     info.csum_start = layer.l4
     info.csum_offset = <uint16_t>field
     info.csum_end = end
-    info.levels = 1
+    info.levels = 1 + info.inner
     info.reason = VIRTIO_RX_GSO_REPAIRED
+
+
+cdef inline void add_mend(virtio_rx_offload *info, uint32_t at, uint16_t word) noexcept nogil:
+    info.mends[info.nmends].at = <uint16_t>at
+    info.mends[info.nmends].word = word
+    info.nmends += 1
+
+
+cdef void note_layer(virtio_rx_offload *info, uint8_t *p, const virtio_frame *frame,
+                     const virtio_layer *layer) noexcept nogil:
+    """Note the lengths of a layer that were mended in the copy at p, and the checksum that covers one."""
+    cdef uint32_t at = layer.l3 + (2 if layer.l3_kind == VIRTIO_L3_IPV4 else 4)
+    add_mend(info, at, load_sum16(p + at))
+    if layer_fill_l3(p, frame, layer) == VERDICT_GOOD:
+        add_mend(info, layer.l3 + IPV4_FIELD, load_sum16(p + layer.l3 + IPV4_FIELD))
+    if layer.protocol == UDP:
+        add_mend(info, layer.l4 + 4, load_sum16(p + layer.l4 + 4))
+
+
+cdef const uint8_t *mend_lengths(virtio_rx_offload *info, const virtio_net_hdr *hdr, const uint8_t *p,
+                                 virtio_frame *frame) noexcept nogil:
+    """Make the lengths of a frame with a type its own in a copy of its headers, which *frame is of then.
+
+    NULL: they are so, or cannot be.
+    """
+    cdef virtio_frame mended = frame[0]
+    cdef const virtio_layer *layer = &mended.inner if hdr.gso_type & NET_HDR_TUNNEL else &mended.outer
+    cdef uint8_t *copy = lengths_copy(p, frame.length)
+    cdef uint64_t said, limit
+    if lengths_mend(&mended, copy, hdr.gso_type, hdr.gso_size, &said, &limit) != VIRTIO_SEGMENT_OK:
+        return NULL
+    # the copy has no more of the frame
+    if not layer.flags & VIRTIO_LAYER_L4 or layer.payload > VIRTIO_SEGMENT_HEADERS_MAX:
+        return NULL
+    frame[0] = mended
+    note_layer(info, copy, frame, &frame.outer)
+    if hdr.gso_type & NET_HDR_TUNNEL:
+        note_layer(info, copy, frame, &frame.inner)
+    return copy
+
+
+cdef bint fill_length(virtio_frame *frame, uint8_t *p, const virtio_layer *layer, uint32_t end) noexcept nogil:
+    """Whether the IP length of a layer is 0, in a copy of the headers; there it reaches to end then."""
+    cdef uint32_t at = layer.l3 + 2, start = layer.l3
+    if layer.stop < VIRTIO_STOP_FAULTS:
+        return False
+    if layer.l3_kind == VIRTIO_L3_IPV6:
+        at, start = layer.l3 + 4, layer.l3 + 40
+    elif layer.l3_kind != VIRTIO_L3_IPV4:
+        return False
+    if start > end or end - start > 0xffff or at + 2 > min(end, <uint32_t>VIRTIO_SEGMENT_HEADERS_MAX):
+        return False
+    if get_be16(p + at):
+        return False
+    put_be16(p + at, <uint16_t>(end - start))
+    frame_parse(frame, p, frame.length)
+    return True
+
+
+cdef const uint8_t *fill_lengths(const uint8_t *p, virtio_frame *frame) noexcept nogil:
+    """The same for IP lengths of 0 without a type: what says nothing of the packet's end does not hide its headers."""
+    cdef virtio_frame filled = frame[0]
+    cdef uint8_t *copy = lengths_copy(p, frame.length)
+    cdef bint any = fill_length(&filled, copy, &filled.outer, filled.length)
+    if filled.tunnel != VIRTIO_TUNNEL_NONE and fill_length(&filled, copy, &filled.inner,
+                                                           datagram_end(copy, &filled.outer)):
+        any = True
+    if not any or max(filled.outer.payload, filled.inner.payload) > VIRTIO_SEGMENT_HEADERS_MAX:
+        return NULL
+    frame[0] = filled
+    return copy
+
+
+cdef void find_outer(virtio_rx_offload *info, const uint8_t *p, const virtio_layer *outer) noexcept nogil:
+    """The checksum around a tunnel covers what was mended: it becomes right if there is one, or is to be one."""
+    if info.outer_start or load_sum16(p + outer.l4 + UDP_FIELD):
+        info.outer_start = outer.l4
+        info.outer_end = datagram_end(p, outer)
+        add_mend(info, outer.l4 + UDP_FIELD, pseudo_of(p, outer, info.outer_end - outer.l4))
 
 
 cdef int examine(virtio_rx_offload *info, const virtio_net_hdr *hdr, const uint8_t *p, const virtio_frame *frame,
@@ -177,14 +263,18 @@ cdef int examine(virtio_rx_offload *info, const virtio_net_hdr *hdr, const uint8
         info.csum_end = datagram_end(p, layer)
         info.levels = 1 + info.inner
         info.reason = VIRTIO_RX_CSUM_PARTIAL
-    elif hdr.gso_type and not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO and not info.inner:
+        if info.nmends:  # the sum that is there is of another length, if of any
+            info.pseudo = pseudo_of(p, layer, info.csum_end - layer.l4)
+    elif hdr.gso_type and not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO and (not info.inner or info.nmends):
         find_repair(info, p, layer, field)
+    if info.nmends and info.inner and info.reason:
+        find_outer(info, p, &frame.outer)
     return VIRTIO_RX_CSUM_NONE
 
 
 cdef inline int found(virtio_rx_offload *info, int verdict, int reason) noexcept nogil:
     if verdict != VIRTIO_RX_NEEDS_CHECKSUM:  # nothing is left in it that a caller could take for true
-        memset(info, 0, sizeof(virtio_rx_offload))
+        rx_offload_clear(info)
         info.segments = 1
     info.verdict = <uint8_t>verdict
     info.reason = <uint8_t>reason
@@ -195,9 +285,11 @@ cdef int offload_receive(virtio_rx_offload *info, const virtio_net_hdr *given, c
                          const virtio_frame *frame, uint32_t offloads) noexcept nogil:
     cdef virtio_net_hdr known = given[0]
     cdef virtio_net_hdr *hdr = &known
-    cdef uint32_t segments
+    cdef virtio_frame parsed
+    cdef const uint8_t *copy = NULL
+    cdef uint32_t segments, nmends
     cdef int reason
-    memset(info, 0, sizeof(virtio_rx_offload))
+    rx_offload_clear(info)
     info.segments = 1
     reason = net_hdr_check(hdr, frame.length, offloads)
     if reason:
@@ -206,12 +298,22 @@ cdef int offload_receive(virtio_rx_offload *info, const virtio_net_hdr *given, c
         return found(info, VIRTIO_RX_BAD, VIRTIO_RX_HDR + reason)
     if not hdr.gso_type and not hdr.flags & (VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID):
         return found(info, VIRTIO_RX_UNKNOWN, VIRTIO_RX_CSUM_NONE)
+    if hdr.gso_type:
+        if not lengths_exact(frame, p, hdr.gso_type):
+            parsed = frame[0]
+            copy = mend_lengths(info, hdr, p, &parsed)
+    elif hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM and (frame.outer.stop >= VIRTIO_STOP_FAULTS
+                                                      or frame.inner.stop >= VIRTIO_STOP_FAULTS):
+        parsed = frame[0]
+        copy = fill_lengths(p, &parsed)
+    if copy is not NULL:
+        p, frame = copy, &parsed
     reason = examine(info, hdr, p, frame, offloads)
     if reason:
         if hdr.gso_type or hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM:
             return found(info, VIRTIO_RX_BAD, reason)
         return found(info, VIRTIO_RX_UNKNOWN, reason)
-    segments = info.segments
+    segments, nmends = info.segments, info.nmends
     if info.reason:
         return found(info, VIRTIO_RX_NEEDS_CHECKSUM, info.reason)
     if hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID:
@@ -220,11 +322,14 @@ cdef int offload_receive(virtio_rx_offload *info, const virtio_net_hdr *given, c
         info.levels = 2 if frame.tunnel and hdr.flags & VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM else 1
     else:
         found(info, VIRTIO_RX_UNKNOWN, VIRTIO_RX_CSUM_NONE)
-    info.segments = segments
+    info.segments, info.nmends = segments, nmends
     return info.verdict
 
 
 cdef void offload_complete(uint8_t *p, const virtio_rx_offload *info) noexcept nogil:
+    cdef uint32_t i
+    for i in range(info.nmends):
+        store_sum16(p + info.mends[i].at, info.mends[i].word)
     if info.verdict != VIRTIO_RX_NEEDS_CHECKSUM:
         return
     if info.pseudo:
@@ -281,6 +386,9 @@ def classify_receive(NetHeader header not None, frame, features, *, bint to_driv
       the peer merged segments and said nothing of the checksum: the field holds what the peer left there.
     - ``BAD``: the header cannot be true of this frame; drop it.
 
+    Lengths of 0 or of one segment in a frame with a type stand for the frame's. An IP length of 0 without a type says
+    nothing: a checksum to be completed covers the frame to its end.
+
     ``reason`` says why, and is what ``counters`` count. ``segments`` is how many packets the peer made the frame of, by
     gso_size or RSC_INFO; 1 for a frame without a type. ``features`` are the negotiated ones, an int of any width.
     ``to_driver=False`` is for a device: the frame came from the driver, by the HOST features. Source: VIRTIO 1.4,
@@ -293,6 +401,7 @@ def complete_receive(NetHeader header not None, frame, features, *, bint to_driv
                      OffloadCounters counters=None):
     """:func:`classify_receive`; then, if the verdict is ``NEEDS_CHECKSUM``, compute and store what is missing.
 
+    Unless the verdict is ``BAD``, lengths of 0 or of one segment in a frame with a type become the frame's before that.
     The frame is writable (BufferError otherwise). It is complete then, and may be sent on as if it came with no header;
     one with a type is still to be cut. A UDP checksum of 0 becomes 0xffff.
     """

@@ -15,18 +15,21 @@ from virtio._memory cimport iovec
 
 
 cdef enum:
-    LENGTHS_TRUE = -1  # or they say nothing that could be mended: the frame is as it was
+    LENGTHS_TRUE = -1  # or they say nothing that could be mended
 
 
 # Make the lengths in the headers at p, the caller's own copy of them, those of the frame of f.length bytes, by its
-# gso_type and gso_size; *f is parsed again. Returns LENGTHS_TRUE, VIRTIO_SEGMENT_OK if they were mended, or
-# VIRTIO_SEGMENT_IP_LENGTH with *value and *limit.
+# gso_type and gso_size; *f is parsed again. Returns VIRTIO_SEGMENT_OK if one was mended. Else LENGTHS_TRUE, or
+# VIRTIO_SEGMENT_IP_LENGTH with *value and *limit: the bytes at p are as they were, and *f is worth nothing.
 cdef int lengths_mend(virtio_frame *f, uint8_t *p, uint32_t gso_type, uint32_t gso_size, uint64_t *value,
                       uint64_t *limit) noexcept nogil
 
 # Whether the headers of a frame with a gso_type, parsed, have the frame's lengths, and it has a payload; or they are no
 # headers that could be mended.
 cdef bint lengths_exact(const virtio_frame *f, const uint8_t *p, uint32_t gso_type) noexcept nogil
+
+# The first VIRTIO_SEGMENT_HEADERS_MAX bytes of the n at p, in the thread's scratch: to be mended, and parsed as n.
+cdef uint8_t *lengths_copy(const uint8_t *p, uint32_t n) noexcept nogil
 
 # The first VIRTIO_SEGMENT_HEADERS_MAX bytes of a frame in pieces, in one piece: the first, or the thread's scratch.
 cdef const uint8_t *segment_headers_of(const iovec *pieces, uint32_t npieces) noexcept nogil

@@ -92,28 +92,50 @@ cdef int find_end(const length_fields *fields, const virtio_frame *f, const virt
     return VIRTIO_SEGMENT_OK
 
 
-cdef int lengths_mend(virtio_frame *f, uint8_t *p, uint32_t gso_type, uint32_t gso_size, uint64_t *value,
-                      uint64_t *limit) noexcept nogil:
-    cdef length_fields fields
+cdef int mend(length_fields *fields, virtio_frame *f, uint8_t *p, uint32_t gso_type, uint32_t gso_size,
+              uint64_t *value, uint64_t *limit) noexcept nogil:
+    """lengths_mend(), but for lengths that are as they were, and for those of a frame that is not mended."""
     cdef const virtio_layer *layer = &f.outer
     cdef uint32_t i, end
     cdef int code
-    fields.count = 0
-    if not set_layer(&fields, f, &f.outer, p):
+    if not set_layer(fields, f, &f.outer, p):
         return LENGTHS_TRUE
     if gso_type & NET_HDR_TUNNEL:
-        if f.tunnel == VIRTIO_TUNNEL_NONE or not set_layer(&fields, f, &f.inner, p):
+        if f.tunnel == VIRTIO_TUNNEL_NONE or not set_layer(fields, f, &f.inner, p):
             return LENGTHS_TRUE
         layer = &f.inner
     if layer.stop != VIRTIO_STOP_OK:
         return LENGTHS_TRUE
-    code = find_end(&fields, f, layer, gso_type, gso_size, &end, value, limit)
+    code = find_end(fields, f, layer, gso_type, gso_size, &end, value, limit)
     if code != VIRTIO_SEGMENT_OK:
         return code
+    code = LENGTHS_TRUE
     for i in range(fields.count):
+        if fields.each[i].said != end - fields.each[i].start:
+            code = VIRTIO_SEGMENT_OK
         put_be16(p + fields.each[i].at, <uint16_t>(end - fields.each[i].start))
-    frame_parse(f, p, f.length)
-    return VIRTIO_SEGMENT_OK
+    return code
+
+
+cdef int lengths_mend(virtio_frame *f, uint8_t *p, uint32_t gso_type, uint32_t gso_size, uint64_t *value,
+                      uint64_t *limit) noexcept nogil:
+    cdef length_fields fields
+    cdef uint32_t i
+    cdef int code
+    fields.count = 0
+    code = mend(&fields, f, p, gso_type, gso_size, value, limit)
+    if code == VIRTIO_SEGMENT_OK:
+        frame_parse(f, p, f.length)
+        return code
+    for i in range(fields.count, 0, -1):
+        put_be16(p + fields.each[i - 1].at, <uint16_t>fields.each[i - 1].said)
+    return code
+
+
+cdef uint8_t *lengths_copy(const uint8_t *p, uint32_t n) noexcept nogil:
+    cdef uint8_t *scratch = segment_scratch()
+    memcpy(scratch, p, min(n, <uint32_t>VIRTIO_SEGMENT_HEADERS_MAX))
+    return scratch
 
 
 cdef inline bint is_cut_short(const virtio_layer *layer) noexcept nogil:

@@ -241,7 +241,7 @@ cdef bint rx_classify(vtnet_rx *rx, const virtio_packet *packet, const uint8_t *
     """Hold a packet's header against the packet, whose headers at least are at p; whether it can be true."""
     cdef virtio_frame parsed
     if virtio_likely(not packet.hdr.flags and not packet.hdr.gso_type):
-        memset(info, 0, sizeof(virtio_rx_offload))
+        rx_offload_clear(info)
         info.segments = 1
         add_count(&rx.reasons[VIRTIO_RX_CSUM_NONE], 1)
         return True
@@ -306,10 +306,15 @@ cdef void complete_pieces(const iovec *pieces, uint32_t n, uint32_t start, uint3
 
 cdef void rx_complete(const virtio_packet *packet, const iovec *pieces,
                       const virtio_rx_offload *info) noexcept nogil:
-    if info.verdict != VIRTIO_RX_NEEDS_CHECKSUM:
+    cdef uint32_t i
+    if info.verdict != VIRTIO_RX_NEEDS_CHECKSUM and not info.nmends:
         return
     if packet.nsegs == 1:
         offload_complete(<uint8_t *>pieces.iov_base, info)
+        return
+    for i in range(info.nmends):
+        store_word(pieces, info.mends[i].at, info.mends[i].word)
+    if info.verdict != VIRTIO_RX_NEEDS_CHECKSUM:
         return
     if info.pseudo:
         store_word(pieces, info.csum_start + info.csum_offset, info.pseudo)

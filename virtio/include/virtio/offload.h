@@ -91,6 +91,14 @@ typedef enum virtio_rx_reason {
     VIRTIO_RX_REASONS = VIRTIO_RX_HDR + VIRTIO_NET_HDR_FAULTS
 } virtio_rx_reason;
 
+/* two bytes of a header that become right, within the frame */
+typedef struct virtio_rx_mend {
+    uint16_t at;
+    uint16_t word; /* as stored */
+} virtio_rx_mend;
+
+enum { VIRTIO_RX_MENDS = 7 }; /* four lengths, two IPv4 checksums, and what an outer UDP checksum starts from */
+
 typedef struct virtio_rx_offload {
     uint8_t verdict;      /* virtio_rx_verdict */
     uint8_t reason;       /* virtio_rx_reason */
@@ -103,6 +111,8 @@ typedef struct virtio_rx_offload {
     uint16_t pseudo;      /* not 0: the pseudo header's sum, as stored, which the checksum field lacks */
     uint32_t outer_end;
     uint32_t segments;    /* packets that the peer made the frame of, or that it is to become; 1 without type */
+    uint32_t nmends;      /* of a frame with a type whose lengths are not its own: stored before checksums are */
+    virtio_rx_mend mends[VIRTIO_RX_MENDS]; /* the first nmends; others hold anything */
 } virtio_rx_offload;
 
 typedef struct virtio_offload_counters {
