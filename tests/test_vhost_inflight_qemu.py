@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from qemuguest import Qemu, block
 
 SIZE = 4 << 20
 DELAY = 0.002  # seconds that a request takes
+LIMIT = 160  # seconds, above those of a guest
 JOB = f"""
 dd if=/dev/urandom of=/tmp/x bs=64k count={SIZE >> 16} 2> /dev/null
 echo MINE $(sha256sum < /tmp/x)
@@ -33,8 +35,14 @@ class Backend:
         assert self.line() == "here"
 
     def line(self) -> str:
+        """Return what it says next; nothing if that takes longer than a guest may."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        timer = threading.Timer(LIMIT, self.process.kill)
+        timer.start()
+        try:
+            return self.process.stdout.readline().strip()
+        finally:
+            timer.cancel()
 
     def wait_for_writes(self, count: int) -> None:
         """Wait until it has done so many."""
@@ -43,7 +51,7 @@ class Backend:
             if line.startswith("again"):
                 self.again = max(self.again, int(line.split()[1]))
             else:
-                assert line == "wrote"
+                assert line == "wrote", "the guest wrote no more"
                 count -= 1
 
     def kill(self) -> None:
