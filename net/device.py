@@ -521,8 +521,6 @@ class NetDevice(Device):
 
         For a device without workers. Whoever emulates calls it when a queue was kicked or the port has something.
         """
-        if not self.live:
-            self.soon(self._begin)  # a legacy driver may have rung a bell that nothing answers before DRIVER_OK
         total = 0
         for _ in range(ROUNDS):
             done = sum(task.poll(BURST_WORK) for task in tuple(self._tasks.values()))

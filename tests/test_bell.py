@@ -228,3 +228,23 @@ def test_a_bell_whose_descriptor_is_long_in_closing_holds_no_other_thread() -> N
         assert closer.is_alive()
         theirs.close()
         closer.join()
+
+
+def test_a_watcher_hears_of_each_ring_and_the_bell_stays_what_it_is() -> None:
+    heard: list[int] = []
+    bell = Bell()
+    bell.watch(lambda: heard.append(bell.rings))
+    bell.ring()
+    bell.ring()
+    assert heard == [1, 2] and bell.answer() and not bell.answer()
+    bell.watch(None)
+    bell.ring()
+    assert heard == [1, 2] and bell.answer() and bell.rings == 3
+
+
+def test_a_bell_of_another_kind_has_no_watcher() -> None:
+    rung: list[str] = []
+    bell = Bell(lambda: rung.append("function"))
+    bell.watch(lambda: rung.append("watcher"))
+    bell.ring()
+    assert rung == ["function"]

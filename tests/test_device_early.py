@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 from blkdevice import F_FLUSH, HEADER, IN, Blk
@@ -20,6 +20,7 @@ from virtio.device import Device
 from virtio.net.device import NetDevice
 from virtio.net.ports import CallPort
 from virtio.offload import NetHeader
+from virtio.pci.legacy import LegacyFunction
 
 RING_BITS = int(Feature.EVENT_IDX | Feature.INDIRECT_DESC)
 
@@ -265,15 +266,47 @@ def test_a_control_command_before_driver_ok() -> None:
 
 
 def test_workers_run_an_early_device() -> None:
+    """The driver kicks by a bell (DirectTransport), no register is written."""
     came = Event()
     with NetDevice(CallPort(lambda frames: came.set()), worker="own") as device:
         nic = Hasty(device, legacy=True)
         nic.attach()
-        nic.send([(NetHeader(), bytes(60))])
-        device.kick(1)
+        for _ in range(2):  # the second time after a reset
+            nic.send([(NetHeader(), bytes(60))])
+            assert came.wait(60)
+            came.clear()
+            device.write_status(0)
+            assert not device.live and device.tasks == ()
+            nic.detach(force=True)
+            nic.attach()
+
+
+def test_a_doorbell_starts_an_early_device() -> None:
+    came = Event()
+    with NetDevice(CallPort(lambda frames: came.set()), worker="own") as device:
+        function = LegacyFunction(device, GuestMemory.allocate(1 << 20))
+        function.config_write(4, 2, 7)
+        function.write(0x12, 1, ACK | DRIVER)
+        function.write(0x0E, 2, 1)
+        function.write(0x08, 4, 0x10)
+        layout = QueueLayout.split(function.read(0x0C, 2), 0x10000)
+        DriverQueue(function.memory, layout).enqueue([(0x80000, 10), (0x81000, 60)], [])
+        function.doorbell(1).ring()
         assert came.wait(60)
-        device.write_status(0)
-        assert not device.live and device.tasks == ()
+
+
+def test_a_bell_that_is_rung_while_another_thread_has_the_device() -> None:
+    device = Silent()
+    Guest(device, legacy=True).negotiate(0)
+    assert device.setup_queue(0, QueueLayout.split(8, 0x10000))
+    with device._control():
+        thread = Thread(target=device.queues[0].kick.ring)
+        thread.start()
+        thread.join()
+        assert not device.live
+    assert device.live
+    device.queues[0].kick.ring()  # and from then on it is a bell like any other
+    assert device.queues[0].kick.answer()
 
 
 def test_a_device_whose_queues_nobody_handles_begins_too() -> None:

@@ -15,6 +15,8 @@ cdef extern from "virtio/bell.h" nogil:
         void (*call)(virtio_bell *bell) noexcept nogil
         void *owner
     void virtio_bell_ring(virtio_bell *bell)
+    void virtio_bell_wake(virtio_bell *bell)
+    void virtio_bell_set_call(virtio_bell *bell, void (*call)(virtio_bell *bell) noexcept nogil)
     void virtio_bell_open(virtio_bell *bell)
     bint virtio_bell_answer(virtio_bell *bell)
     uint64_t virtio_bell_drain(virtio_bell *bell)
@@ -23,4 +25,5 @@ cdef extern from "virtio/bell.h" nogil:
 cdef class Bell:
     cdef virtio_bell c
     cdef object function   # what is called in place of an eventfd, or None
+    cdef object watcher    # what is called besides, or None
     cdef bint own          # fd is ours to close

@@ -23,12 +23,19 @@ cdef void ring_foreign(virtio_bell *bell) noexcept nogil:
 
 cdef void ring_function(virtio_bell *bell) noexcept nogil:
     with gil:
-        call_function(<Bell>bell.owner)
+        call_function((<Bell>bell.owner).function)
 
 
-cdef void call_function(Bell bell) noexcept:
+cdef void ring_watched(virtio_bell *bell) noexcept nogil:
+    virtio_bell_wake(bell)
+    with gil:
+        call_function((<Bell>bell.owner).watcher)
+
+
+cdef void call_function(object function) noexcept:
     try:
-        bell.function()
+        if function is not None:  # a watcher may have gone just now
+            function()
     except BaseException:
         # nobody above is Python that could take it: an interrupt handler has no caller
         sys.excepthook(*sys.exc_info())
@@ -86,6 +93,20 @@ cdef class Bell:
         """Wake the other side."""
         with nogil:
             virtio_bell_ring(&self.c)
+
+    def watch(self, watcher):
+        """Call ``watcher()`` after each ring, on the ringing thread, until another is set; None: none.
+
+        Only for a bell with an eventfd of its own: any other stays as it is. A write to the eventfd is no ring.
+        """
+        if not self.own or self.c.foreign:
+            return
+        self.watcher = watcher
+        self.c.owner = <void *>self
+        if watcher is None:
+            virtio_bell_set_call(&self.c, NULL)
+        else:
+            virtio_bell_set_call(&self.c, ring_watched)
 
     def answer(self):
         """Return whether it was rung since the last answer (of its own eventfd, or of one that was given)."""

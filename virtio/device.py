@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 from virtio import snapshot
@@ -23,6 +24,7 @@ from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
 from virtio.logs import limited
 from virtio.serving import Serving
 from virtio.slot import Interrupt, QueueSlot, nobody
+from virtio.weak import weakly
 
 log = limited("virtio.device")
 
@@ -86,6 +88,7 @@ class Device(Hooks):
         self._complaint: tuple[str, int] | None = None  # of needs_reset, and when
         self._serving = Serving(self._servable, self._serve, self._raise_config)
         self._control = self._serving.control
+        self._early = partial(weakly(self.soon), weakly(self._begin))
         sizes = self.queue_sizes()
         if not len(sizes) <= QUEUES_MAX:
             raise ConfigError(f"{len(sizes)} queues (at most {QUEUES_MAX})")
@@ -358,6 +361,8 @@ class Device(Hooks):
         if self.memory is None or self._interrupt is None:
             raise RuntimeError(f"{self!r} is not bound to memory")
         self.live = True
+        for slot in self.queues:
+            slot.kick.watch(None)
         try:
             self.activate(self.memory, self._interrupt)
         except Exception as error:
@@ -406,8 +411,6 @@ class Device(Hooks):
         """
         if self._has(index):
             self.queues[index].kick.ring()
-            if self.legacy and not self.live:
-                self.soon(self._begin)
 
     def setup_queue(self, index: int, layout: QueueLayout) -> bool:
         """Enable a queue at ``layout``; return whether the driver may. While live: after :meth:`reset_queue`."""
@@ -427,7 +430,7 @@ class Device(Hooks):
                 self.needs_reset(f"queue {index}: {error}")
                 return False
             slot.layout, slot.size, slot.enabled = layout, layout.size, True
-            slot.stood = slot.kick.rings
+            slot.await_kick(self._early)
             if self.live:
                 self.queue_enable(index)
                 if not self._dma:

@@ -63,6 +63,11 @@ class QueueSlot:
         self.owed = False  # the driver is to be interrupted as soon as no lock is held
         self.stood: int | None = None  # rings of `kick` at setup_queue(); None: kicks before DRIVER_OK start nothing
 
+    def await_kick(self, begin: Callable[[], object]) -> None:
+        """Tell kicks from those before now, and call ``begin`` at each until the kick bell's watcher is taken away."""
+        self.kick.watch(begin)  # first, or a kick between the two would count and begin nothing
+        self.stood = self.kick.rings
+
     @property
     def early(self) -> bool:
         """Whether the driver kicked it since it set it up."""

@@ -136,7 +136,8 @@ def _put_queue(device: Device, slot: QueueSlot, entry: Mapping[str, Any], memory
         if layout.size > slot.size_max or layout.is_packed != bool(device.negotiated & Feature.RING_PACKED):
             raise SnapshotError("layout", f"is {layout}, which this device cannot have")
         slot.layout, slot.size, slot.enabled, slot.broken = layout, layout.size, True, entry["broken"]
-        slot.stood = None if entry["early"] is None else slot.kick.rings
+        if entry["early"] is not None:
+            slot.await_kick(device._early)
     if entry["state"] is not None:
         with saved.within("state"):
             queue = DeviceQueue.restore(memory, entry["state"])

@@ -203,7 +203,10 @@ class LegacyFunction:
             self._settle()
 
     def doorbell(self, queue: int) -> Bell:
-        """Return the bell that kicks a queue: what an ioeventfd on QUEUE_NOTIFY is to QEMU."""
+        """Return the bell that kicks a queue: what an ioeventfd on QUEUE_NOTIFY is to QEMU.
+
+        Before DRIVER_OK only a ring starts the device, not what others write to the bell's descriptor.
+        """
         return self.device.queues[queue].kick
 
     def _settle(self) -> None:

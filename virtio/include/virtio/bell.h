@@ -22,21 +22,15 @@ typedef struct virtio_bell {
     uint32_t dead;    /* foreign, and a write to it did not end by itself: there are no more */
     uint64_t rings;  /* times it was rung */
     uint64_t writes; /* writes to fd that this took */
-    void (*call)(struct virtio_bell *bell); /* in place of all this, unless NULL; may take the GIL */
+    void (*call)(struct virtio_bell *bell); /* in place of all this, unless NULL; may take the GIL; may change */
     void *owner;                            /* for call */
 } virtio_bell;
 
-/* Any thread may ring; never under a queue's lock, for `call` may take its time. */
-static inline void virtio_bell_ring(virtio_bell *bell)
+/* A ring, counted already, of a bell of which `call` is not the whole. */
+static inline void virtio_bell_wake(virtio_bell *bell)
 {
     static const uint64_t one = 1;
     uint32_t rung, always;
-    if (!bell->foreign)
-        __atomic_fetch_add(&bell->rings, 1, __ATOMIC_RELAXED);
-    if (bell->call) {
-        bell->call(bell);
-        return;
-    }
     /* rung already: the ringer before us has woken the answerer, or the answerer will look before it sleeps */
     rung = __atomic_exchange_n(&bell->rung, 1, __ATOMIC_SEQ_CST);
     always = __atomic_load_n(&bell->always, __ATOMIC_SEQ_CST); /* after rung; virtio_bell_open: rung after always */
@@ -48,6 +42,25 @@ static inline void virtio_bell_ring(virtio_bell *bell)
         if (write(bell->fd, &one, sizeof(one)) < 0)
             return;
     }
+}
+
+/* Any thread may ring; never under a queue's lock, for `call` may take its time. */
+static inline void virtio_bell_ring(virtio_bell *bell)
+{
+    void (*call)(virtio_bell *);
+    if (!bell->foreign)
+        __atomic_fetch_add(&bell->rings, 1, __ATOMIC_RELAXED);
+    call = __atomic_load_n(&bell->call, __ATOMIC_ACQUIRE); /* before owner */
+    if (call)
+        call(bell);
+    else
+        virtio_bell_wake(bell);
+}
+
+/* Change `call` of a bell that others may ring just now: what they call may be the one before. */
+static inline void virtio_bell_set_call(virtio_bell *bell, void (*call)(virtio_bell *))
+{
+    __atomic_store_n(&bell->call, call, __ATOMIC_RELEASE);
 }
 
 /* From now on each ring is a write to fd; one that was not answered yet is written now. */
