@@ -10,9 +10,10 @@ from virtio._memory cimport VIRTIO_REGIONS_MAX, memory_gather
 from virtio._ring cimport *
 
 from virtio.constants import Feature
-from virtio.errors import MemoryFault, SnapshotError
+from virtio.errors import SnapshotError, SnapshotFault
 from virtio.saved import (
-    FEATURES_MAX, U16, U32, U64, entries, fields, flag, layout_of, mapping, number, optional, text, tuples, within
+    FEATURES_MAX, U16, U32, U64, entries, fields, flag, layout_of, mapping, number, optional, placed, text, tuples,
+    within
 )
 
 
@@ -453,7 +454,7 @@ cdef class DeviceQueue(Queue):
 
         Its ``outstanding`` chains are to be finished, or done again. The next :meth:`needs_notification` says yes
         whatever the event index: an interrupt may have been lost with the old process. Raises SnapshotError for a state
-        that is malformed or contradicts itself, MemoryFault when the ring or an outstanding chain is not in memory.
+        that is malformed or contradicts itself; it is a MemoryFault too when the ring or a chain is not in memory.
         """
         cdef DeviceQueue self = cls.__new__(cls)
         cdef virtio_device_queue *q = self.q
@@ -466,7 +467,8 @@ cdef class DeviceQueue(Queue):
         if state["features"] & Feature.RING_PACKED and not layout.is_packed:
             raise SnapshotError("layout", "is a split one, but RING_PACKED was negotiated")
         self.open(memory, layout, state["features"], state["index"], state["max_chain"])
-        self.reset()
+        with placed("layout"):
+            self.reset()
         entries(chain_of(q.size, q.packed), most=q.size)(state["outstanding"], "outstanding")
         for i, saved in enumerate(state["outstanding"]):
             slots += saved["slots"]
@@ -515,10 +517,10 @@ cdef class DeviceQueue(Queue):
             raise MemoryError()
         try:
             for name in ("readable", "writable"):
-                for gpa, length in saved[name]:
+                for i, (gpa, length) in enumerate(saved[name]):
                     got = memory_gather(&self.memory.c, gpa, length, segs + n, room - n)
                     if got < 0:
-                        raise MemoryFault(gpa, length)
+                        raise SnapshotFault(f"{name}[{i}]", gpa, length)
                     n += got
                     if name == "readable":
                         c.nreadable += got

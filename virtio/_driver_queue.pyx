@@ -13,7 +13,7 @@ from virtio.constants import Feature, Postpone
 from virtio.errors import DoesNotFit, QueueFull, SnapshotError
 from virtio.layout import QueueLayout
 from virtio.saved import (
-    FEATURES_MAX, U16, U32, U64, entries, fields, flag, layout_of, mapping, number, optional, text, tuples
+    FEATURES_MAX, U16, U32, U64, entries, fields, flag, layout_of, mapping, number, optional, placed, text, tuples
 )
 
 
@@ -311,9 +311,7 @@ cdef class DriverQueue(Queue):
         cdef virtio_completion out[BURST]
         cdef PyObject *taken[BURST]
         cdef list result = []
-        cdef uint32_t n
-        cdef uint32_t want
-        cdef uint32_t i
+        cdef uint32_t n, want, i
         while limit > 0:
             want = BURST if limit > BURST else <uint32_t>limit
             self.hold()
@@ -511,7 +509,7 @@ cdef class DriverQueue(Queue):
 
         ``cookies`` maps heads to cookies (default: each outstanding chain's cookie is its head). The next
         :meth:`notify` says yes whatever the event index: a kick may have been lost with the old process. Raises
-        SnapshotError for a state that is malformed or contradicts itself, MemoryFault when the ring is not in memory.
+        SnapshotError for a state that is malformed; it is a MemoryFault too when the ring is not in memory.
         """
         cdef DriverQueue self = cls.__new__(cls)
         QUEUE(state)
@@ -520,12 +518,12 @@ cdef class DriverQueue(Queue):
         layout = layout_of(state["layout"], "layout")
         if state["features"] & Feature.RING_PACKED and not layout.is_packed:
             raise SnapshotError("layout", "is a split one, but RING_PACKED was negotiated")
-        try:
+        with placed("indirect"):
             self.open(memory, layout, state["features"], state["index"], state["indirect"], state["max_indirect"],
                       state["clamp_used_len"])
-        except ValueError as error:
-            raise SnapshotError("indirect", f"is not possible: {error}") from None
-        self.renew(self.layout, False)
+            with placed("layout"):
+                self.check_layout(layout)
+            self.renew(layout, False)
         self.resume(state)
         for head, _, _ in state["outstanding"]:
             self.cookies[head] = head if cookies is None else cookies.get(head)
@@ -535,8 +533,7 @@ cdef class DriverQueue(Queue):
         """Take over indices, links and outstanding chains of state; SnapshotError when they contradict each other."""
         cdef virtio_driver_queue *q = self.q
         cdef uint32_t size = q.size
-        cdef uint32_t slots = 0
-        cdef uint32_t i
+        cdef uint32_t i, slots = 0
         links, outstanding = state["links"], state["outstanding"]
         entries(link_of(size), size)(links, "links")
         entries(tuples(number(0, size - 1), number(1, size), number(0, U32)), most=size)(outstanding, "outstanding")

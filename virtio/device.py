@@ -592,7 +592,7 @@ class Device(Hooks):
         """Go on where ``state`` was taken, on ``memory`` with the contents of that moment. Restore the transport first.
 
         Each queue is kicked and its driver interrupted once: either may have been lost with the old process. Raises
-        SnapshotError (a ValueError) for a state of another type or shape, NegotiationError for features that this
-        device does not offer, MemoryFault for queues outside of memory. The device is then reset.
+        SnapshotError (a ValueError) that names the field; it is a NegotiationError too if that has features which this
+        device does not offer, and a MemoryFault too if it lies outside of memory. The device is then reset.
         """
         snapshot.put(self, state, memory)

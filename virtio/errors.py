@@ -111,9 +111,30 @@ class SnapshotError(ConfigError, ValueError):
     """A snapshot that is malformed, or of another object. ``field`` is a path in it, ``problem`` the reason."""
 
     def __init__(self, field: str, problem: str) -> None:
-        super().__init__(f"{f'state: {field}' if field else 'state'} {problem}")
-        self.field = field
+        Exception.__init__(self)  # of two bases the second wants other arguments
         self.problem = problem
+        self.rename(field)
+
+    def rename(self, field: str) -> None:
+        """Give the field another path: that in the whole of which its snapshot is a part."""
+        self.field = field
+        self.args = (f"{f'state: {field}' if field else 'state'} {self.problem}",)
+
+
+class SnapshotFault(SnapshotError, MemoryFault):
+    """A snapshot whose ``field`` lies outside of memory."""
+
+    def __init__(self, field: str, gpa: int, length: int, what: str = "guest memory") -> None:
+        super().__init__(field, f"is outside of {what}: {length} bytes at {gpa:#x}")
+        self.gpa, self.length = gpa, length
+
+
+class SnapshotFeatures(SnapshotError, NegotiationError):
+    """A snapshot with features that this device does not offer."""
+
+    def __init__(self, field: str, offered: int, wanted: int, rejected: tuple[str, ...]) -> None:
+        super().__init__(field, f"has what this device does not offer: {', '.join(rejected)}")
+        self.offered, self.wanted, self.rejected = offered, wanted, rejected
 
 
 class DeviceBroken(VirtioError):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from virtio.errors import SnapshotError
+from virtio.errors import MemoryFault, SnapshotError, SnapshotFault
 from virtio.layout import QUEUE_SIZE_MAX, QueueLayout
 
 Check = Callable[[Any, str], None]
@@ -125,7 +125,21 @@ def within(field: str) -> Iterator[None]:
     try:
         yield
     except SnapshotError as error:
-        raise SnapshotError(join(field, error.field), error.problem) from error.__cause__
+        error.rename(join(field, error.field))
+        raise
+
+
+@contextmanager
+def placed(field: str) -> Iterator[None]:
+    """Name this field in errors of what lies outside of memory, or cannot lie where it does."""
+    try:
+        yield
+    except SnapshotError:
+        raise
+    except MemoryFault as error:
+        raise SnapshotFault(field, error.gpa, error.length) from None
+    except ValueError as error:
+        raise SnapshotError(field, f"is not possible: {error}") from None
 
 
 LAYOUT = fields(

@@ -10,7 +10,7 @@ from virtio import saved
 from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
-from virtio.errors import NegotiationError, SnapshotError
+from virtio.errors import SnapshotError, SnapshotFeatures
 from virtio.features import missing
 from virtio.slot import QueueSlot
 
@@ -97,7 +97,9 @@ def _put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
     with saved.within("own"):
         try:
             device.load(state["own"])
-        except (KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        except SnapshotError:
+            raise
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError, ValueError) as error:
             raise SnapshotError("", f"is malformed: {type(error).__name__}: {error}") from error
     if device._dma and device.status & Status.DRIVER_OK and not device.status & Status.FAILED:
         device._start()
@@ -123,9 +125,7 @@ def _check_features(device: Device, state: Mapping[str, Any]) -> None:
             "legacy", f"is of the {kinds[state['legacy']]} interface, not of the {kinds[device.legacy]} one"
         )
     if lacking := negotiated & ~device.offered:
-        names = tuple(device.names(lacking))
-        text = f"snapshot has features that this device does not offer: {', '.join(names)}"
-        raise NegotiationError(text, device.offered, negotiated, names)
+        raise SnapshotFeatures("negotiated", device.offered, negotiated, tuple(device.names(lacking)))
     for name, needs in missing(negotiated, kind):
         raise SnapshotError("negotiated", f"has {name} without {needs}")
 
