@@ -145,3 +145,28 @@ def test_a_hostile_frontend_fills_no_log(clock: Clock, tmp_path: Path, caplog: p
                 frontend.ask_u64(Request.GET_FEATURES)
             wait_for(lambda: not server.connected)
     assert sum("honest: a frontend is there" in line for line in caplog.messages) == 2
+
+
+@pytest.mark.parametrize(("avail", "used"), [(3, 0xBEEF), (7, 3)], ids=["used.idx cannot be", "base is not used.idx"])
+def test_where_a_ring_stands_is_said_of_its_own_server(
+    avail: int, used: int, clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A guest that writes another used.idx each time silences no other guest."""
+    caplog.set_level(logging.INFO, "virtio")
+
+    def start(name: str, times: int) -> None:
+        with Server(Upper(), tmp_path / name) as server, Frontend(str(tmp_path / name)) as frontend:
+            for _ in range(times):
+                running(frontend, False)
+                frontend.memory.write_u16(layout_of(1, False).device + 2, used)
+                frontend.memory.write_u16(layout_of(1, False).driver + 2, avail)
+                frontend.start(1, layout_of(1, False))
+                frontend.stop(1)
+                frontend.stop(0)
+            assert server.connected
+
+    start("hostile", 2 * BURST)
+    start("honest", 1)
+    lines = [line for line in caplog.messages if "it goes on from" in line]
+    assert [f"{tmp_path / 'hostile'}: ring 1 has " in line for line in lines] == [True] * BURST + [False]
+    assert lines[-1].startswith(f"{tmp_path / 'honest'}: ring 1 has ")

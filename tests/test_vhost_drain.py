@@ -278,7 +278,7 @@ def test_a_split_base(base: int, stood: tuple[int, int] | None, expected: tuple[
     layout = layout_of(0, False, 8)
     memory.write_u16(layout.device + 2, 3)
     memory.write_u16(layout.driver + 2, 7)
-    found = split_position(base, memory, layout, stood)
+    found = split_position(base, memory, layout, stood, "s", 0)
     assert (found["next_avail"], found["next_used"]) == expected
 
 
@@ -299,7 +299,7 @@ def test_a_used_index_that_cannot_be_meant(base: int, avail: int, used: int, exp
     layout = layout_of(0, False, 8)
     memory.write_u16(layout.device + 2, used)
     memory.write_u16(layout.driver + 2, avail)
-    found = split_position(base, memory, layout, None)
+    found = split_position(base, memory, layout, None, "s", 0)
     assert (found["next_avail"], found["next_used"]) == (expected, expected)
 
 

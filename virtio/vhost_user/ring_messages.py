@@ -53,7 +53,7 @@ class RingMessages:
         self.table = table
         self.memory = table.memory
         self.drain = drain
-        self.rings = [Ring(index) for index in range(len(self.device.queues))]
+        self.rings = [Ring(index, session.name) for index in range(len(self.device.queues))]
         self.inflight: InflightFile | None = None
         self.silent = Bell()
         self._spare = Bell()

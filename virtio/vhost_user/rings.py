@@ -23,7 +23,7 @@ AVAIL_BYTE = USED_BYTE = 0x80  # in the last two bytes of a packed descriptor
 
 @dataclass
 class Ring:
-    """One virtqueue of a connection. Addresses are the frontend's. The bells own its eventfds.
+    """One virtqueue of a connection to the server ``name``. Addresses are the frontend's. The bells own its eventfds.
 
     ``stood``: of a split ring that was stopped, the ``base`` that the frontend was told, and used.idx. ``waiting``: it
     was started, and stands still until its memory is there. ``stalled``: so is a chain's, and the log says it.
@@ -31,6 +31,7 @@ class Ring:
     """
 
     index: int
+    name: str
     size: int = 0
     desc: int = 0
     used: int = 0
@@ -86,7 +87,8 @@ class Ring:
                 state |= packed_position(self.base, memory, layout, both=not region)
                 state["event_word"] = memory.read_u32(layout.device)
             else:
-                state |= split_position(self.base, memory, layout, None if region else self.stood)
+                stood = None if region else self.stood
+                state |= split_position(self.base, memory, layout, stood, self.name, self.index)
                 state["used_flags"] = memory.read_u16(layout.device)
                 memory.write_u16(layout.device + 2, state["next_used"])
             queue = DeviceQueue.restore(memory, state)
@@ -94,7 +96,10 @@ class Ring:
             if region:
                 queue.track(region)
                 if region.waiting:
-                    log.info("ring %d: %d chains that were in flight are done again", self.index, region.waiting)
+                    log.info(
+                        "%s: ring %d: %d chains that were in flight are done again",
+                        self.name, self.index, region.waiting,
+                    )  # fmt: skip
             return queue
         except (MemoryFault, RingError, ValueError) as error:
             raise VhostUserError(f"ring {self.index}: {error}") from None
@@ -106,9 +111,11 @@ class Ring:
 
 
 def split_position(
-    base: int, memory: GuestMemory, layout: QueueLayout, stood: tuple[int, int] | None
+    base: int, memory: GuestMemory, layout: QueueLayout, stood: tuple[int, int] | None, name: str, index: int
 ) -> dict[str, int]:
     """Return where a split ring stands: at used.idx, which the driver has seen, whatever ``base`` says.
+
+    The log says it, as of ring ``index`` of the server ``name``, if that is not where ``base`` is.
 
     A backend that stops in order leaves nothing between the two. Base may be ahead of used.idx by chains that one took
     and never gave back, since it was killed: they are still in the available ring, and are done again. DPDK's driver
@@ -122,12 +129,14 @@ def split_position(
         raise ValueError(f"base {base} (limit 65535)")
     used, avail = memory.read_u16(layout.device + 2), memory.read_u16(layout.driver + 2)
     if avail - used & 0xFFFF > layout.size >= avail - base & 0xFFFF:
-        log.info("used.idx %d of a ring whose avail.idx is %d: it goes on from base %d", used, avail, base)
+        log.info(
+            "%s: ring %d has used.idx %d and avail.idx %d: it goes on from base %d", name, index, used, avail, base
+        )
         used = base
     if (base, used) == stood:
         return {"next_avail": base, "next_used": used, "lost": base - used & 0xFFFF}
     if base != used:
-        log.info("base %d of a ring whose used.idx is %d: it goes on from there", base, used)
+        log.info("%s: ring %d has base %d and used.idx %d: it goes on from there", name, index, base, used)
     return {"next_avail": used, "next_used": used}
 
 
