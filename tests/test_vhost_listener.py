@@ -20,6 +20,7 @@ from vhost_frontend import Frontend
 
 from virtio.net.status import Status, StatusSocket, running
 from virtio.vhost_user import Server
+from virtio.vhost_user.listener import device_at, is_stale
 from virtio.vhost_user.messages import Request
 
 
@@ -99,6 +100,41 @@ def test_a_socket_that_is_bound_and_does_not_listen_yet_stays(
             pass
         early.listen()
         assert answers(tmp_path / "s")
+
+
+@KINDS
+@pytest.mark.parametrize("move", [os.rename, os.link])
+def test_a_socket_that_was_bound_at_another_path_stays(
+    made: Made, move: Callable[[Path, Path], None], tmp_path: Path
+) -> None:
+    """A program that lets its socket be seen when it is ready: the kernel has the old name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as early:
+        early.bind(str(tmp_path / "hidden"))
+        move(tmp_path / "hidden", tmp_path / "s")
+        with pytest.raises(OSError, match="Address already in use"), made(str(tmp_path / "s")):
+            pass
+        early.listen()
+        assert answers(tmp_path / "s")
+    with made(str(tmp_path / "s")):
+        assert answers(tmp_path / "s")
+
+
+def test_a_socket_of_another_file_system_keeps_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have the same inode number there."""
+    path = tmp_path / "s"
+    stale(path)
+    found = path.stat()
+    for device, is_ours in ((found.st_dev, True), (found.st_dev + 1, False)):
+        bound = [(found.st_ino & 0xFFFFFFFF, device, "hidden")]
+        monkeypatch.setattr("virtio.vhost_user.listener.bound_files", lambda bound=bound: bound)
+        monkeypatch.setattr("virtio.vhost_user.listener.device_at", lambda path, told: told)
+        assert is_stale(str(path)) != is_ours
+
+
+def test_the_device_of_a_file_is_the_kernels(tmp_path: Path) -> None:
+    """As far as can be seen on file systems of which stat() tells the same."""
+    stale(tmp_path / "s")
+    assert device_at(str(tmp_path / "s"), 0) == device_at("/nowhere", tmp_path.stat().st_dev)
 
 
 @KINDS

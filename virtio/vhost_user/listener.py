@@ -10,6 +10,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from virtio.vhost_user.descriptors import close_socket
 
@@ -25,6 +26,8 @@ REQUEST = struct.Struct("=BBHIIIQ")  # family, protocol, padding, states, inode,
 ANSWER = 16  # bytes of a unix_diag_msg
 ATTRIBUTE = struct.Struct("=HH")  # length, type
 NAME, VFS = 0, 1
+FILE = struct.Struct("=II")  # inode, device
+MINOR_BITS = 20  # of a device, as the kernel has it there
 BOUND = 1 << 7 | 1 << 10  # states TCP_CLOSE and TCP_LISTEN: those of accepted connections have the name, too
 INODE_MASK = 0xFFFFFFFF  # as the kernel tells it there
 
@@ -80,9 +83,32 @@ def is_stale(path: str) -> bool:
         return False
     if not stat.S_ISSOCK(found.st_mode) or somebody_listens(path):
         return False
-    with suppress(OSError):  # this kernel does not tell
-        return (found.st_ino & INODE_MASK, os.path.basename(path)) not in bound_files()
-    return True
+    try:
+        bound = bound_files()
+    except OSError:  # this kernel does not tell
+        return True
+    inode, name, device = found.st_ino & INODE_MASK, os.path.basename(path), device_at(path, found.st_dev)
+    return all(number != inode or (where != device and named != name) for number, where, named in bound)
+
+
+def device_at(path: str, told: int) -> int:
+    """Return the device of the file system on which a file lies, as the kernel has it; what stat() told if that fails.
+
+    On some (btrfs, overlayfs) stat() tells another one.
+    """
+    with suppress(OSError, ValueError, KeyError):
+        file = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            lines = Path(f"/proc/thread-self/fdinfo/{file}").read_bytes().splitlines()
+        finally:
+            os.close(file)
+        mount = dict(line.split(b":", 1) for line in lines)[b"mnt_id"].strip()
+        for line in Path("/proc/thread-self/mountinfo").read_bytes().splitlines():
+            number, _, device, *_ = line.split()
+            if number == mount:
+                major, minor = device.split(b":")
+                return os.makedev(int(major), int(minor))
+    return told
 
 
 def somebody_listens(path: str) -> bool:
@@ -98,13 +124,14 @@ def somebody_listens(path: str) -> bool:
     return True
 
 
-def bound_files() -> set[tuple[int, str]]:
-    """Return inode and last word of the name of each UNIX socket that is bound to a file. Raises OSError.
+def bound_files() -> list[tuple[int, int, str]]:
+    """Return inode, device and last word of the name of each UNIX socket that is bound to a file. Raises OSError.
 
-    The name may be relative to a folder that is not ours; the device is not told as stat() tells it on each file
-    system. Both together are one of a kind.
+    The name is that at which it was bound: relative to a folder that may not be ours, and of before the file was
+    renamed. Inode and device are one of a kind (of btrfs, within a subvolume), but the device may not be known here;
+    then inode and name have to do.
     """
-    found: set[tuple[int, str]] = set()
+    found: list[tuple[int, int, str]] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as diag:
         request = REQUEST.pack(socket.AF_UNIX, 0, 0, BOUND, 0, 1 << NAME | 1 << VFS, (1 << 64) - 1)
         diag.send(NLMSGHDR.pack(NLMSGHDR.size + len(request), SOCK_DIAG_BY_FAMILY, DUMP, 1, 0) + request)
@@ -121,7 +148,9 @@ def bound_files() -> set[tuple[int, str]]:
                 parts = dict(attributes(data[at + NLMSGHDR.size + ANSWER : at + size]))
                 if VFS in parts:
                     name = os.fsdecode(parts.get(NAME, b"").rstrip(b"\0"))
-                    found.add((struct.unpack_from("=I", parts[VFS])[0], os.path.basename(name)))
+                    inode, device = FILE.unpack_from(parts[VFS])
+                    device = os.makedev(device >> MINOR_BITS, device & (1 << MINOR_BITS) - 1)
+                    found.append((inode, device, os.path.basename(name)))
                 at += size + -size % 4
 
 
