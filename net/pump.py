@@ -10,6 +10,7 @@ from virtio._worker import Task, Worker
 from virtio.errors import ConfigError
 from virtio.net.ticker import Ticker
 from virtio.net.vtnet import Vtnet
+from virtio.process import Origin
 
 
 class Pump:
@@ -38,6 +39,7 @@ class Pump:
             raise ConfigError("the nic is not attached")
         self.nic = nic
         self.port = port
+        self._origin = Origin("pump")
         port.attach(self)
         pairs = nic.pairs[: port.queues]
         self.tasks: list[tuple[PumpTransmit, PumpReceive]] = [
@@ -86,13 +88,17 @@ class Pump:
             transmit.pause()
 
     def close(self) -> None:
-        """End the threads, and let go of the port."""
-        if self._ticker is not None:
-            self._ticker.stop()
-            self._ticker = None
-        for worker in self.workers:
-            worker.stop()
-        self.pause()
+        """End the threads, and let go of the port.
+
+        In a child of fork() threads and queues are the parent's: there a pump with workers lets go, and nothing else.
+        """
+        if self._origin.here or not self.workers:
+            if self._ticker is not None:
+                self._ticker.stop()
+                self._ticker = None
+            for worker in self.workers:
+                worker.stop()
+            self.pause()
         if self in self.nic.pumps:
             self.nic.pumps.remove(self)
             self.port.detach()

@@ -13,6 +13,7 @@ from virtio._splice import PortSplice
 from virtio._worker import Worker
 from virtio.errors import ConfigError
 from virtio.hooks import DRAIN
+from virtio.process import Origin
 
 HEADER_SIZE = 24  # bytes: of the longest virtio_net_hdr, so that nothing need be left out
 LOOK = 0.001
@@ -40,6 +41,7 @@ class Splice:
             raise ConfigError(f"{a!r} and {b!r} both deliver of themselves")
         self.workers = tuple(workers)
         self.pairs = min(a.queues, b.queues)
+        self._origin = Origin("splice")
         self._attached: list[Port] = []
         # for each pair: from a to b, and back
         self.tasks = [(PortSplice(a, b, i), PortSplice(b, a, i)) for i in range(self.pairs)]
@@ -90,7 +92,17 @@ class Splice:
         return True
 
     def close(self) -> None:
-        """Drain, and stop: no frame passes when this returns. It may be called again."""
+        """Drain, and stop: no frame passes when this returns. It may be called again.
+
+        In a child of fork() a splice with workers lets go of the ports, and nothing else: the parent's threads go on.
+        """
+        if self._origin.here or not self.workers:
+            self._stop()
+        for port in self._attached:
+            port.detach()
+        self._attached.clear()
+
+    def _stop(self) -> None:
         if self._attached:
             self.drain()
         for i, both in enumerate(self.tasks):
@@ -102,9 +114,6 @@ class Splice:
             for task in both:
                 task.disconnect()
                 task.abandon()
-        for port in self._attached:
-            port.detach()
-        self._attached.clear()
 
     def __enter__(self) -> Self:
         return self

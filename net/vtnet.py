@@ -25,6 +25,7 @@ from virtio.net.filter import ADDR_SET, MAC, ReceiveFilter, check_mac
 from virtio.net.rarp import reverse_arp
 from virtio.net.traffic import QueuePair, Traffic
 from virtio.pci.attach import register_driver
+from virtio.process import Origin
 from virtio.weak import weakly
 
 if TYPE_CHECKING:
@@ -151,13 +152,15 @@ class Vtnet(Traffic, Driver):
         self._idle = idle
         self._lent: list[tuple[Pool, int]] = []  # pools that went while Python had buffers of them
         self._lock = threading.RLock()
+        self._origin = Origin("driver")
 
     def __enter__(self) -> Self:
         self.attach()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.detach(force=True)
+        if self._origin.here:  # in a child of fork() the device is the parent's, which goes on
+            self.detach(force=True)
 
     # ---- what the device says ----
 

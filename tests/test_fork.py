@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Thread
 
 import pytest
+from nic import attach
 from test_net_device import NONE, machine
 from test_net_device_workers import until
+from test_net_stop import vtnet_of
 from undone import payload
 from virtio_device import Echo, Guest
 
 from virtio._worker import Worker
 from virtio.net.device import NetDevice
+from virtio.net.ports import CallPort, Loopback
+from virtio.net.pump import Pump
+from virtio.net.splice import Splice
 from virtio.vhost_user.server import Server
 
 pytestmark = pytest.mark.timeout(120)  # what fails here hangs
@@ -109,6 +115,95 @@ def test_a_device_whose_lock_a_thread_of_the_parent_has() -> None:
         over.set()
         thread.join()
     assert guest.ask(b"a") == b"A"
+
+
+@pytest.mark.parametrize("changing", [False, True], ids=["a queue", "the map"])
+def test_a_memory_with_which_a_thread_of_the_parent_is_at_work(changing: bool) -> None:
+    """A burst is under way, or a change of the map that waits for its end."""
+    inside, over = Event(), Event()
+
+    def taken(frames: object) -> None:
+        inside.set()
+        over.wait()
+
+    device = NetDevice(CallPort(taken))
+    nic = attach(device)
+    nic.send([(NONE, payload(60))])
+    memory = nic.memory
+    threads = [Thread(target=device.poll)]
+    threads[0].start()
+    inside.wait()
+    if changing:
+        threads.append(Thread(target=memory.replace, args=(memory.regions,)))
+        threads[1].start()
+        until(lambda: not device.queues[1].queue.comes_free(0))
+        time.sleep(0.1)  # it has the map by now, and waits
+
+    def child() -> None:
+        for work in (lambda: memory.replace(memory.regions), memory.start_log):
+            refused(work, "guest memory")
+        assert memory.read(memory.regions[0].gpa, 1)
+
+    try:
+        in_child(child)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+    in_child(lambda: memory.replace(memory.regions))  # nothing is under way now
+    memory.replace(memory.regions)
+    device.close()
+
+
+def test_a_pump_and_a_driver_are_let_go() -> None:
+    with NetDevice(Loopback(), worker="busy") as device:
+        nic = vtnet_of(device)
+        port = Loopback()
+        pump = Pump(nic, port, mode="busy")
+        nic.transmit([bytes(60)] * 64)
+
+        def child() -> None:
+            for _ in range(2):
+                pump.__exit__(None, None, None)
+            assert nic.pumps == []
+            port.attach(device)  # it is free
+            nic.__exit__(None, None, None)
+
+        for _ in range(10):  # at any moment of the parent's threads
+            in_child(child)
+        sent = port.statistics()["send_packets"]
+        until(lambda: port.statistics()["send_packets"] > sent + 1000)
+        pump.close()
+        nic.detach()
+
+
+def test_a_pump_without_workers_is_the_childs_too() -> None:
+    device = NetDevice(Loopback())
+    nic = vtnet_of(device)
+    pump = Pump(nic, Loopback(), worker=None)
+
+    def child() -> None:
+        pump.close()
+        assert not pump.tasks[0][0].active
+
+    in_child(child)
+    assert pump.tasks[0][0].active
+    pump.close()
+    nic.detach()
+    device.close()
+
+
+def test_a_splice_is_let_go() -> None:
+    ports = Loopback(), CallPort(lambda frames: None)
+    with Worker(mode="busy") as worker, Splice(*ports, [worker]) as splice:
+
+        def child() -> None:
+            splice.__exit__(None, None, None)
+            ports[0].attach(worker)  # it is free
+
+        in_child(child)
+        with pytest.raises(RuntimeError, match=r"attached to <virtio\.net\.splice\.Splice"):
+            ports[0].attach(worker)
 
 
 def test_a_server_keeps_its_socket(tmp_path: Path) -> None:

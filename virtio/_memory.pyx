@@ -11,10 +11,10 @@ from libc.string cimport memcpy, memmove
 
 from virtio._region cimport Region, sort_regions
 
-from _thread import RLock
 from weakref import ref
 
 from virtio.errors import MemoryFault
+from virtio.process import PATIENCE, ForkAwareLock
 
 
 cdef extern from "virtio/atomic.h" nogil:
@@ -79,6 +79,10 @@ cdef class MemoryUser:
     cdef void release(self) noexcept:
         pass
 
+    def comes_free(self, seconds):
+        """Say whether it can be held, within so many seconds."""
+        return True
+
 
 class LastHeld(ref):
     """A reference to a user that is held behind those that are none: see :meth:`GuestMemory.hold_last`."""
@@ -94,13 +98,14 @@ cdef class GuestMemory:
 
     Threads: any thread may call anything at any time. A change of the map waits until no queue bound to this memory is
     within a burst, and bytes that an access found stay alive until it is done. What several threads (or the guest)
-    write to the same bytes at the same time is theirs to order.
+    write to the same bytes at the same time is theirs to order. In a child of fork(), where a thread of the parent was
+    at work on a queue or on the map at that moment, a change raises RuntimeError, and changes nothing.
     """
 
     def __cinit__(self):
         self._regions = ()
         self._users = []
-        self._lock = RLock()
+        self._lock = ForkAwareLock("guest memory")
         self.c.regions = <virtio_region *>calloc(VIRTIO_REGIONS_FLAT, sizeof(virtio_region))
         if self.c.regions is NULL:
             raise MemoryError
@@ -174,7 +179,12 @@ cdef class GuestMemory:
         """Return the users, in the order in which they are to be held. One change at a time holds them."""
         cdef list users = sorted([(isinstance(known, LastHeld), known()) for known in self._users],
                                  key=lambda found: found[0])
-        return [user for _, user in users if user is not None]
+        users = [user for _, user in users if user is not None]
+        if not self._lock.origin.here:
+            if not all([user.comes_free(PATIENCE) for user in users]):
+                self._lock.origin.check()
+            self._lock.adopt()
+        return users
 
     cdef int _install(self, tuple regions) except -1:
         cdef Py_ssize_t count = len(regions)

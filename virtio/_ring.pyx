@@ -5,6 +5,8 @@ _packed_device.pxd; _ring.pxd joins them to one verb set. Sources: VIRTIO 1.4, s
 virtqueue(9) for the driver's verbs, rust-vmm's virtio-queue for the device's.
 """
 
+import time
+
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT32_MAX
 
 from virtio._memory cimport GuestMemory, MemoryUser, virtio_region, memory_translate
@@ -13,6 +15,8 @@ from virtio._queue cimport *
 from virtio.constants import Feature
 from virtio.errors import BadDescriptor, BadIndex, ChainLoop, ChainTooLong, MemoryFault, RingError
 from virtio.layout import QueueLayout
+
+LOOK = 100e-6  # seconds between two tries to take a lock
 
 # bits that change how a ring is worked, by the flag of the C struct
 _FLAGS = (
@@ -117,6 +121,16 @@ cdef class Queue(MemoryUser):
 
     cdef void release(self) noexcept:
         queue_unlock(self.lock)
+
+    def comes_free(self, seconds):
+        """Say whether no burst is under way, or ends within so many seconds."""
+        end = time.monotonic() + seconds
+        while not virtio_trylock(self.lock):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(LOOK)
+        queue_unlock(self.lock)
+        return True
 
     cdef void remap(self) noexcept:
         if not self.map_areas():

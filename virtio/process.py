@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
+
+PATIENCE = 0.25  # seconds that a lock is waited for in a child, where the thread that has it may not be
 
 _current = os.getpid()
 
@@ -31,3 +34,28 @@ class Origin:
         """Raise RuntimeError in a child."""
         if self.process != _current:
             raise RuntimeError(f"{self.name} was made before fork() in process {self.process}, where its threads are")
+
+
+class ForkAwareLock:
+    """A reentrant lock. In a child of fork() it refuses, as :class:`Origin` does, if a thread of the parent has it.
+
+    So it is until :meth:`adopt`, by which the child says that what the lock guards is in order.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.origin = Origin(name)
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if self.origin.here:
+            self._lock.acquire()
+        elif not self._lock.acquire(timeout=PATIENCE):
+            self.origin.check()
+            self._lock.acquire()  # adopted meanwhile
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def adopt(self) -> None:
+        """Be a lock of this process."""
+        self.origin = Origin(self.origin.name)
