@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from netcommand import PATIENCE, frames, joined, until
 from netdev import frames_of
 from nic import RawNic, attach
 from test_vhost_user import wait_for
-from vhost_frontend import layout_of
-from vhost_guest import Guest
+from vhost_frontend import Frontend, layout_of
+from vhost_guest import HEADER, RECEIVE, Guest
 
-from virtio import GuestMemory
+from virtio import Feature, GuestMemory
 from virtio._devicebench import ScriptPort
 from virtio._net_tx import NetTransmit
 from virtio._portbench import MemorySink, connect
 from virtio._worker import Worker
+from virtio.constants import NetFeature
 from virtio.direct import DirectTransport
 from virtio.dma import DmaPool
 from virtio.net import Loopback, NetDevice, Splice
@@ -160,6 +162,30 @@ def test_a_frame_that_was_read_and_finds_no_room_is_counted() -> None:
     nic.transport.reset()
     assert device.statistics()["rx0"]["dropped"] == {"closed": 1}
     device.close()
+
+
+def test_a_server_that_closes_gives_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guest has time to make room, before the connection ends."""
+    port = ScriptPort(in_place=True)
+    with NetDevice(port, worker="own") as device:
+        monkeypatch.setattr(device, "drain", partial(device.drain, PATIENCE))
+        server = Server(device, tmp_path / "s").start()
+        with Frontend(str(tmp_path / "s")) as frontend:
+            use = frontend.negotiate(Feature.VERSION_1 | NetFeature.MRG_RXBUF)
+            frontend.share_memory()
+            rx = frontend.driver(0, layout_of(0, False), use)
+            rx.enqueue([], [(RECEIVE, 512)])
+            frontend.start(0, layout_of(0, False))
+            port.give([(NetHeader(), bytes(1000))] * 3)
+            wait_for(lambda: port.waiting() == 2)
+            closing = threading.Thread(target=server.close)
+            closing.start()
+            wait_for(lambda: device._draining or not closing.is_alive())
+            rx.enqueue([], [(RECEIVE + 512, 512)])
+            closing.join()
+            assert sum(length for _, length in rx.dequeue_burst()) == HEADER + 1000
+        assert port.waiting() == 2  # the port was not asked any more
+        assert device.statistics()["rx0"]["dropped"] == {}
 
 
 def test_a_drained_device_serves_the_next_driver() -> None:
