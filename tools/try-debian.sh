@@ -119,9 +119,15 @@ configure() { # names, proxies, and pip: each setting of each file and variable,
 }
 
 inside() { # command: in the root's clone, with a clean environment
-    # with ccache, if somebody installed it there
-    env -i HOME=/root PATH=/usr/lib/ccache:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin TERM="${TERM:-dumb}" LANG=C.UTF-8 \
-        CI=true DEBIAN_FRONTEND=noninteractive chroot "$root" sh -c 'cd /root/virtio && exec "$@"' sh "$@"
+    # the root becomes / (in a chroot a process may make no user namespace); ccache is used if it is installed there
+    unshare --mount --propagation private sh -ec '
+        root=$1 && shift
+        mkdir -p "$root/old"
+        cd "$root"
+        pivot_root . old
+        exec chroot . sh -ec "umount -l /old; cd /root/virtio; exec \"\$@\"" sh "$@"
+    ' sh "$root" env -i HOME=/root PATH=/usr/lib/ccache:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+        TERM="${TERM:-dumb}" LANG=C.UTF-8 CI=true DEBIAN_FRONTEND=noninteractive "$@"
 }
 
 failed=
