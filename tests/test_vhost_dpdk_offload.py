@@ -70,8 +70,8 @@ def through_testpmd(path: Path, mode: str, sent: list[Packet], offloads: int, cu
         testpmd.ask("port stop 0", "Done")
         for protocol in ("tcp", "udp"):
             testpmd.ask(f"csum set {protocol} hw 0", f"{protocol.upper()} checksum offload is hw")
-        if cut:
-            testpmd.ask(f"tso set {SEGMENT} 0", f"TSO segment size for non-tunneled packets is {SEGMENT}")
+        if cut:  # DPDK 22.11 says "TSO segment", 24.11 "segment"
+            testpmd.ask(f"tso set {SEGMENT} 0", f"egment size for non-tunneled packets is {SEGMENT}")
         testpmd.ask("port start 0", "Done")
         testpmd.forward("csum")
         echo.open.set()
