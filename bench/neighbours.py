@@ -100,12 +100,12 @@ def whole(guest: Guest, count: int, frame: bytes, header: NetHeader | None = Non
 def cut_small(guest: Guest) -> list[Flood]:
     """Leave frames uncut whose segments have 32 bytes: 2,048 each."""
     header, frame = tcp_frame(32 * 2040, 32)
-    return [guest.flood(1, whole(guest, 64, frame, header))]
+    return [guest.flood(1, whole(guest, 8, frame, header))]
 
 
 def cut_usual(guest: Guest) -> list[Flood]:
     header, frame = tcp_frame(1448 * 45, 1448)
-    return [guest.flood(1, whole(guest, 64, frame, header))]
+    return [guest.flood(1, whole(guest, 8, frame, header))]
 
 
 def small(guest: Guest) -> list[Flood]:
@@ -117,7 +117,7 @@ def usual(guest: Guest) -> list[Flood]:
 
 
 def large(guest: Guest) -> list[Flood]:
-    return [guest.flood(1, whole(guest, 64, raw_frame(65000)))]
+    return [guest.flood(1, whole(guest, 8, raw_frame(65000)))]
 
 
 def long_chain(guest: Guest) -> list[Flood]:
@@ -258,13 +258,16 @@ def rig(port: str, *, deep: bool = False, segments: int = 0, neighbour_port: Any
             behind: Any = cable.a
             other = stack.enter_context(NetDevice(cable.b, worker=worker, queue_size=DEEP))
             takes = Guest(other, without=NetFeature.GUEST_CSUM if port.endswith("cut") else 0)
-            room = takes.place(bytes(2048))
+            buffer = takes.place(bytes(2048))
             if not port.endswith("full"):
-                others.append(takes.flood(0, [[(room, 2048)]], writable=True))
+                others.append(takes.flood(0, [[(buffer, 2048)]], writable=True))
         else:
             behind = stack.enter_context(PORTS[port]())
         attacker = Guest(stack.enter_context(NetDevice(behind, worker=worker, queue_size=size)), segments=segments)
-        neighbour = Guest(stack.enter_context(NetDevice(neighbour_port or Loopback(), worker=worker)))
+        # with a port of its own it sends all it can: enough for the time in which the other loops have the CPU
+        room = 2048 if neighbour_port else 256
+        near = NetDevice(neighbour_port or Loopback(), worker=worker, queue_size=room)
+        neighbour = Guest(stack.enter_context(near))
         data = neighbour.frame(raw_frame(60))
         buffers = [(neighbour.place(bytes(2048)), 2048) for _ in range(64)]
         ping = Ping(
