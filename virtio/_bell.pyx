@@ -97,7 +97,7 @@ cdef class Bell:
     def watch(self, watcher):
         """Call ``watcher()`` after each ring, on the ringing thread, until another is set; None: none.
 
-        Only for a bell with an eventfd of its own: any other stays as it is. A write to the eventfd is no ring.
+        Only for a bell with an eventfd of its own: any other stays as it is. A write to the eventfd does not call it.
         """
         if not self.own or self.c.foreign:
             return
