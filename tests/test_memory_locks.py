@@ -32,7 +32,7 @@ CHANGES: list[Callable[[GuestMemory], None]] = [
 def test_no_receive_queue_is_held_while_a_sender_is_waited_for(
     packed: bool, change: Callable[[GuestMemory], None]
 ) -> None:
-    """A loopback delivers with the sender's lock held; so does a cable. Otherwise each waits for the other without end."""
+    """A loopback delivers with the sender's lock held; so does a cable. Otherwise each waits for the other."""
     free: list[bool] = []
 
     def send(frames: object) -> None:
