@@ -323,7 +323,10 @@ class Extended(Wrapping):
 
 
 class Geneve(Wrapping):
-    """GENEVE with options: what was cut goes to a UDP socket of B, whose kernel verifies the outer headers."""
+    """GENEVE with options: each frame of A goes to a UDP socket of B, whose kernel verifies the outer headers.
+
+    Frames that are not cut go the same way: TCP drops segments that are overtaken (PAWS: old timestamps).
+    """
 
     options = bytes.fromhex("0102800101020304")
     head = bytes([len(options) // 4, 0, 0x65, 0x58, 0, 0, 42, 0]) + options
@@ -334,6 +337,11 @@ class Geneve(Wrapping):
     def unwrap(self, pieces: tuple[Any, ...]) -> None:
         self.seen["outer"] += 1
         self.link.taps[B].write(*pieces)
+
+    def leaves(self, header: bytes, frame: bytes) -> list[tuple[Any, ...]]:
+        [pieces] = super().leaves(header, frame)  # without gso_type: a_to_b cuts the others
+        self.seen["outer"] += 1
+        return [(udp_frame(self.link, self.head + b"".join(pieces), dport=6081),)]
 
 
 @pytest.mark.parametrize(("kind", "version"), [(Tagged, 4), (Tagged, 6), (Extended, 6)])
@@ -380,10 +388,8 @@ def test_geneve_streams(version: int) -> None:
             link.taps[B].write(udp_frame(link, b"stop", dport=6081))
             thread.join()
             port.close()
-        found = link.errors()
-        # the kernel delivered each outer packet. Frames that went around the tunnel may have overtaken some inside
         assert got["inner"] == nic.seen["outer"] > nic.seen["wrapped"] > 0
-        assert {name for name in found if not name.endswith("RetransSegs")} == set()
+        assert link.errors() == {}
 
 
 @pytest.mark.parametrize("version", [4, 6])
