@@ -26,7 +26,6 @@ from virtio.weak import weakly
 log = logging.getLogger("virtio.net")
 
 VHOST_USER = "vhost-user"
-QUEUE_SIZE = 32768  # descriptors that a frontend's ring may have: it says how many
 MANY = ("tap", "loopback", "gen", "sink", "pcap", "replay")  # ports that may have several queue pairs
 FILES = ("pcap", "replay")  # whose name is a file's
 SILENT = ("loopback", "sink", "pcap", "null")  # that give nothing of themselves
@@ -111,12 +110,12 @@ def parse(text: str) -> VhostUser | PortEnd:
 def take(name: str, value: str, found: dict[str, Any], device: dict[str, Any]) -> None:
     """Take one option of a vhost-user endpoint."""
     number = parse_value(value)
-    if name in ("queues", "mtu", "queue-size", "speed", "fd"):
+    if name in ("queues", "mtu", "speed", "fd"):
         if type(number) is not int:
             raise ValueError(f"{name} {value!r} is no number")
         if name == "queues" and not 1 <= number <= QUEUES_MAX:
             raise ValueError(f"{number} queue pairs (1 to {QUEUES_MAX})")
-        (found if name in ("queues", "fd") else device)[name.replace("-", "_")] = number
+        (found if name in ("queues", "fd") else device)[name] = number
     elif name == "client":
         if number not in (True, False, 0, 1):
             raise ValueError(f"client {value!r} is neither 1 nor 0")
@@ -133,7 +132,7 @@ def take(name: str, value: str, found: dict[str, Any], device: dict[str, Any]) -
             raise ValueError(f"{unknown[0]!r} is none of {', '.join(map(str, bits))}")
         found["protocol"] = PROTOCOL & ~reduce(or_, (bits[word.upper()] for word in words(value)), ProtocolFeature(0))
     else:
-        options = "queues, mtu, mac, speed, queue-size, client, fd, withhold, offer, withhold-protocol"
+        options = "queues, mtu, mac, speed, client, fd, withhold, offer, withhold-protocol"
         raise ValueError(f"option {name!r} is none of {options}")
 
 
@@ -248,10 +247,7 @@ class Joined:
         return made
 
     def _serve(self, end: VhostUser, behind: Port) -> None:
-        device = NetDevice(
-            behind, worker=self.workers, queue_pairs=end.queues,
-            **{"queue_size": QUEUE_SIZE, **dict(end.options)},
-        )  # fmt: skip
+        device = NetDevice(behind, worker=self.workers, queue_pairs=end.queues, **dict(end.options))
         self._stack.callback(device.close)
         self.devices[end.text] = device
         options = end.socket() | ({} if end.path else {"name": end.text})

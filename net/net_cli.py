@@ -27,7 +27,7 @@ endpoints, any two of:
       client=1         connect to a socket at which the other side listens
       fd=NUMBER        in place of PATH: a UNIX socket that we inherit; it listens, or is connected (then it is served
                        once). `vhost-user:` alone takes the next --fd, or, without any, the next of LISTEN_FDS
-      mtu=N mac=ADDRESS speed=MBIT queue-size=N
+      mtu=N mac=ADDRESS speed=MBIT
       withhold=A+B     features not to offer, by the specification's names (offer=A+B: further ones)
       withhold-protocol=A+B   the same of vhost-user's protocol features
   tap:NAME       an interface of this machine's kernel (queues=N mtu=N)

@@ -27,6 +27,7 @@ T = TypeVar("T")
 
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 CAP_NET_ADMIN, CAP_SYS_ADMIN = 12, 21
+ENDED = 0.1  # seconds after its end within which the kernel no longer counts a thread
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -54,7 +55,9 @@ def become_root() -> bool:
     """
     if is_root():
         return False
-    threads = len(os.listdir("/proc/self/task"))
+    end = time.monotonic() + ENDED
+    while (threads := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < end:
+        time.sleep(0.001)
     if threads > 1:
         raise ConfigError(f"a process of {threads} threads cannot enter a user namespace: limit 1")
     user, group = os.geteuid(), os.getegid()

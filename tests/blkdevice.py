@@ -18,7 +18,6 @@ from virtio.device import Device
 from virtio.vhost_user import Server
 
 SECTOR = 512
-QEMU_MAX = 1024  # behind QEMU 10, firmware and Linux make rings larger than its queue-size
 HEADER = struct.Struct("<IIQ")  # type, reserved, sector
 IN, OUT, FLUSH, GET_ID = 0, 1, 4, 8
 OK, IOERR, UNSUPP = 0, 1, 2
@@ -37,7 +36,7 @@ class Blk(Device):
         self.capacity = os.fstat(self.file).st_size // SECTOR
         # capacity, size_max, seg_max, geometry, blk_size
         self.config = bytearray(struct.pack("<QIIII", self.capacity, 0, 62, 0, SECTOR))
-        super().__init__(**{"queue_size": QEMU_MAX} | options)
+        super().__init__(**options)
 
     def queue_enable(self, index: int) -> None:
         inflight = self.device_queue(index).inflight

@@ -72,6 +72,15 @@ RINGS = (Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.IN_ORDER)
 GONE = (OSError, EOFError, struct.error, AssertionError)  # a connection that ended, or an answer that is a refusal
 
 
+def open_files() -> list[str]:
+    """Return what the descriptors of this process are for."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return sorted(found)
+
+
 class Player:
     """One connection, from its beginning to its end."""
 
@@ -459,7 +468,7 @@ class Fuzzer:
         self.seeds = [load(path) for path in sorted(CORPUS.glob("*.hex"))]
         self.neighbours = Neighbours(stack, folder)
         self.upper = stack.enter_context(Server(Upper(), folder / "upper"))
-        self.descriptors = 0
+        self.descriptors: list[str] = []
         with Guest(self.neighbours.path), Frontend(self.upper.path) as frontend:
             frontend.ask_u64(Request.GET_FEATURES)
         self.settle()
@@ -506,10 +515,11 @@ class Fuzzer:
                 server.error = None
         self.neighbours.check(4)
         gc.collect()
-        now = len(os.listdir("/proc/self/fd"))
-        if not self.descriptors:
-            self.descriptors = now
-        wait_for(lambda: len(os.listdir("/proc/self/fd")) <= self.descriptors)
+        self.descriptors = self.descriptors or open_files()
+        try:
+            wait_for(lambda: len(open_files()) <= len(self.descriptors))
+        except AssertionError:
+            raise AssertionError(f"{self.descriptors} before, {open_files()} now") from None
 
     def unseen(self) -> list[str]:
         """What the sequences did not do often enough to be worth their name."""

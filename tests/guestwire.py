@@ -32,7 +32,7 @@ def wired(
         space.set_link("tap0", up=True)
         space.settle()
         host = Host(space, stack, size)
-        device = stack.enter_context(NetDevice(tap, worker="own", queue_size=1024, mtu=mtu, **options))
+        device = stack.enter_context(NetDevice(tap, worker="own", mtu=mtu, **options))
         path = str(tmp_path / "s")
         yield path, device, host, stack.enter_context(Server(device, path))
 

@@ -10,7 +10,7 @@ from typing import Self
 from vhost_frontend import Frontend
 
 from virtio import Feature
-from virtio.vhost_user import ProtocolFeature
+from virtio.vhost_user import Inflight, ProtocolFeature
 from virtio.vhost_user.messages import INFLIGHT, Request
 
 PROTOCOL = ProtocolFeature.REPLY_ACK | ProtocolFeature.INFLIGHT_SHMFD
@@ -23,15 +23,21 @@ PACKED_ENTRY = struct.Struct("<BxHHHQHHIQ")  # inflight, next, last, num, counte
 
 
 class Region:
-    """The file of queue 0, as GET_INFLIGHT_FD gave it: of ``queues`` queues for ``size`` descriptors each."""
+    """The file of queue 0, as GET_INFLIGHT_FD gave it: of ``queues`` queues for ``size`` descriptors each.
 
-    def __init__(self, frontend: Frontend, packed: bool, queues: int = 1, size: int = 64) -> None:
+    ``large``: what is read and written is the second region, which has room for larger rings.
+    """
+
+    def __init__(
+        self, frontend: Frontend, packed: bool, queues: int = 1, size: int = 64, *, large: bool = False
+    ) -> None:
         self.packed, self.queues, self.size = packed, queues, size
         frontend.say(Request.GET_INFLIGHT_FD, INFLIGHT.pack(0, 0, queues, size))
         payload, (self.fd,) = frontend.answer()
         self.total, self.offset, *rest = INFLIGHT.unpack(payload)
         assert rest == [queues, size]
         self.bytes = mmap.mmap(self.fd, self.total)
+        self.at = queues * Inflight.size(size, packed) if large else 0
 
     def __enter__(self) -> Self:
         return self
@@ -46,19 +52,19 @@ class Region:
 
     @property
     def header(self) -> list[int]:
-        return list((PACKED if self.packed else SPLIT).unpack_from(self.bytes))
+        return list((PACKED if self.packed else SPLIT).unpack_from(self.bytes, self.at))
 
     @header.setter
     def header(self, numbers: list[int]) -> None:
-        (PACKED if self.packed else SPLIT).pack_into(self.bytes, 0, *numbers)
+        (PACKED if self.packed else SPLIT).pack_into(self.bytes, self.at, *numbers)
 
     def entry(self, index: int) -> list[int]:
         kind = PACKED_ENTRY if self.packed else SPLIT_ENTRY
-        return list(kind.unpack_from(self.bytes, kind.size * index + len(self)))
+        return list(kind.unpack_from(self.bytes, self.at + kind.size * index + len(self)))
 
     def put(self, index: int, numbers: list[int]) -> None:
         kind = PACKED_ENTRY if self.packed else SPLIT_ENTRY
-        kind.pack_into(self.bytes, kind.size * index + len(self), *numbers)
+        kind.pack_into(self.bytes, self.at + kind.size * index + len(self), *numbers)
 
     def __len__(self) -> int:
         """Bytes of the header."""
@@ -67,7 +73,7 @@ class Region:
     def inflight(self) -> list[int]:
         """The entries in flight, in the order of their counters."""
         place = 4 if self.packed else 2
-        found = [(entry[place], i) for i in range(self.size) if (entry := self.entry(i))[0]]
+        found = [(entry[place], i) for i in range(64) if (entry := self.entry(i))[0]]
         return [i for _, i in sorted(found)]
 
 

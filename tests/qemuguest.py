@@ -99,7 +99,7 @@ def block(number: int, sock: str, more: str) -> list[str]:
     """The words for a block device at a socket, with more properties."""
     return [
         *("-chardev", f"socket,id=b{number},path={sock},{reconnect()}"),
-        *("-device", f"vhost-user-blk-pci,chardev=b{number},num-queues=1,queue-size=1024,vectors=0{more}"),
+        *("-device", f"vhost-user-blk-pci,chardev=b{number},num-queues=1,vectors=0{more}"),
     ]
 
 

@@ -45,7 +45,7 @@ def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
 def all_come_back(tmp_path: Path, vdev: str, size: int, count: int, queues: int = 1, **more: Any) -> None:
     source = Generator(size, count=count, queues=queues)
     workers = [Worker() for _ in range(queues)]
-    with NetDevice(source, worker=workers, queue_size=1024, queue_pairs=queues) as device:
+    with NetDevice(source, worker=workers, queue_pairs=queues) as device:
         path = str(tmp_path / "s")
         with (
             Server(device, path) as server,
@@ -92,7 +92,7 @@ def test_soak(tmp_path: Path) -> None:
     paths = [str(tmp_path / mode) for mode in modes]
     with ExitStack() as stack:
         devices = [
-            stack.enter_context(NetDevice(source, worker=worker, queue_size=1024))
+            stack.enter_context(NetDevice(source, worker=worker))
             for source, worker in zip(sources, workers, strict=True)
         ]
         servers = [stack.enter_context(Server(*each)) for each in zip(devices, paths, strict=True)]
@@ -118,7 +118,7 @@ def test_soak(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["split", "packed"])
 def test_ports_stop_and_start_and_frontends_come_and_go(mode: str, tmp_path: Path) -> None:
     path = str(tmp_path / "s")
-    with NetDevice(Loopback(), worker="own", queue_size=1024) as device, Server(device, path) as server:
+    with NetDevice(Loopback(), worker="own") as device, Server(device, path) as server:
         for _ in range(2):
             with Testpmd(path, MODES[mode]) as testpmd:
                 for _ in range(3):
@@ -137,8 +137,8 @@ def test_ports_stop_and_start_and_frontends_come_and_go(mode: str, tmp_path: Pat
 def test_the_backend_comes_again(mode: str, tmp_path: Path) -> None:
     """testpmd listens (server=1): we connect, go, and connect again; it goes on with its rings."""
     path = str(tmp_path / "s")
-    first = NetDevice(Loopback(), worker="own", queue_size=1024)
-    second = NetDevice(Loopback(), worker="own", queue_size=1024)
+    first = NetDevice(Loopback(), worker="own")
+    second = NetDevice(Loopback(), worker="own")
     server = Server(first, path, client=True).start()  # testpmd waits for us before it is ready
     with Testpmd(path, f"server=1,{MODES[mode]}") as testpmd:
         try:
@@ -160,8 +160,8 @@ def test_two_guests_on_a_cable(tmp_path: Path) -> None:
     cable = Cable()
     paths = [str(tmp_path / name) for name in "ab"]
     with (
-        NetDevice(cable.a, worker="own", queue_size=1024) as a,
-        NetDevice(cable.b, worker="own", queue_size=1024) as b,
+        NetDevice(cable.a, worker="own") as a,
+        NetDevice(cable.b, worker="own") as b,
         Server(a, paths[0]),
         Server(b, paths[1]),
         Testpmd(",".join(paths)) as testpmd,

@@ -63,7 +63,7 @@ def through_testpmd(path: Path, mode: str, sent: list[Packet], offloads: int, cu
     echo = Echo(sent, offloads)
     sock = str(path / "s")
     with (
-        NetDevice(echo.port, worker="own", queue_size=1024) as device,
+        NetDevice(echo.port, worker="own") as device,
         Server(device, sock) as server,
         Testpmd(sock, MODES[mode], more=LARGE) as testpmd,
     ):

@@ -33,7 +33,7 @@ def apart(tmp_path: Path) -> Iterator[tuple[str, Host, Start]]:
         path = str(tmp_path / "s")
 
         def start() -> subprocess.Popen[bytes]:
-            words = [sys.executable, "-m", "virtio", "net", f"vhost-user:{path},queue-size=1024", "tap:tap0"]
+            words = [sys.executable, "-m", "virtio", "net", f"vhost-user:{path}", "tap:tap0"]
             made: subprocess.Popen[bytes] = space.popen(words, stderr=subprocess.DEVNULL)
             stack.callback(made.wait)
             stack.callback(made.kill)

@@ -37,7 +37,7 @@ class Road:
 
     def __init__(self, name: str, space: Namespace, folder: Path, stack: ExitStack) -> None:
         self.tap = space.tap(name, mac=MACS[0], neighbours=[(f"{V4}.2", MAC)])
-        self.device = stack.enter_context(NetDevice(self.tap, worker="own", queue_size=1024, mtu=1500))
+        self.device = stack.enter_context(NetDevice(self.tap, worker="own", mtu=1500))
         self.path = str(folder / name)
         self.server = stack.enter_context(Server(self.device, self.path))
 

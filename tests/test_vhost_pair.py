@@ -38,7 +38,7 @@ def test_streams_within_a_vlan(tmp_path: Path) -> None:
         cable = Cable()
         paths, devices = [], []
         for name, end in zip(("one", "other"), cable, strict=True):
-            devices.append(stack.enter_context(NetDevice(end, worker="own", queue_size=1024, mtu=1500)))
+            devices.append(stack.enter_context(NetDevice(end, worker="own", mtu=1500)))
             paths.append(str(tmp_path / name))
             stack.enter_context(Server(devices[-1], paths[-1]))
         vlan = ("8021q",)

@@ -28,8 +28,8 @@ BAD: dict[str, tuple[int, bytes, int, str]] = {
     "short u64": (R.SET_FEATURES, b"\0\0\0\0", 0, r"SET_FEATURES has 4 bytes \(8\)"),
     "features not offered": (R.SET_FEATURES, U64.pack(1 << 63), 0, "not offered"),
     "protocol not offered": (R.SET_PROTOCOL_FEATURES, U64.pack(1 << 40), 0, "bits 0x10000000000 were not offered"),
-    "size 0": (R.SET_VRING_NUM, STATE.pack(0, 0), 0, r"size 0 of ring 0 out of range \(1 to 256\)"),
-    "size too large": (R.SET_VRING_NUM, STATE.pack(0, 512), 0, "size 512"),
+    "size 0": (R.SET_VRING_NUM, STATE.pack(0, 0), 0, r"size 0 of ring 0 out of range \(1 to 32768\)"),
+    "size too large": (R.SET_VRING_NUM, STATE.pack(0, 32769), 0, "size 32769"),
     "no such ring": (R.SET_VRING_NUM, STATE.pack(2, 4), 0, r"ring 2 out of range \(2 rings\)"),
     "ring of 255": (R.SET_VRING_CALL, U64.pack(255 | NO_FD), 0, "ring 255 out of range"),
     "short address": (R.SET_VRING_ADDR, bytes(39), 0, "SET_VRING_ADDR has 39 bytes"),
@@ -143,7 +143,7 @@ def test_a_message_that_drips_ends_in_time(tmp_path: Path, monkeypatch: pytest.M
 def test_a_nack_comes_before_the_end(tmp_path: Path) -> None:
     with served(Upper(), tmp_path / "s") as (_, frontend):
         frontend.negotiate()
-        frontend.say(R.SET_VRING_NUM, STATE.pack(0, 3000), flags=8)
+        frontend.say(R.SET_VRING_NUM, STATE.pack(0, 40000), flags=8)
         assert U64.unpack(frontend.answer()[0]) == (1,)
         with pytest.raises(EOFError):
             frontend.answer()

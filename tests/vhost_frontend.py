@@ -62,21 +62,24 @@ class Frontend:
     def answer(self) -> tuple[bytes, list[int]]:
         """Return the payload and descriptors of a reply; EOFError when the backend has closed the connection."""
         fds: list[int] = []
-        header = b""
-        while len(header) < HEADER.size:
-            part, extra, _, _ = self.socket.recvmsg(HEADER.size - len(header), 256)
-            if not part:
-                raise EOFError
-            header += part
-            for _, _, data in extra:
-                got = array.array("i")
-                got.frombytes(data)
-                fds += list(got)
-        _, flags, size = HEADER.unpack(header)
-        assert flags & 7 == 5  # version 1, a reply
-        payload = b""
-        while len(payload) < size:
-            payload += self.socket.recv(size - len(payload))
+        try:
+            header = b""
+            while len(header) < HEADER.size:
+                part, extra, _, _ = self.socket.recvmsg(HEADER.size - len(header), 256)
+                header += some(part)
+                for _, _, data in extra:
+                    got = array.array("i")
+                    got.frombytes(data)
+                    fds += list(got)
+            _, flags, size = HEADER.unpack(header)
+            assert flags & 7 == 5  # version 1, a reply
+            payload = b""
+            while len(payload) < size:
+                payload += some(self.socket.recv(size - len(payload)))
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
         return payload, fds
 
     def ask(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
@@ -163,6 +166,12 @@ class Frontend:
 
     def kick(self, index: int) -> None:
         os.eventfd_write(self.kicks[index], 1)
+
+
+def some(data: bytes) -> bytes:
+    if not data:
+        raise EOFError
+    return data
 
 
 def layout_of(index: int, packed: bool, size: int = 64) -> QueueLayout:

@@ -41,8 +41,8 @@ class Device(Hooks):
     to be there before ``super().__init__()`` is called.
 
     ``offer`` and ``withhold`` are features (bits or names) to offer besides the type's own, and not to offer; what
-    needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue. Raises ConfigError for
-    what cannot be.
+    needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue; a vhost-user
+    frontend is not told, and may have queues of up to 32768. Raises ConfigError for what cannot be.
 
     The driver is not believed. What it may not do changes nothing, is counted in ``counters``, and the last such errors
     are in ``refused``; none is raised. What breaks a queue, a handler's exception included, ends in

@@ -17,12 +17,17 @@ from virtio.errors import VhostUserError
 from virtio.layout import QUEUE_SIZE_MAX
 from virtio.vhost_user.messages import INFLIGHT, REPLY, Message
 
+ROOM = 1024  # descriptors of the largest ring that a guest of QEMU has, whatever size QEMU asks a region for
 SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 @dataclass(frozen=True)
 class InflightFile:
     """The regions of the first ``queues`` queues, one behind the other, for ``size`` descriptors each.
+
+    ``size`` is the frontend's: QEMU names the device's ``queue-size``, and its guest may choose larger rings. A file of
+    our own has a second region of ROOM descriptors for each queue, behind those that any backend expects; ``room`` is
+    0 if there are none.
 
     The file is the frontend's too. It is sealed against being cut shorter where it can be; if that happens, it reads as
     zeroes, and a bell is rung. What is in a region is checked when its queue starts.
@@ -31,12 +36,14 @@ class InflightFile:
     region: Region
     queues: int
     size: int
+    room: int
+    packed: bool
 
     @classmethod
     def answer(cls, message: Message, queues_max: int, packed: bool) -> Message:
         """Return the answer to GET_INFLIGHT_FD: a new file, empty. Raises VhostUserError."""
         _, _, queues, size = cls._numbers(message, queues_max)
-        total = queues * Inflight.size(size, packed)
+        total = queues * cls._stride(size, cls._room(size), packed)
         fd = os.memfd_create("vhost-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(fd, total)
@@ -54,7 +61,10 @@ class InflightFile:
         total, offset, queues, size = cls._numbers(message, queues_max)
         if len(message.fds) != 1:
             raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
-        needed = queues * Inflight.size(size, packed)
+        room = cls._room(size)
+        if total != queues * cls._stride(size, room, packed):
+            room = 0
+        needed = queues * cls._stride(size, room, packed)
         if total < needed:
             raise VhostUserError(f"{message.name}: {total} bytes for {queues} queues of {size} (at least {needed})")
         if offset % 8:
@@ -65,19 +75,49 @@ class InflightFile:
             region = Region.from_fd(0, message.fds[0], needed, offset, bell=bell)
         except (ValueError, OverflowError, OSError) as error:
             raise VhostUserError(f"{message.name}: {needed} bytes at offset {offset}: {error}") from None
-        return cls(region, queues, size)
+        return cls(region, queues, size, room, packed)
 
-    def queue(self, index: int, packed: bool) -> Inflight | None:
-        """Return the region of a queue; None if there is none. Raises ValueError if it is for another format."""
+    def queue(self, index: int, size: int, packed: bool) -> Inflight | None:
+        """Return the region of a queue of ``size`` descriptors; None if there is none.
+
+        Raises ValueError if it is for another format.
+        """
         if index >= self.queues:
             return None
-        return Inflight(self.region, index * Inflight.size(self.size, packed), self.size)
+        if packed != self.packed:
+            raise ValueError(f"inflight region is of a {'packed' if self.packed else 'split'} ring")
+        large = self.size < size <= self.room
+        self._clear(index, large=not large)  # it is of a driver before
+        return Inflight(self.region, self._at(index, large), self.room if large else self.size)
 
-    def clear(self, index: int, packed: bool) -> None:
-        """Have the region of a queue, if there is one, as a new file has it: nothing is in flight, no queue had it."""
+    def clear(self, index: int) -> None:
+        """Have what there is of a queue as a new file has it: nothing is in flight, no queue had it."""
         if index < self.queues:
-            size = Inflight.size(self.size, packed)
-            memoryview(self.region)[index * size : (index + 1) * size] = bytes(size)
+            self._clear(index, large=False)
+            self._clear(index, large=True)
+
+    def _clear(self, index: int, large: bool) -> None:
+        length = self._length(self.room if large else self.size, self.packed)
+        at = self._at(index, large)
+        memoryview(self.region)[at : at + length] = bytes(length)
+
+    def _at(self, index: int, large: bool) -> int:
+        """Return where a region of a queue is."""
+        size = self._length(self.size, self.packed)
+        return self.queues * size + index * self._length(self.room, self.packed) if large else index * size
+
+    @staticmethod
+    def _room(size: int) -> int:
+        return ROOM if size < ROOM else 0
+
+    @staticmethod
+    def _length(size: int, packed: bool) -> int:
+        return Inflight.size(size, packed) if size else 0
+
+    @classmethod
+    def _stride(cls, size: int, room: int, packed: bool) -> int:
+        """Return the bytes of all regions of one queue."""
+        return cls._length(size, packed) + cls._length(room, packed)
 
     @staticmethod
     def _numbers(message: Message, queues_max: int) -> tuple[int, int, int, int]:

@@ -15,6 +15,7 @@ from virtio._device_queue import DeviceQueue
 from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
 from virtio.errors import MemoryFault, VhostUserError, VirtioError
+from virtio.layout import QUEUE_SIZE_MAX
 from virtio.logs import limited
 from virtio.slot import nobody, nothing
 from virtio.vhost_user.descriptors import make_write_only
@@ -251,7 +252,7 @@ class RingMessages:
         if not (ring.running or ring.waiting):
             return
         if self._stop(ring, self.drain) and self.inflight is not None:
-            self.inflight.clear(ring.index, self.session.packed)  # it would say where the next driver's ring stands
+            self.inflight.clear(ring.index)  # it would say where the next driver's ring stands
         if ring.kick is not None:
             ring.kick.answer()  # that one was for what is stopped
             self._watch(ring, partial(self._kicked_again, ring))
@@ -313,9 +314,8 @@ class RingMessages:
     def _set_num(self, message: Message) -> None:
         index, size = message.unpack(STATE)
         ring = self._ring(index)
-        limit = self.device.queues[index].size_max
-        if not 1 <= size <= limit:
-            raise VhostUserError(f"{message.name}: size {size} of ring {index} out of range (1 to {limit})")
+        if not 1 <= size <= QUEUE_SIZE_MAX:  # the frontend's choice: it is not told the device's queue_size
+            raise VhostUserError(f"{message.name}: size {size} of ring {index} out of range (1 to {QUEUE_SIZE_MAX})")
         self._halt(ring)
         ring.size = size
 

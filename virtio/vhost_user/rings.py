@@ -80,7 +80,7 @@ class Ring:
         layout = self.layout(memory, packed)
         try:
             state = DeviceQueue(memory, layout, features=features, index=self.index).state()
-            region = inflight and inflight.queue(self.index, packed)
+            region = inflight and inflight.queue(self.index, self.size, packed)
             # event_word and used_flags as they lie there, of another device or in memory that was not cleared: the
             # queue then stores its own, where they differ
             if packed:
