@@ -22,9 +22,9 @@ cdef int walk_piece(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64
     cdef uint8_t *host
     cdef int pieces
     w.ndesc += 1
-    if virtio_unlikely(w.ndesc > WALK_FRAME) and q.flags & VIRTIO_Q_FRAMES:
-        return WALK_ENOUGH
-    if w.ndesc > q.max_chain:
+    if virtio_unlikely(w.ndesc > q.max_walk):
+        if w.ndesc <= q.max_chain:
+            return WALK_ENOUGH
         latch(&q.fault, VIRTIO_FAULT_CHAIN_LONG, chain.head, w.ndesc, q.max_chain)
         return WALK_BROKEN
     if length == 0:
@@ -48,9 +48,9 @@ cdef int walk_piece(virtio_device_queue *q, walk *w, virtio_chain *chain, uint64
             latch(&q.fault, VIRTIO_FAULT_MEMORY, chain.head, addr, length)
             return WALK_BROKEN
         if pieces == -2:
-            if w.room < w.room_total:
+            if chain.first:
                 return WALK_NO_ROOM
-            latch(&q.fault, VIRTIO_FAULT_SEGMENTS, chain.head, w.room_total + 1, w.room_total)
+            latch(&q.fault, VIRTIO_FAULT_SEGMENTS, chain.head, w.room + 1, w.room)
             return WALK_BROKEN
     w.used += pieces
     if write:
@@ -128,10 +128,9 @@ cdef int walk_indirect(virtio_device_queue *q, walk *w, virtio_chain *chain, uin
 
 cdef void walk_start(walk *w, virtio_chain *chain, iovec *segs, uint32_t first, uint32_t nsegs) noexcept nogil:
     w.segs = segs + first
-    w.room_total = nsegs if nsegs < 0xffff else 0xffff  # a chain counts its pieces in 16 bits
-    w.room = nsegs - first if nsegs - first < w.room_total else w.room_total
-    if first:
-        w.room = min(w.room, WALK_BURST - first if first < WALK_BURST else 0)
+    # a chain counts its pieces in 16 bits; those behind the first share the burst's
+    nsegs = min(nsegs, <uint32_t>(WALK_BURST if first else 0xffff))
+    w.room = nsegs - first if nsegs > first else 0
     w.used = w.ndesc = 0
     w.readable = w.writable = 0
     chain.written = 0
@@ -167,10 +166,8 @@ cdef int walk_split(virtio_device_queue *q, virtio_chain *chain, iovec *segs, ui
             why = walk_indirect(q, &w, chain, addr, <uint32_t>word, i)
         else:
             why = walk_piece(q, &w, chain, addr, word, i)
-        if why == WALK_ENOUGH:
-            return walk_end(&w, chain, 1)
         if why != WALK_OK:
-            return why
+            return walk_end(&w, chain, 1) if why == WALK_ENOUGH else why
         if not flags & VIRTIO_DESC_F_NEXT:
             return walk_end(&w, chain, 1)
         i = <uint32_t>(word >> 48)

@@ -1,10 +1,11 @@
 """The device end of a virtqueue, split or packed."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio._chain cimport Chain
+from virtio._chain_walk cimport WALK_FRAME
 from virtio._inflight cimport Inflight, inflight_pop_again
 from virtio._memory cimport VIRTIO_REGIONS_MAX, memory_gather
 from virtio._ring cimport *
@@ -68,6 +69,7 @@ cdef class DeviceQueue(Queue):
         self.lock = &self.q.lock
         self.fault.code = VIRTIO_FAULT_RING_MEMORY  # until it is opened, no verb touches a ring
         self.taken = {}
+        self.walk = UINT32_MAX
 
     def __dealloc__(self):
         free(self.q)
@@ -122,6 +124,7 @@ cdef class DeviceQueue(Queue):
         taken, self.taken = self.taken, {}
         self.q.size = layout.size
         self.q.max_chain = layout.size if self.max_chain is None else self.max_chain
+        self.q.max_walk = min(self.q.max_chain, self.walk)
         self.layout = layout
         if self.q.packed:
             packed_device_start(self.q)
@@ -133,6 +136,11 @@ cdef class DeviceQueue(Queue):
         self.release()
         for chain in taken.values():
             chain.owner = None
+
+    cdef void for_frames(self) noexcept:
+        """Walk no more of a chain than a frame has pieces: the device uses no more. Before the first burst."""
+        self.walk = WALK_FRAME
+        self.q.max_walk = min(self.q.max_chain, self.walk)
 
     # ---- chains ----
 

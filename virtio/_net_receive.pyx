@@ -103,7 +103,7 @@ cdef class NetReceive(Task):
         self.queue, self.port = queue, port
         self.kick_bell, self.relay, self.trouble_bell = kick, Relay(call), trouble
         rx.q = queue.q
-        queue.q.flags |= VIRTIO_Q_FRAMES
+        queue.for_frames()
         rx.nsegs = max(<uint32_t>RX_CHAINS, queue.q.max_chain) + VIRTIO_REGIONS_MAX
         rx.chains = <virtio_chain *>calloc(RX_CHAINS, sizeof(virtio_chain))
         rx.segs = <iovec *>calloc(rx.nsegs, sizeof(iovec))

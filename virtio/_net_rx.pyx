@@ -359,17 +359,17 @@ cdef inline bint write_plain(net_rx *rx, uint8_t *to, const virtio_packet *packe
 
 cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint32_t n, const iovec *segs,
                                  bint packed) noexcept nogil:
-    """Put plain frames into plain chains, up to the first that is not; return how many."""
+    """Put plain frames, none of them over the MTU, into plain chains, up to the first that is not; return how many."""
     cdef virtio_run run
     cdef const virtio_packet *packet = packets
-    cdef uint32_t header = rx.header, limit = rx.limit, total
+    cdef uint32_t header = rx.header, total
     cdef uint64_t size = 0
     if run_start(&run, rx.q, min(n, <uint32_t>VIRTIO_BURST), packed) == 0:
         return 0
     run_ahead(&run, True, packed)
     while run_next(&run, VIRTIO_DESC_F_WRITE, packed):
         total = header + packet.len
-        if virtio_unlikely(total > run.length or packet.len > limit or not is_plain(packet)):
+        if virtio_unlikely(total > run.length or not is_plain(packet)):
             break
         if virtio_unlikely(not write_plain(rx, <uint8_t *>run.host, packet,
                                            <const uint8_t *>segs[packet.first].iov_base, header)):
@@ -383,6 +383,17 @@ cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint3
     add_count(&rx.frames, run.taken)
     add_count(&rx.bytes, size)
     return run.taken
+
+
+cdef inline uint32_t within_mtu(const net_rx *rx, const virtio_packet *packets, uint32_t n) noexcept nogil:
+    """Return how many frames there are before the first over the MTU."""
+    cdef uint32_t i
+    if rx.limit == RX_NO_LIMIT:
+        return n
+    for i in range(n):
+        if packets[i].len > rx.limit:
+            return i
+    return n
 
 
 cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
@@ -399,7 +410,8 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
         return 0
     put_back(rx)
     if all:
-        i = deliver_run(rx, packets, n, segs, True) if rx.q.packed else deliver_run(rx, packets, n, segs, False)
+        i = within_mtu(rx, packets, n)
+        i = deliver_run(rx, packets, i, segs, True) if rx.q.packed else deliver_run(rx, packets, i, segs, False)
     while i < n and (i == 0 or turn.left > 0):
         packet = packets + i
         source = segs + packet.first

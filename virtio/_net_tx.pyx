@@ -173,13 +173,12 @@ cdef inline uint32_t burst_run(net_tx *tx, virtio_turn *turn, bint packed) noexc
     cdef virtio_packet *packet = tx.packets
     cdef iovec *seg = tx.segs
     cdef uint32_t size = tx.header, done, n
-    cdef uint64_t bytes = 0
-    cdef uint64_t room = <uint64_t>turn.left * VIRTIO_WORK_BYTES
+    cdef int64_t room = turn.left * VIRTIO_WORK_BYTES  # bytes
     cdef bint says = False
     if run_start(&run, tx.q, width_of(tx, turn), packed) == 0:
         return 0
     run_ahead(&run, False, packed)
-    while bytes < room and run_next(&run, 0, packed):
+    while room > 0 and run_next(&run, 0, packed):
         if virtio_unlikely(run.length < size + VIRTIO_FRAME_MIN or run.length - size > VIRTIO_FRAME_MAX):
             break
         packet.len = run.length - size
@@ -195,13 +194,13 @@ cdef inline uint32_t burst_run(net_tx *tx, virtio_turn *turn, bint packed) noexc
         virtio_put64(&packet.first, run.taken | <uint64_t>1 << 32)
         put_piece(seg, run.host + size, packet.len)
         run_keep(&run, tx.entries, 0, packed)
-        bytes += packet.len
+        room -= packet.len
         packet += 1
         seg += 1
     n = run.taken
     if n == 0:
         return 0
-    done = send(tx, n, bytes, says, turn)
+    done = send(tx, n, <uint64_t>(turn.left * VIRTIO_WORK_BYTES - room), says, turn)
     run_commit(&run, tx.entries, done, tx.q.flags & VIRTIO_Q_IN_ORDER != 0, packed)
     return done
 
@@ -314,7 +313,8 @@ cdef class NetTransmit(Task):
         self.kick_bell, self.relay, self.trouble_bell = kick, Relay(call), trouble
         tx.q = queue.q
         # DPDK's driver (22.11) leaves WRITE set in the entry of a table that has the header
-        queue.q.flags |= VIRTIO_Q_READ_TABLES | VIRTIO_Q_FRAMES
+        queue.q.flags |= VIRTIO_Q_READ_TABLES
+        queue.for_frames()
         tx.header = header_size_of(features)
         tx.offloads = offloads_of(features, False)
         tx.port, tx.pair, tx.by_hand = &port.c, pair, by_hand

@@ -56,7 +56,6 @@ cdef extern from "virtio/queue.h" nogil:
         VIRTIO_Q_CLAMP_USED_LEN
         VIRTIO_Q_READ_TABLES
         VIRTIO_Q_FAR
-        VIRTIO_Q_FRAMES
         VIRTIO_ENQ_OK
         VIRTIO_ENQ_FULL
         VIRTIO_ENQ_TOO_BIG
@@ -284,6 +283,7 @@ cdef extern from "virtio/queue.h" nogil:
         uint64_t event_gpa
         uint32_t flags
         uint32_t max_chain
+        uint32_t max_walk
         uint16_t size
         uint8_t packed
         virtio_region hit

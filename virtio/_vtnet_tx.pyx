@@ -479,8 +479,10 @@ cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
     cdef uint32_t room = tx.bytes + <uint32_t>min(<int64_t>0x40000000, max(turn.left, <int64_t>1) * VIRTIO_WORK_BYTES)
     cdef uint64_t segments = tx.stats.segments
     tx_begin(tx)
-    while i < n and tx.bytes < room:
+    while i < n:
         if i % AHEAD == 0:
+            if virtio_unlikely(tx.bytes >= room):
+                break
             fetch_ahead(tx, n - i if n - i < AHEAD else AHEAD)
         if not tx_send_pieces(tx, &packets[i].hdr, &segs[packets[i].first], packets[i].nsegs, packets[i].len):
             break

@@ -25,7 +25,6 @@
 #define VIRTIO_Q_IN_ORDER 4u
 #define VIRTIO_Q_NOTIFY_ON_EMPTY 8u
 #define VIRTIO_Q_READ_TABLES 32u    /* quirk: all that a packed ring's indirect tables name is to be read */
-#define VIRTIO_Q_FRAMES 128u        /* the device uses so many pieces of a chain as a frame has: no more are walked */
 #define VIRTIO_Q_FAR 64u            /* the driver is on another core: what it wrote last is in that one's cache */
 #define VIRTIO_Q_CLAMP_USED_LEN 16u /* quirk: a used length over the buffer's is cut and counted, not fatal */
 
@@ -195,7 +194,8 @@ typedef struct virtio_device_queue {
     uint64_t used_gpa;               /* for the dirty log: used ring (split) or descriptor ring (packed), */
     uint64_t event_gpa;              /* and the device area's event word (packed) */
     uint32_t flags;                  /* VIRTIO_Q_* */
-    uint32_t max_chain;              /* descriptors a chain may have, indirect ones included */
+    uint32_t max_chain;              /* descriptors a chain may have, indirect ones included, */
+    uint32_t max_walk;               /* and of which so many are walked */
     uint16_t size;
     uint8_t packed;
     virtio_region hit;               /* the region that the last lookup found */
