@@ -10,7 +10,7 @@ demo: $(VENV)/package
 	$(BIN)/virtio iperf
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest
+	tools/test.sh $(BIN)/python
 
 bench: $(VENV)/dev
 	$(BIN)/python -m bench

@@ -6,24 +6,10 @@ set -eu
 cd "$(dirname "$0")/.."
 python=$(realpath -s "$1")
 . tools/sanitizers.sh
+. tools/parts.sh
 export VIRTIO_STRESS_BUFFERS=${VIRTIO_STRESS_BUFFERS:-400000}
 side_by_side=(address-kernels address-rings address-devices) # of one thread each, mostly
 alone=(address-vhost address-network thread)                 # peers that poll, and tests of threads, take all CPUs
-
-part_of() { # test file: the part of the address sanitizer that runs it
-    case ${1#tests/test_} in
-    batch.* | checksum* | coalesce* | frame* | fuzz_offloads* | net_hdr* | offload_* | segment* | toeplitz*)
-        echo address-kernels ;;
-    bell* | dirty_log* | dma* | hostile_d* | inflight* | memory* | models* | queues* | region* | ring* | run.* | stress* | truncation* | unpop* | worker*)
-        echo address-rings ;;
-    vhost*)
-        echo address-vhost ;;
-    capture* | cli* | iperf* | kernel* | net_any* | net_command* | net_kernel* | net_midstream* | net_supervised* | net_threads* | netns* | readme* | tap* | top_command*)
-        echo address-network ;;
-    *)
-        echo address-devices ;;
-    esac
-}
 
 build() { # part: its sanitizer's build, proven
     case $1 in
@@ -46,7 +32,7 @@ check() { # part: run its tests
         under -m pytest -q -p no:cacheprovider -m 'threads and not races'
     else
         for file in tests/test_*.py; do
-            [ "$(part_of "$file")" != "$1" ] || files+=("$file")
+            [ "address-$(part_of "$file")" != "$1" ] || files+=("$file")
         done
         under -m pytest -q -p no:cacheprovider -m 'not install' "${files[@]}"
     fi
