@@ -149,6 +149,7 @@ class NetDevice(Device):
         self._link = link
         self._announce = False
         self._draining = False
+        self._copied = False  # a snapshot was taken: rings may be another device's by now
         self._frontend_mtu: int | None = None
         self._speed = SPEED_UNKNOWN if speed is None else speed
         self._duplex = {None: DUPLEX_UNKNOWN, "half": 0, "full": 1}[duplex]
@@ -351,14 +352,18 @@ class NetDevice(Device):
         """Go back to where the device was before a driver came: its own MAC address, promiscuous."""
         with self._control():
             super().reset()
-            self._announce = self._restored = self._draining = False
+            self._announce = self._restored = self._draining = self._copied = False
             self.control.reset(0)
             self.control.mac = self.control.own_mac
             self._write_config()
 
     def close(self) -> None:
-        """Drain, reset, and give the port back. A driver that starts it again is told that it needs a reset."""
-        self.drain()
+        """Drain, reset, and give the port back. A driver that starts it again is told that it needs a reset.
+
+        Rings of which a snapshot was taken stay as they are: a frame that waits for buffers is dropped, not delivered.
+        """
+        if not self._copied:
+            self.drain()
         self._ended = True
         self.reset()
         self.port.detach()
@@ -574,6 +579,7 @@ class NetDevice(Device):
 
     def save(self) -> dict[str, Any]:
         """Return what the driver said on the control queue, and what it was told of the link."""
+        self._copied = True
         return {**self.control.save(), "link": self._link, "announce": self._announce}
 
     def load(self, state: Mapping[str, Any]) -> None:

@@ -156,6 +156,26 @@ def test_a_frame_that_was_read_is_delivered_when_there_is_room() -> None:
     device.close()
 
 
+def test_rings_of_which_a_snapshot_was_taken_stay_as_they_are() -> None:
+    """Another device goes on from there: what was used after it would break its queue."""
+    device, nic, _ = holding()
+    nic.post(3, 512)
+    layout = device.queues[0].layout
+    assert layout is not None
+    before = nic.memory.read(layout.device + 2, 2)  # used.idx
+    state = device.snapshot()
+    device.close()
+    assert nic.memory.read(layout.device + 2, 2) == before
+    port = ScriptPort(in_place=True)
+    with NetDevice(port) as other:
+        RawNic(other, memory=nic.memory)
+        other.restore(state, nic.memory)
+        port.give([(NetHeader(), bytes(1000))])
+        other.poll()
+        assert [len(frame) for _, frame in nic.receive()] == [1000]
+        assert other.queues[0].broken is None
+
+
 def test_a_frame_that_was_read_and_finds_no_room_is_counted() -> None:
     device, nic, _ = holding()
     assert not device.drain(0.01)

@@ -584,7 +584,8 @@ class Device(Hooks):
         """Return the whole device as plain data (JSON-able), for :meth:`restore` with the same memory contents.
 
         The transport's own state (vectors, registers) is not part of it; nor is what the device has taken from outside
-        and not yet given to the driver (of a network device at most one frame a queue). The device goes on.
+        and not yet given to the driver (of a network device at most one frame a queue). The device goes on; if it is
+        closed, it leaves the rings as they are then.
         """
         return snapshot.take(self)
 
