@@ -375,7 +375,7 @@ def test_ipv4_fragments(made: Made, size: int, garbage: bytes, cuts: list[int]) 
     """Of any UDP datagram, a tunnel's too: it is the outer one that is cut."""
     outer = made.outer
     assume(outer.end > outer.payload)
-    # a length that is a segment's says nothing of where the datagram ends: what follows is no padding
+    # a length equal to a segment's does not bound the datagram: the bytes behind it count as payload, not as padding
     assume(not outer.padded or outer.end - outer.l4 not in (size, size & ~7))
     whole = with_checksums(made, made.data[: outer.end]) + made.data[outer.end :]  # also behind a finished route
     want = expected_fragments(whole, outer.l3, outer.l4, outer.end, size)

@@ -169,6 +169,7 @@ class Frontend:
 
 
 def some(data: bytes) -> bytes:
+    """Return what was received; EOFError for nothing: the connection has ended."""
     if not data:
         raise EOFError
     return data

@@ -41,8 +41,8 @@ class Device(Hooks):
     to be there before ``super().__init__()`` is called.
 
     ``offer`` and ``withhold`` are features (bits or names) to offer besides the type's own, and not to offer; what
-    needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue; a vhost-user
-    frontend is not told, and may have queues of up to 32768. Raises ConfigError for what cannot be.
+    needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue. vhost-user
+    does not transfer it: a frontend's queues have up to 32768 descriptors. Raises ConfigError for what cannot be.
 
     The driver is not believed. What it may not do changes nothing, is counted in ``counters``, and the last such errors
     are in ``refused``; none is raised. What breaks a queue, a handler's exception included, ends in
@@ -584,8 +584,8 @@ class Device(Hooks):
         """Return the whole device as plain data (JSON-able), for :meth:`restore` with the same memory contents.
 
         The transport's own state (vectors, registers) is not part of it; nor is what the device has taken from outside
-        and not yet given to the driver (of a network device at most one frame a queue). The device goes on; if it is
-        closed, it leaves the rings as they are then.
+        and not yet given to the driver (of a network device at most one frame a queue). The device goes on. A
+        network device that is closed after its snapshot does not write to its rings again.
         """
         return snapshot.take(self)
 
