@@ -1,4 +1,4 @@
-"""Builds the extensions: each virtio/*.pyx is one. Everything else about the package is in pyproject.toml.
+"""Builds the extensions: each .pyx below virtio/ is one. Everything else about the package is in pyproject.toml.
 
 Environment: VIRTIO_DEBUG=1 turns Cython's checks on and optimisation off; VIRTIO_SANITIZE=address,undefined or
 VIRTIO_SANITIZE=thread builds for a sanitizer (see tools/sanitize.sh). Each such variant has its own folder in build/.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import sysconfig
+import time
 from pathlib import Path
-from typing import Any
 
 import Cython
 from Cython.Build import cythonize
@@ -26,6 +27,7 @@ if SANITIZE and SANITIZE not in SANITIZERS:
 
 VARIANT = "-".join(filter(None, ["debug" if DEBUG else "", SANITIZE.replace(",", "-")])) or "release"
 BUILD = f"build/{VARIANT}"
+CPUS = os.cpu_count() or 1
 
 COMPILE = [
     "-Wall",
@@ -62,39 +64,40 @@ def write_if_changed(path: Path, text: str) -> str:
     return str(path)
 
 
-def compiler() -> str:
-    """Return the program that is going to be run for cc."""
-    return (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
-
-
-def extensions() -> list[Any]:
-    flags = write_if_changed(Path("build/flags"), f"{VARIANT} {Cython.__version__} {COMPILE} {DIRECTIVES}\n")
-    sources = {f"virtio.{path.stem}": path for path in sorted(Path("virtio").glob("*.pyx"))}
+def sources(everything: bool) -> dict[str, Path]:
+    """Return the .pyx of each extension by the extension's name; everything: those of benchmarks and tests as well."""
+    folders = ["virtio", "bench/kernels"] if everything else ["virtio"]
+    found = {
+        ".".join(path.with_suffix("").parts): path for name in folders for path in sorted(Path(name).rglob("*.pyx"))
+    }
     if SANITIZE:  # a module that breaks the rules on purpose: proof that the sanitizer is there and sees it
-        sources["sanitize_control"] = Path("tests/sanitize_control.pyx")
-    modules = [
-        Extension(
-            name,
-            [str(path)],
-            include_dirs=["virtio/include"],
-            depends=[flags],
-            extra_compile_args=COMPILE,
-            extra_link_args=LINK,
-        )
-        for name, path in sources.items()
+        found["sanitize_control"] = Path("tests/sanitize_control.pyx")
+    return found
+
+
+def extensions(everything: bool) -> list[Extension]:
+    return [
+        Extension(name, [str(path)], include_dirs=["virtio/include"], extra_compile_args=COMPILE, extra_link_args=LINK)
+        for name, path in sources(everything).items()
     ]
-    if shutil.which(compiler()) is None:
-        return modules  # build_ext says so: to write C that nothing compiles takes a minute
+
+
+def translate(modules: list[Extension]) -> None:
+    """Write the C of each module whose .pyx, .pxd or headers are newer, on all CPUs; name the files it depends on."""
     # the generated C depends on the directives and on Cython too: another variant or version, another folder
     built = cythonize(
-        modules,
+        [Extension(module.name, list(module.sources), include_dirs=module.include_dirs) for module in modules],
         include_path=["."],
         build_dir=f"{BUILD}/cython-{Cython.__version__}",
         compiler_directives=DIRECTIVES,
+        nthreads=CPUS,
+        quiet=True,
     )
-    for module in built:  # Cython knows the .pxd files, and the headers that these name; what those include, we add
-        module.depends = sorted({*module.depends, *included(module.depends)})
-    return list(built)
+    flags = write_if_changed(Path("build/flags"), f"{VARIANT} {Cython.__version__} {COMPILE} {DIRECTIVES}\n")
+    for module, done in zip(modules, built, strict=True):
+        module.sources = done.sources
+        # Cython knows the .pxd files, and the headers that these name; what those include, we add
+        module.depends = sorted({flags, *done.depends, *included(done.depends)})
 
 
 def included(paths: list[str]) -> set[str]:
@@ -111,7 +114,15 @@ def included(paths: list[str]) -> set[str]:
 
 
 class BuildExtensions(build_ext):
-    """build_ext that says what to install when something is missing."""
+    """build_ext that translates in parallel, shows how far it is, and says what to install if something is missing.
+
+    What benchmarks and tests alone need is built where it stays in the tree (``--inplace``, editable), not for a wheel.
+    """
+
+    def finalize_options(self) -> None:
+        if self.inplace or getattr(self, "editable_mode", False):
+            self.distribution.ext_modules = extensions(everything=True)
+        super().finalize_options()
 
     def build_extensions(self) -> None:
         program = self.compiler.compiler[0]
@@ -125,11 +136,28 @@ class BuildExtensions(build_ext):
                 f"virtio: no Python headers (no Python.h in {sysconfig.get_path('include')})\n"
                 "  run: apt-get install python3-dev      (Debian's python3; elsewhere: the headers of this Python)"
             )
+        self.began, self.built = time.monotonic(), 0
+        translate(self.extensions)
+        self.stale = {module.name for module in self.extensions if self.is_stale(module)}
+        # the longest first: none is left alone at the end
+        self.extensions.sort(key=lambda module: -Path(module.sources[0]).stat().st_size)
         super().build_extensions()
+
+    def is_stale(self, module: Extension) -> bool:
+        target = Path(self.get_ext_fullpath(module.name))
+        newest = max(Path(path).stat().st_mtime for path in [*module.sources, *module.depends])
+        return bool(self.force) or not target.exists() or target.stat().st_mtime < newest
+
+    def build_extension(self, ext: Extension) -> None:
+        super().build_extension(ext)
+        if ext.name in self.stale:
+            self.built += 1
+            elapsed = time.monotonic() - self.began
+            print(f"[{self.built:3} of {len(self.stale)}, {elapsed:4.0f} s]  {ext.name}", file=sys.stderr, flush=True)
 
 
 setup(
-    ext_modules=extensions(),
+    ext_modules=extensions(everything=False),
     cmdclass={"build_ext": BuildExtensions},
-    options={"build": {"build_base": BUILD}, "build_ext": {"parallel": os.cpu_count() or 1}},
+    options={"build": {"build_base": BUILD}, "build_ext": {"parallel": CPUS}},
 )

@@ -25,16 +25,16 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.kernels.neighbourbench import Flood, Ping
 from virtio import GuestMemory
-from virtio._neighbourbench import Flood, Ping
-from virtio._worker import Worker
+from virtio.cli.net import SWITCH
 from virtio.constants import DeviceType, NetFeature
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
 from virtio.driver import Driver, QueuePlan
 from virtio.errors import DoesNotFit, QueueFull
+from virtio.event.worker import Worker
+from virtio.memory.dma import DmaPool
 from virtio.net import Cable, CallPort, Loopback, NetDevice, PcapWriter, Sink, Tap
-from virtio.net.net_cli import SWITCH
 from virtio.offload import NetHeader, net_header_size
 
 MEMORY = 64 << 20

@@ -7,13 +7,13 @@ import threading
 import time
 from dataclasses import dataclass
 
+from bench.kernels.netbench import through
 from virtio import Feature, GuestMemory
-from virtio._netbench import through
-from virtio._port import Port
-from virtio._worker import Task, Worker
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
+from virtio.event.worker import Task, Worker
+from virtio.memory.dma import DmaPool
 from virtio.net import NetDevice, Vtnet
+from virtio.ports.port import Port
 
 MEMORY = 96 << 20
 

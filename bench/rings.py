@@ -6,7 +6,7 @@ import os
 import threading
 
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout
-from virtio._ringbench import Pair
+from virtio.cli.pair import Pair
 
 BASE = 0x10000
 TABLES = 0x20000

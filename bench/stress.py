@@ -14,7 +14,7 @@ from typing import Any
 
 from bench import rings
 from virtio import Feature
-from virtio._ringbench import Pair
+from virtio.cli.pair import Pair
 
 
 def watch(pair: Pair, done: threading.Event, label: str) -> None:

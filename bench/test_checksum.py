@@ -15,8 +15,8 @@ from collections.abc import Callable
 import pytest
 
 from bench import peers
+from bench.kernels.offloadbench import kernel_ns
 from virtio import offload
-from virtio._offloadbench import kernel_ns
 
 SPANS = {"L1": 16 << 10, "L2": 384 << 10}
 BURST = 256  # frames a Python call

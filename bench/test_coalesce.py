@@ -18,8 +18,8 @@ from collections.abc import Callable
 import pytest
 
 from bench import peers
+from bench.kernels.coalescebench import coalesce
 from virtio import offload
-from virtio._coalescebench import coalesce
 
 SEGMENTS = 44  # of 1448 bytes: one more does not fit into an IP packet
 PAYLOAD = 1448

@@ -19,10 +19,10 @@ import pytest
 
 from bench import peers
 from bench.conftest import ROUNDS as REPEATS
+from bench.kernels.framebench import hash_frames, parse_frames
+from bench.kernels.offloadbench import kernel_ns
 from bench.test_package import note
 from virtio import offload
-from virtio._framebench import hash_frames, parse_frames
-from virtio._offloadbench import kernel_ns
 from virtio.constants import NetFeature
 
 logging.getLogger("scapy").setLevel(logging.CRITICAL)

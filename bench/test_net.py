@@ -21,8 +21,8 @@ import pytest
 
 from bench import nets
 from bench.conftest import ROUNDS
-from virtio._cablebench import TwoCopies, copies, forward
-from virtio._netbench import through
+from bench.kernels.cablebench import TwoCopies, copies, forward
+from bench.kernels.netbench import through
 from virtio.net import Cable, Loopback
 
 COUNT = {64: 400_000, 1500: 200_000, 65000: 10_000}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from bench import peers
-from virtio._segmentbench import segment_ns
+from bench.kernels.segmentbench import segment_ns
 
 PAYLOAD = 65160  # as in bench/peers/dpdk_gso.c
 COUNT = 1000  # frames a round

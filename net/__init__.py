@@ -9,7 +9,6 @@ if __name__ != "virtio.net":
     raise ImportError(f"{__name__} is virtio's source folder: import virtio.net")
 
 if TYPE_CHECKING:
-    from virtio._vtnet_receive import Received, ReceivedFrame
     from virtio.net.device import NetDevice
     from virtio.net.machine import Machine
     from virtio.net.netns import Namespace
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from virtio.net.pump import Pump
     from virtio.net.splice import Splice
     from virtio.net.vtnet import Vtnet
+    from virtio.vtnet.receive import Received, ReceivedFrame
 
 __all__ = [
     "NetDevice",
@@ -55,8 +55,8 @@ __all__ = [
 _HOMES = {
     "NetDevice": "virtio.net.device",
     "Vtnet": "virtio.net.vtnet",
-    "Received": "virtio._vtnet_receive",
-    "ReceivedFrame": "virtio._vtnet_receive",
+    "Received": "virtio.vtnet.receive",
+    "ReceivedFrame": "virtio.vtnet.receive",
     "Pump": "virtio.net.pump",
     "Splice": "virtio.net.splice",
     "Machine": "virtio.net.machine",

@@ -11,23 +11,23 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar, Literal, Self
 
-from virtio import saved
-from virtio._bell import Bell
-from virtio._memory import GuestMemory
-from virtio._net_receive import NetReceive, guest_offloads
-from virtio._net_tx import NetTransmit
-from virtio._port import Port
-from virtio._worker import Task, Worker
 from virtio.constants import DeviceType, Feature, NetFeature
+from virtio.core.weak import weakly
 from virtio.device import Device
+from virtio.device.operations import DRAIN
+from virtio.device.queue_state import Interrupt
 from virtio.errors import ConfigError
+from virtio.event.notifier import Bell
+from virtio.event.worker import Task, Worker
 from virtio.features import Features, parse
-from virtio.hooks import DRAIN
-from virtio.net.device_control import COMMAND_MAX, GUEST_OFFLOAD_FEATURES, Control
+from virtio.memory.guest_memory import GuestMemory
+from virtio.net.ctrl_device import COMMAND_MAX, GUEST_OFFLOAD_FEATURES, Control
 from virtio.net.rarp import reverse_arp
+from virtio.netdev.receive import NetReceive, guest_offloads
+from virtio.netdev.txq import NetTransmit
 from virtio.offload import net_header_size
-from virtio.slot import Interrupt
-from virtio.weak import weakly
+from virtio.ports.port import Port
+from virtio.virtqueue import saved
 
 LINK_UP, ANNOUNCE = 1, 2  # bits of the config space's status
 CONFIG = struct.Struct("<6sHHHIB")  # mac, status, max_virtqueue_pairs, mtu, speed, duplex

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from virtio.constants import NetFeature
 from virtio.errors import ConfigError
-from virtio.net.control import Ack
+from virtio.net.ctrl_driver import Ack
 
 RX, MAC, VLAN = 0, 1, 2  # classes
 PROMISC, ALLMULTI, ALLUNI, NOMULTI, NOUNI, NOBCAST = range(6)

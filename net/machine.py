@@ -9,16 +9,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from virtio._bell import Bell
-from virtio._memory import GuestMemory
 from virtio.device import Device
-from virtio.dma import PAGE, DmaPool
 from virtio.driver import Driver
 from virtio.errors import ConfigError
+from virtio.event.notifier import Bell
+from virtio.memory.dma import PAGE, DmaPool
+from virtio.memory.guest_memory import GuestMemory
 from virtio.net import vtnet as vtnet  # a driver that attach() gives a function
 from virtio.pci.attach import Attached, attach, attach_all
 from virtio.pci.bus import Bus
-from virtio.pci.legacy import LegacyFunction
+from virtio.pci.legacy_device import LegacyFunction
 from virtio.pci.legacy_driver import Mode
 from virtio.pci.probe import Address, Function, Window, scan
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from virtio._tap import Tap
 from virtio.errors import ConfigError
 from virtio.net.netlink import Netlink
+from virtio.ports.tap import Tap
 
 T = TypeVar("T")
 

@@ -6,16 +6,16 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from virtio._cable import Cable, CableEnd
-from virtio._callport import CallPort
-from virtio._generator import Generator
-from virtio._loopback import Loopback
-from virtio._pcap import PcapReader, PcapWriter
-from virtio._port import Port
-from virtio._sink import Sink
-from virtio._tap import Tap
-from virtio._taploop import TapLoop
 from virtio.errors import ConfigError
+from virtio.ports.cable import Cable, CableEnd
+from virtio.ports.callback import CallPort
+from virtio.ports.checker import Sink
+from virtio.ports.generator import Generator
+from virtio.ports.loopback import Loopback
+from virtio.ports.pcap import PcapReader, PcapWriter
+from virtio.ports.port import Port
+from virtio.ports.tap import Tap
+from virtio.ports.taploop import TapLoop
 
 __all__ = [
     "Port",

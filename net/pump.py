@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from virtio._port import Port
-from virtio._pump import PumpReceive, PumpTransmit
-from virtio._worker import Task, Worker
+from virtio.core.process import Origin
 from virtio.errors import ConfigError
-from virtio.net.ticker import Ticker
+from virtio.event.worker import Task, Worker
+from virtio.net.tick import Ticker
 from virtio.net.vtnet import Vtnet
-from virtio.process import Origin
+from virtio.ports.port import Port
+from virtio.vtnet.pump import PumpReceive, PumpTransmit
 
 
 class Pump:

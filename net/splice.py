@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any, Self
 
-from virtio._cable import CableEnd
-from virtio._loopback import Loopback
-from virtio._port import Port
-from virtio._splice import PortSplice
-from virtio._worker import Worker
+from virtio.core.process import Origin
+from virtio.device.operations import DRAIN
 from virtio.errors import ConfigError
-from virtio.hooks import DRAIN
-from virtio.process import Origin
+from virtio.event.worker import Worker
+from virtio.ports.cable import CableEnd
+from virtio.ports.loopback import Loopback
+from virtio.ports.port import Port
+from virtio.ports.splice import PortSplice
 
 HEADER_SIZE = 24  # bytes: of the longest virtio_net_hdr, so that nothing need be left out
 LOOK = 0.001

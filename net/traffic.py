@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from virtio._vtnet_receive import Received, VtnetReceive
-from virtio._vtnet_transmit import VtnetTransmit, transmit_by_flow
 from virtio.errors import ConfigError, DeviceBroken
 from virtio.offload import NetHeader, Toeplitz
+from virtio.vtnet.receive import Received, VtnetReceive
+from virtio.vtnet.transmit import VtnetTransmit, transmit_by_flow
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -9,24 +9,24 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from virtio._vtnet_pool import Pool, pool_size
-from virtio._vtnet_receive import VtnetReceive
-from virtio._vtnet_transmit import VtnetTransmit
 from virtio.constants import DeviceType, Feature
 from virtio.constants import NetFeature as Net
-from virtio.dma import DmaPool
+from virtio.core.logs import limited
+from virtio.core.process import Origin
+from virtio.core.weak import weakly
 from virtio.driver import AttachedQueue, Driver, QueuePlan, Transport
 from virtio.errors import ConfigError, DeviceBroken
 from virtio.features import Features, parse
-from virtio.layout import QUEUE_SIZE_MAX
-from virtio.logs import limited
-from virtio.net.control import Ack, ControlQueue
+from virtio.memory.dma import DmaPool
+from virtio.net.ctrl_driver import Ack, ControlQueue
 from virtio.net.filter import ADDR_SET, MAC, ReceiveFilter, check_mac
 from virtio.net.rarp import reverse_arp
 from virtio.net.traffic import QueuePair, Traffic
 from virtio.pci.attach import register_driver
-from virtio.process import Origin
-from virtio.weak import weakly
+from virtio.virtqueue.layout import QUEUE_SIZE_MAX
+from virtio.vtnet.pool import Pool, pool_size
+from virtio.vtnet.receive import VtnetReceive
+from virtio.vtnet.transmit import VtnetTransmit
 
 if TYPE_CHECKING:
     from virtio.net.pump import Pump

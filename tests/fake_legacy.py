@@ -5,8 +5,8 @@ from __future__ import annotations
 from fake_pci import FakeFunction, FakePci
 
 from virtio import GuestMemory
-from virtio._bell import Bell
-from virtio.dma import DmaPool
+from virtio.event.notifier import Bell
+from virtio.memory.dma import DmaPool
 from virtio.pci.probe import Window, scan
 
 NO_VECTOR = 0xFFFF

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from virtio import Feature, GuestMemory, NetFeature
-from virtio._bell import Bell
 from virtio.constants import Status
 from virtio.driver import RING_FEATURES, Driver, QueuePlan
-from virtio.layout import QueueLayout
+from virtio.event.notifier import Bell
+from virtio.virtqueue.layout import QueueLayout
 
 MEMORY = 1 << 20
 

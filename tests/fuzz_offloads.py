@@ -22,9 +22,11 @@ from typing import Any
 
 from guardpages import Guarded
 
-from virtio import _checksum, _segments, offload
-from virtio._net_execute import Executor
+from virtio import offload
 from virtio.constants import NetFeature
+from virtio.offload import inet_checksum as _checksum
+from virtio.offload import segments as _segments
+from virtio.ports.software_offload import Executor
 
 CORPUS = Path(__file__).with_name("corpus")
 HEADER = 24

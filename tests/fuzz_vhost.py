@@ -38,8 +38,9 @@ from vhost_guest import Guest, Neighbours
 from virtio import DriverQueue, Feature
 from virtio.constants import NetFeature
 from virtio.errors import VhostUserError, VirtioError
-from virtio.vhost_user import PROTOCOL, Server, messages
-from virtio.vhost_user.messages import (
+from virtio.vhost_user import PROTOCOL, Server
+from virtio.vhost_user import message as messages
+from virtio.vhost_user.message import (
     ADDRESS,
     CONFIG,
     INFLIGHT,

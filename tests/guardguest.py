@@ -8,11 +8,11 @@ from guardframes import EVERY
 from guardpages import PAGE, GuestAreas
 
 from virtio import DeviceQueue, DriverQueue, Feature
-from virtio._bell import Bell
-from virtio._net_receive import NetReceive
-from virtio._net_tx import NetTransmit
 from virtio.constants import NetFeature as F
+from virtio.event.notifier import Bell
 from virtio.net.ports import Port
+from virtio.netdev.receive import NetReceive
+from virtio.netdev.txq import NetTransmit
 from virtio.offload import NetHeader, net_header_size
 
 ENDS = {"ending": True, "beginning": False}

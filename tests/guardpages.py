@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from virtio import GuestMemory, QueueLayout, Region, _checksum
+from virtio import GuestMemory, QueueLayout, Region
+from virtio.offload import inet_checksum as _checksum
 
 PAGE = mmap.PAGESIZE
 SECONDS = 60  # a case that takes longer hangs

@@ -11,7 +11,7 @@ from vhost_frontend import Frontend
 
 from virtio import Feature
 from virtio.vhost_user import Inflight, ProtocolFeature
-from virtio.vhost_user.messages import INFLIGHT, Request
+from virtio.vhost_user.message import INFLIGHT, Request
 
 PROTOCOL = ProtocolFeature.REPLY_ACK | ProtocolFeature.INFLIGHT_SHMFD
 # features, version, desc_num, last_batch_head, used_idx

@@ -10,9 +10,9 @@ from typing import Any, cast
 import netns
 from netns import Namespace
 
-from virtio._worker import Worker
 from virtio.constants import Feature
 from virtio.direct import DirectTransport
+from virtio.event.worker import Worker
 from virtio.net import Machine, NetDevice, Pump, Tap, Vtnet
 
 A, B = 0, 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from virtio.device import Device
-from virtio.layout import QueueLayout
+from virtio.virtqueue.layout import QueueLayout
 
 MEMORY = 1 << 24
 SIZES = (256, 64, 8)

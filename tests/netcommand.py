@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from virtio.net.status import Status
+from virtio.cli.status import Status
 
 COMMAND = [sys.executable, "-m", "virtio", "net"]
 PATIENCE = 60  # seconds: nothing is said about time, but a test is to end

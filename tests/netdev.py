@@ -6,14 +6,14 @@ import struct
 from typing import Any, ClassVar
 
 from virtio import GuestMemory
-from virtio._chain import Chain
-from virtio._device_queue import DeviceQueue
 from virtio.constants import DeviceType, NetFeature
 from virtio.device import Device
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
+from virtio.memory.dma import DmaPool
 from virtio.net.vtnet import Vtnet
 from virtio.offload import NetHeader, net_header_size
+from virtio.virtqueue.chain import Chain
+from virtio.virtqueue.device_queue import DeviceQueue
 
 MAC = bytes.fromhex("020000000001")
 MEMORY = 64 << 20

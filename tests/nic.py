@@ -8,13 +8,13 @@ from typing import Any
 
 import virtio
 from virtio import GuestMemory
-from virtio._driver_queue import DriverQueue
 from virtio.constants import DeviceType, Feature, NetFeature
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
 from virtio.driver import RING_FEATURES, Driver, QueuePlan
+from virtio.memory.dma import DmaPool
 from virtio.net.device import NetDevice
 from virtio.offload import NetHeader, net_header_size
+from virtio.virtqueue.driver_queue import DriverQueue
 
 MEMORY = 16 << 20
 ALL = (1 << 71) - 1

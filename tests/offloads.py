@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from guardpages import Guarded
 
-from virtio import _checksum
+from virtio.offload import inet_checksum as _checksum
 
 
 @pytest.fixture(params=("scalar", "avx2", "avx512"))

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 from undone import EVERY, payload, ufo, undone
 
 import virtio
+from bench.kernels.devicebench import ScriptPort
 from virtio import DeviceQueue, DriverQueue, GuestMemory, QueueLayout
-from virtio._bell import Bell
-from virtio._cable import Cable
-from virtio._devicebench import ScriptPort
-from virtio._net_receive import NetReceive
-from virtio._net_tx import NetTransmit
 from virtio.constants import Feature, NetFeature
+from virtio.event.notifier import Bell
+from virtio.netdev.receive import NetReceive
+from virtio.netdev.txq import NetTransmit
 from virtio.offload import NetHeader
+from virtio.ports.cable import Cable
 
 F = NetFeature
 REGION = 1 << 20

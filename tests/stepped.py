@@ -20,7 +20,7 @@ from typing import Any, Self
 import pytest
 
 from virtio import Chain, DeviceQueue, GuestMemory, QueueLayout, Region
-from virtio._inflight import Inflight
+from virtio.virtqueue.inflight import Inflight
 
 GPA = 0x10000
 RING = 4096  # bytes: rings first,
@@ -145,7 +145,7 @@ class Stepped:
         kept = Region.allocate(0, self.region_size)
         memoryview(kept)[:] = region
         queue = DeviceQueue(memory, self.layout, features=self.features)
-        if not self.layout.is_packed:  # as virtio.vhost_user.rings does: used.idx counts
+        if not self.layout.is_packed:  # as virtio.vhost_user.vring does: used.idx counts
             used = memory.read_u16(self.layout.device + 2)
             queue = DeviceQueue.restore(memory, queue.state() | {"next_avail": used, "next_used": used})
         queue.track(Inflight(kept, 0, self.entries))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from spaces import MACS
 
-from virtio._portbench import MemorySink, receive
+from bench.kernels.portbench import MemorySink, receive
 from virtio.net.netns import Namespace
 from virtio.net.ports import Tap
 from virtio.offload import NetHeader, fill_checksums

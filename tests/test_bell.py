@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from virtio._bell import Bell
+from virtio.event.notifier import Bell
 
 
 def test_a_ring_is_answered_once() -> None:
@@ -171,7 +171,7 @@ LIAR = (
 )
 HELD = """
 import os, signal, threading
-from virtio._bell import Bell
+from virtio.event.notifier import Bell
 fd = os.eventfd(0)
 os.eventfd_write(fd, 2**64 - 2)
 for _ in range(3):

@@ -10,9 +10,9 @@ import weakref
 import pytest
 from nic import RawNic
 
-from virtio._bell import Bell
-from virtio._portbench import MemorySink, arm, connect, receive, send
-from virtio._worker import Worker
+from bench.kernels.portbench import MemorySink, arm, connect, receive, send
+from virtio.event.notifier import Bell
+from virtio.event.worker import Worker
 from virtio.net.device import NetDevice
 from virtio.net.ports import Cable, CableEnd, Loopback, Port
 from virtio.offload import NetHeader

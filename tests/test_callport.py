@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from virtio._portbench import MemorySink, arm, disarm, receive, send
+from bench.kernels.portbench import MemorySink, arm, disarm, receive, send
 from virtio.net.ports import CallPort
 from virtio.offload import NetHeader
 

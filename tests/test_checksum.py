@@ -21,8 +21,8 @@ from scapy.layers.inet import IP, TCP, UDP, in4_pseudoheader
 from scapy.layers.inet6 import IPv6, in6_pseudoheader
 from scapy.packet import Raw
 
-from virtio import _checksum, offload
-from virtio._offloadbench import gather_sum, update_field
+from bench.kernels.offloadbench import gather_sum, update_field
+from virtio import offload
 from virtio.offload import (
     checksum,
     checksum_burst,
@@ -33,6 +33,7 @@ from virtio.offload import (
     pseudo_header_sum,
     update_checksum,
 )
+from virtio.offload import inet_checksum as _checksum
 
 LONGEST = 3000
 RANDOM = random.Random(1).randbytes(LONGEST + 64)
@@ -334,7 +335,7 @@ def _simd_in_a_new_process(value: str | None) -> subprocess.CompletedProcess[str
     if value is not None:
         environment["VIRTIO_SIMD"] = value
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
-    code = "import virtio._checksum as c; print(c.simd(), c.checksum(bytes(range(200))))"
+    code = "import virtio.offload.inet_checksum as c; print(c.simd(), c.checksum(bytes(range(200))))"
     return subprocess.run([sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True)
 
 

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from virtio import DeviceQueue, DoesNotFit, DriverQueue, GuestMemory, QueueLayout, RingError
-from virtio._bell import Bell
-from virtio.dma import DmaPool
 from virtio.errors import DeviceBroken, PoolExhausted
-from virtio.net.control import Ack, ControlQueue
+from virtio.event.notifier import Bell
+from virtio.memory.dma import DmaPool
+from virtio.net.ctrl_driver import Ack, ControlQueue
 
 MEMORY = 1 << 16
 POOL = 0x4000

@@ -20,7 +20,7 @@ from virtio.device import Device
 from virtio.net.device import NetDevice
 from virtio.net.ports import CallPort
 from virtio.offload import NetHeader
-from virtio.pci.legacy import LegacyFunction
+from virtio.pci.legacy_device import LegacyFunction
 
 RING_BITS = int(Feature.EVENT_IDX | Feature.INDIRECT_DESC)
 

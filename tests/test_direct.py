@@ -11,9 +11,9 @@ from virtio import Feature, GuestMemory
 from virtio.constants import DeviceType, NetFeature, Status
 from virtio.device import Device
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
 from virtio.driver import Driver, QueuePlan
 from virtio.errors import ConfigError, DeviceBroken, NegotiationError
+from virtio.memory.dma import DmaPool
 
 RINGS = Feature.VERSION_1 | Feature.EVENT_IDX | Feature.INDIRECT_DESC | Feature.RING_RESET
 

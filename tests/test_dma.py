@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virtio import GuestMemory, MemoryFault
-from virtio.dma import CACHE_LINE, PAGE, DmaPool
 from virtio.errors import PoolExhausted
+from virtio.memory.dma import CACHE_LINE, PAGE, DmaPool
 
 BASE, SIZE = 0x10000, 0x10000
 

@@ -7,9 +7,10 @@ from fake_transport import MEMORY, FakeTransport, Nic, nic
 
 from virtio import DeviceQueue, Feature, GuestMemory, NetFeature, QueueLayout
 from virtio.constants import Status
-from virtio.dma import DmaPool
-from virtio.driver import RING_FEATURES, QueuePlan, wait_until
+from virtio.driver import RING_FEATURES, QueuePlan
+from virtio.driver.driver import wait_until
 from virtio.errors import ConfigError, DeviceBroken, NegotiationError, PoolExhausted, RingError
+from virtio.memory.dma import DmaPool
 
 ACK, DRIVER, OK, FEATURES, FAILED = (
     Status.ACKNOWLEDGE,

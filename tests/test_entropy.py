@@ -18,8 +18,8 @@ from virtio import Feature, GuestMemory
 from virtio.constants import DeviceType, Status
 from virtio.device import Device
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
 from virtio.driver import Driver, QueuePlan, Transport
+from virtio.memory.dma import DmaPool
 from virtio.net.machine import Machine
 from virtio.pci.legacy_driver import LegacyTransport, Mode
 

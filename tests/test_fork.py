@@ -17,7 +17,7 @@ from test_net_stop import vtnet_of
 from undone import payload
 from virtio_device import Echo, Guest
 
-from virtio._worker import Worker
+from virtio.event.worker import Worker
 from virtio.net.device import NetDevice
 from virtio.net.ports import CallPort, Loopback
 from virtio.net.pump import Pump

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virtio._portbench import MemorySink, arm, receive, send
+from bench.kernels.portbench import MemorySink, arm, receive, send
 from virtio.net.ports import Generator, Sink
 from virtio.offload import NetHeader, Verdict, complete_checksum, segment, verify
 

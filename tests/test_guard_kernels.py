@@ -15,9 +15,8 @@ import pytest
 from guardframes import EVERY, HEADER, HEADS, corpus, cut_off, kinds, sized, sound, undone
 from guardpages import PAGE, SIMD, Children, Guarded, at
 
-from virtio._net_execute import Executor
-from virtio._offloadbench import gather_sum, update_field
-from virtio._segmentbench import segment_gather_lists
+from bench.kernels.offloadbench import gather_sum, update_field
+from bench.kernels.segmentbench import segment_gather_lists
 from virtio.constants import NetFeature as F
 from virtio.offload import (
     Coalescer,
@@ -47,6 +46,7 @@ from virtio.offload import (
     verify,
     verify_burst,
 )
+from virtio.ports.software_offload import Executor
 
 A, B = Guarded(18), Guarded(18)
 LENGTHS = [*range(300), 511, 512, 513, 1460, 1514, PAGE - 1, PAGE, PAGE + 1, 9001, 65535]

@@ -22,13 +22,13 @@ from guardguest import ENDS, ETHERNET, GUESTS, OFFLOADS, SHAPES, TUNNELLED, Fram
 from guardpages import SIMD, Children, Guarded, at
 from spaces import namespaces, need_namespaces
 
-from virtio import _checksum
-from virtio._devicebench import ScriptPort
-from virtio._net_execute import Executor
-from virtio._portbench import MemorySink, receive
-from virtio._splice import PortSplice
+from bench.kernels.devicebench import ScriptPort
+from bench.kernels.portbench import MemorySink, receive
 from virtio.net.ports import Cable, CallPort, Generator, Loopback, PcapReader, PcapWriter, Port, Sink
 from virtio.offload import NetHeader
+from virtio.offload import inet_checksum as _checksum
+from virtio.ports.software_offload import Executor
+from virtio.ports.splice import PortSplice
 
 # ---- from one guest to another ----
 

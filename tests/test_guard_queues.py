@@ -13,18 +13,18 @@ from guardframes import EVERY, cut_off, undone
 from guardguest import ENDS, ETHERNET, GUESTS, HOST, OFFLOADS, TUNNELLED, Receiver, Ring, Sender
 from guardpages import SIMD, Children, Guarded, at
 
+from bench.kernels.devicebench import ScriptPort
 from virtio import Feature
-from virtio._devicebench import ScriptPort
-from virtio._net_execute import Executor
-from virtio._net_receive import NetReceive
-from virtio._net_tx import NetTransmit
-from virtio._pump import PumpReceive, PumpTransmit
-from virtio._vtnet_pool import Pool, pool_size
-from virtio._vtnet_receive import VtnetReceive
-from virtio._vtnet_transmit import VtnetTransmit
 from virtio.constants import NetFeature as F
 from virtio.net.ports import Cable, Loopback
+from virtio.netdev.receive import NetReceive
+from virtio.netdev.txq import NetTransmit
 from virtio.offload import NetHeader
+from virtio.ports.software_offload import Executor
+from virtio.vtnet.pool import Pool, pool_size
+from virtio.vtnet.pump import PumpReceive, PumpTransmit
+from virtio.vtnet.receive import VtnetReceive
+from virtio.vtnet.transmit import VtnetTransmit
 
 # ---- the driver's end ----
 

@@ -15,8 +15,8 @@ import pytest
 from guardpages import Children, GuestAreas, at
 
 from virtio import DeviceQueue, DriverQueue, Feature, Postpone, VirtioError
-from virtio._inflight import Inflight
-from virtio._ringbench import cycle
+from virtio.cli.pair import cycle
+from virtio.virtqueue.inflight import Inflight
 
 ENDS = {"ending": True, "beginning": False}
 RINGS = [(False, 1), (False, 2), (False, 4), (False, 256), (True, 1), (True, 2), (True, 3), (True, 7), (True, 256)]

@@ -17,13 +17,13 @@ from rawring import BASE, DATA, INDIRECT, SIZE, TABLE, WRITE, RawRing
 from test_hostile_driver import CASES
 from undone import payload, undone
 
+from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
-from virtio._cable import Cable
-from virtio._devicebench import ScriptPort
-from virtio._worker import Worker
 from virtio.constants import Feature, NetFeature
+from virtio.event.worker import Worker
 from virtio.net.device import NetDevice
 from virtio.offload import NetHeader
+from virtio.ports.cable import Cable
 
 F = NetFeature
 NONE = NetHeader()

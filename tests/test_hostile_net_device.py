@@ -15,8 +15,8 @@ from netdev import MAC, HandDevice, attached, frames_of, lie_used, raw
 
 from virtio import GuestMemory
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
 from virtio.errors import ConfigError, DeviceBroken, VirtioError
+from virtio.memory.dma import DmaPool
 from virtio.net import Loopback, Port, Pump, Vtnet
 from virtio.net.rarp import reverse_arp
 from virtio.offload import NetHeader

@@ -10,9 +10,9 @@ import pytest
 from test_queues import BOTH, DATA, ends
 
 from virtio import BadDescriptor, DeviceQueue, DriverQueue, Feature, GuestMemory, Region
-from virtio._inflight import Inflight
 from virtio.device import Device
 from virtio.direct import DirectTransport
+from virtio.virtqueue.inflight import Inflight
 
 SIZE = 8
 ENTRIES = 11

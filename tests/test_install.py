@@ -138,7 +138,7 @@ def test_wheel_holds_what_clients_need(wheel: Path) -> None:
         "py.typed",
         "__init__.pxd",
         "_ring.pxd",
-        "_driver_queue.pyi",
+        "virtqueue/driver_queue.pyi",
         "include/virtio/queue.h",
         "net/__init__.py",
     ):

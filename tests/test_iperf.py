@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import pytest
 
+from virtio.cli.iperf import command as iperf_cli
+from virtio.cli.iperf.paths import Counts
+from virtio.cli.iperf.run import measure
+from virtio.cli.iperf.settings import DIRECTIONS, Direction, Settings
+from virtio.cli.iperf.traffic import Result, TrafficError
 from virtio.constants import Feature, NetFeature
-from virtio.net import iperf_cli
-from virtio.net.iperf import measure
-from virtio.net.iperf_paths import Counts
-from virtio.net.iperf_settings import DIRECTIONS, Direction, Settings
-from virtio.net.iperf_traffic import Result, TrafficError
 
 
 class FakePath:

@@ -20,14 +20,14 @@ import netns
 import pytest
 from netns import refuse
 
-from virtio._vtnet_pool import pool_size
 from virtio.cli import main
-from virtio.net import iperf
-from virtio.net.iperf_paths import Ends, VtnetPath
-from virtio.net.iperf_report import Row
-from virtio.net.iperf_settings import DIRECTIONS, OFFLOADS, Settings
+from virtio.cli.iperf import run as iperf
+from virtio.cli.iperf.paths import Ends, VtnetPath
+from virtio.cli.iperf.report import Row
+from virtio.cli.iperf.settings import DIRECTIONS, OFFLOADS, Settings
 from virtio.net.netns import Namespace
 from virtio.net.vtnet import FRAME_MAX
+from virtio.vtnet.pool import pool_size
 
 COMMAND = [sys.executable, "-m", "virtio", "iperf"]
 # root's own user, without any right: with SETFCAP it may still become root of a user namespace, without it may not

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from virtio.net.iperf_report import (
+from virtio.cli.iperf.report import (
     Row,
     as_json,
     check_plot,

@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from virtio.net import iperf_stream, iperf_traffic
-from virtio.net.iperf_stream import BLOCK
-from virtio.net.iperf_traffic import End, Iperf3, Result, Streams, TrafficError, connect, read_iperf3
+from virtio.cli.iperf import stream as iperf_stream
+from virtio.cli.iperf import traffic as iperf_traffic
+from virtio.cli.iperf.stream import BLOCK
+from virtio.cli.iperf.traffic import End, Iperf3, Result, Streams, TrafficError, connect, read_iperf3
 
 
 class Here:

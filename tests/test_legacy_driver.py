@@ -8,11 +8,11 @@ from fake_legacy import FakeLegacy
 from fake_pci import FakeFunction, FakePci
 
 from virtio import GuestMemory, QueueLayout
-from virtio._bell import Bell
 from virtio.constants import Feature, Status
 from virtio.device import Device
 from virtio.driver import RING_FEATURES, Driver, QueuePlan
 from virtio.errors import ConfigError, DeviceBroken
+from virtio.event.notifier import Bell
 from virtio.net.device import NetDevice
 from virtio.net.machine import InterruptController, Machine
 from virtio.net.ports import Loopback

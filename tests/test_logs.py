@@ -12,9 +12,9 @@ import pytest
 from test_vhost_user import Upper, running, wait_for
 from vhost_frontend import Frontend, layout_of
 
-from virtio.logs import BURST, NAMES_MAX, LineLimit
+from virtio.core.logs import BURST, NAMES_MAX, LineLimit
 from virtio.vhost_user import Server
-from virtio.vhost_user.messages import Request
+from virtio.vhost_user.message import Request
 
 TIMES = 100
 
@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     found = Clock()
-    monkeypatch.setattr("virtio.logs.time", found)
+    monkeypatch.setattr("virtio.core.logs.time", found)
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from virtio._portbench import MemorySink, arm, connect, receive, send
+from bench.kernels.portbench import MemorySink, arm, connect, receive, send
 from virtio.net.ports import Loopback
 from virtio.offload import NetHeader
 

@@ -19,7 +19,7 @@ from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout
 from virtio.errors import MemoryFault, NegotiationError, RingError, SnapshotError
 from virtio.net.device import NetDevice
 from virtio.pci.bus import Bus
-from virtio.pci.legacy import LegacyFunction
+from virtio.pci.legacy_device import LegacyFunction
 
 GONE, MORE = object(), object()
 WRONG = [GONE, None, "x", "00", -1, 1 << 64, 1.5, [], {}, [0] * 70000]  # of another type or size

@@ -13,9 +13,9 @@ from test_net_stop import running, vtnet_of
 from test_vhost_user import wait_for
 
 from virtio import GuestMemory
-from virtio._net_receive import NetReceive
 from virtio.net import CallPort, Loopback, NetDevice
 from virtio.net.pump import Pump
+from virtio.netdev.receive import NetReceive
 from virtio.offload import NetHeader
 
 pytestmark = pytest.mark.threads

@@ -7,9 +7,9 @@ from fake_transport import MEMORY, FakeTransport, Nic, nic
 
 from virtio import Feature, GuestMemory, NetFeature
 from virtio.constants import Status
-from virtio.dma import DmaPool
 from virtio.driver import RING_FEATURES
 from virtio.errors import ConfigError, NegotiationError
+from virtio.memory.dma import DmaPool
 
 
 @pytest.fixture

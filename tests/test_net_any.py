@@ -17,11 +17,11 @@ from spaces import need_namespaces
 from test_splice import frames_of
 from vhost_frontend import Frontend
 
-from virtio._net_execute import Executor
-from virtio.net.endpoints import Joined, parse
+from virtio.cli.endpoints import Joined, parse
 from virtio.net.ports import PcapWriter
 from virtio.offload import NetHeader, fill_checksums
-from virtio.vhost_user.messages import Request
+from virtio.ports.software_offload import Executor
+from virtio.vhost_user.message import Request
 
 SOL_PACKET, PACKET_VNET_HDR, ETH_P_ALL = 263, 15, 3
 GSO_TCPV4, NEEDS_CSUM = 1, 1

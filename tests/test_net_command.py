@@ -15,11 +15,11 @@ import pytest
 from netcommand import COMMAND, PATIENCE, ready, started
 from vhost_frontend import PROTOCOL_FEATURES, Frontend
 
+from virtio.cli.endpoints import Joined, PortEnd, VhostUser, give_descriptors, parse
 from virtio.constants import NetFeature
 from virtio.errors import ConfigError
-from virtio.net.endpoints import Joined, PortEnd, VhostUser, give_descriptors, parse
 from virtio.vhost_user import PROTOCOL, ProtocolFeature
-from virtio.vhost_user.messages import CONFIG, HEADER, Request
+from virtio.vhost_user.message import CONFIG, HEADER, Request
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from nic import ALL, PACKED, RawNic, attach
 from undone import payload, undone
 
-from virtio._devicebench import ScriptPort
+from bench.kernels.devicebench import ScriptPort
 from virtio.constants import NetFeature
+from virtio.net.ctrl_device import Control
 from virtio.net.device import NetDevice
-from virtio.net.device_control import Control
 from virtio.offload import NetHeader
 
 F = NetFeature

@@ -8,15 +8,15 @@ import pytest
 from nic import ALL, PACKED, RawNic, attach
 from undone import payload
 
+from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
-from virtio._bell import Bell
-from virtio._devicebench import ScriptPort
-from virtio._net_receive import NetReceive
-from virtio._port import Port
 from virtio.constants import NetFeature
 from virtio.errors import ConfigError
+from virtio.event.notifier import Bell
 from virtio.net.device import NetDevice
+from virtio.netdev.receive import NetReceive
 from virtio.offload import NetHeader
+from virtio.ports.port import Port
 
 F = NetFeature
 NONE = NetHeader()

@@ -7,7 +7,7 @@ from nic import ALL, attach
 from test_net_device import F, both_ways
 from undone import ufo, undone
 
-from virtio._devicebench import ScriptPort
+from bench.kernels.devicebench import ScriptPort
 from virtio.constants import Feature
 from virtio.errors import NegotiationError
 from virtio.features import LEGACY_BITS, closed

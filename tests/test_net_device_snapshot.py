@@ -11,8 +11,8 @@ from test_net_device import FORMATS, NONE, machine
 from test_net_device_workers import until
 from undone import payload, undone
 
+from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
-from virtio._devicebench import ScriptPort
 from virtio.errors import NegotiationError
 from virtio.net.device import NetDevice
 from virtio.offload import NetHeader

@@ -12,10 +12,10 @@ from nic import ALL, PACKED, attach
 from test_net_device import FORMATS, NONE, machine
 from undone import payload, undone
 
-from virtio._bell import Bell
-from virtio._devicebench import ScriptPort
-from virtio._worker import Worker
+from bench.kernels.devicebench import ScriptPort
 from virtio.constants import Feature
+from virtio.event.notifier import Bell
+from virtio.event.worker import Worker
 from virtio.net.device import NetDevice
 
 

@@ -30,8 +30,8 @@ from undone import (
     undone,
 )
 
-from virtio._net_execute import Executor
 from virtio.offload import NetHeader, TransmitOutcome, prepare_transmit
+from virtio.ports.software_offload import Executor
 
 PLAIN = (NetHeader(), bytes(range(60)))
 

@@ -14,8 +14,8 @@ from netdev import attached, frames_of, lie_used
 from virtio import Device, GuestMemory
 from virtio.constants import Feature, Status
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
 from virtio.errors import DeviceBroken
+from virtio.memory.dma import DmaPool
 from virtio.net import CallPort, Loopback, NetDevice, Pump, Sink, Vtnet
 
 FRAMES = frames_of(8)

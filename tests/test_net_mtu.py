@@ -10,7 +10,7 @@ import pytest
 from nic import ALL, PACKED, RawNic, attach
 from undone import payload
 
-from virtio._devicebench import ScriptPort
+from bench.kernels.devicebench import ScriptPort
 from virtio.constants import NetFeature as F
 from virtio.net.device import NetDevice
 from virtio.net.ports import Cable, CallPort, Generator, Loopback, PcapReader, Port

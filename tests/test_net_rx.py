@@ -12,15 +12,15 @@ from naive_device import transmit
 from nic import ALL, PACKED, RawNic, attach
 from undone import CSUM, KINDS, payload, undone
 
+from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
-from virtio._bell import Bell
-from virtio._devicebench import ScriptPort
-from virtio._net_receive import NetReceive, guest_offloads
-from virtio._port import Port
-from virtio._worker import Worker
 from virtio.constants import Feature, NetFeature
+from virtio.event.notifier import Bell
+from virtio.event.worker import Worker
 from virtio.net.device import NetDevice
+from virtio.netdev.receive import NetReceive, guest_offloads
 from virtio.offload import NetHeader
+from virtio.ports.port import Port
 
 F = NetFeature
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

@@ -10,8 +10,8 @@ from nic import attach
 from test_net_rx import FORMATS, IN_ORDER, IN_PLACE, NONE, got, machine
 from undone import payload
 
-from virtio._cable import Cable
 from virtio.net.device import NetDevice
+from virtio.ports.cable import Cable
 
 
 @FORMATS

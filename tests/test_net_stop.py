@@ -19,18 +19,18 @@ from test_vhost_user import wait_for
 from vhost_frontend import Frontend, layout_of
 from vhost_guest import HEADER, RECEIVE, Guest
 
+from bench.kernels.devicebench import ScriptPort
+from bench.kernels.portbench import MemorySink, connect
 from virtio import Feature, GuestMemory
-from virtio._devicebench import ScriptPort
-from virtio._net_tx import NetTransmit
-from virtio._portbench import MemorySink, connect
-from virtio._worker import Worker
 from virtio.constants import NetFeature
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
+from virtio.event.worker import Worker
+from virtio.memory.dma import DmaPool
 from virtio.net import Loopback, NetDevice, Splice
 from virtio.net.ports import CallPort, Generator, PcapWriter
 from virtio.net.pump import Pump
 from virtio.net.vtnet import Vtnet
+from virtio.netdev.txq import NetTransmit
 from virtio.offload import NetHeader
 from virtio.vhost_user import Server
 

@@ -19,9 +19,9 @@ from vhost_frontend import GPA, Frontend, layout_of
 from vhost_guest import Guest
 
 from virtio import Feature
-from virtio.net.status import Status
-from virtio.net.supervisor import Stop, Stopped
-from virtio.vhost_user.messages import Request
+from virtio.cli.status import Status
+from virtio.cli.supervisor import Stop, Stopped
+from virtio.vhost_user.message import Request
 
 OPENAT = {"x86_64": 257, "aarch64": 56}
 

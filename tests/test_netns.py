@@ -233,7 +233,7 @@ def test_whatever_ends_a_process_no_namespace_stays(how: str) -> None:
 AS_NOBODY = """
     import ctypes, os, sys
     from virtio.net import netns
-    from virtio._taploop import TapLoop
+    from virtio.ports.taploop import TapLoop
     os.setgroups([])
     os.setresgid(65534, 65534, 65534)
     os.setresuid(65534, 65534, 65534)

@@ -14,13 +14,13 @@ from netdev import attached, frames_of
 from test_vhost_connects import descriptors
 from test_vhost_user import Upper
 
-from virtio._worker import Worker
+from virtio.cli.endpoints import Joined, parse
+from virtio.cli.status import Status, StatusSocket
+from virtio.event.worker import Worker
 from virtio.net import Cable, CallPort, Loopback, NetDevice, Pump, Sink
-from virtio.net.endpoints import Joined, parse
 from virtio.net.machine import Machine
 from virtio.net.ports import port
 from virtio.net.splice import Splice
-from virtio.net.status import Status, StatusSocket
 from virtio.vhost_user import Server
 
 TIMES = 5

@@ -26,7 +26,6 @@ from test_net_rx import machine as receiving
 from test_net_tx import FORMATS, machine
 from undone import CSUM, ETHER, EVERY, KINDS, V4, V6, payload, reassemble, sound, udp_right, undone
 
-from virtio._net_execute import Executor
 from virtio.constants import NetFeature as F
 from virtio.offload import (
     GsoType,
@@ -40,6 +39,7 @@ from virtio.offload import (
     segment,
     verify,
 )
+from virtio.ports.software_offload import Executor
 
 NONE = NetHeader()
 MSS = 500

@@ -12,7 +12,7 @@ from scapy.layers.inet import TCP
 from test_odd_frames import ETHER, MSS, V4, lengths, lie, put, split, ufo6
 from undone import CSUM, EVERY, KINDS, sound, ufo, undone
 
-from virtio._devicebench import ScriptPort
+from bench.kernels.devicebench import ScriptPort
 from virtio.constants import NetFeature as F
 from virtio.net import Pump
 from virtio.offload import NetHeader, ReceiveVerdict, complete_receive

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from virtio._portbench import MemorySink, arm, receive, send
+from bench.kernels.portbench import MemorySink, arm, receive, send
 from virtio.errors import ConfigError
 from virtio.net.ports import PcapReader, PcapWriter
 from virtio.offload import NetHeader

@@ -6,9 +6,9 @@ import pytest
 from fake_pci import IO, MEMORY, FakeFunction, FakePci, bridge, one
 
 from virtio import GuestMemory
-from virtio.dma import DmaPool
 from virtio.driver import Driver
 from virtio.errors import ConfigError
+from virtio.memory.dma import DmaPool
 from virtio.pci.attach import (
     Bid,
     attach,

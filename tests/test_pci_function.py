@@ -13,14 +13,14 @@ import pytest
 from legacy_model import OWN, SIZES, Recorder
 
 from virtio import DriverQueue, GuestMemory, QueueLayout
-from virtio._bell import Bell
-from virtio._loopback import Loopback
 from virtio.constants import DeviceType
 from virtio.device import Device
 from virtio.errors import ConfigError, NegotiationError
+from virtio.event.notifier import Bell
 from virtio.net.device import NetDevice
 from virtio.net.machine import Machine
 from virtio.pci import LegacyFunction
+from virtio.ports.loopback import Loopback
 
 SIZE = 1 << 20
 COMMAND, CONTROL, ENABLE = 4, 0x42, 0x8000

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from virtio.pci.line import Line
+from virtio.pci.intx import Line
 
 
 class Source:

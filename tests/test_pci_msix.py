@@ -14,8 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from legacy_model import SIZES, Recorder
 
 from virtio import GuestMemory
-from virtio._bell import Bell
 from virtio.errors import ConfigError
+from virtio.event.notifier import Bell
 from virtio.pci import LegacyFunction
 
 MEMORY = GuestMemory.allocate(1 << 16)

@@ -13,8 +13,8 @@ from netdev import MAC, HandDevice, attached, frames_of
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
 
-from virtio._worker import Worker
 from virtio.errors import ConfigError
+from virtio.event.worker import Worker
 from virtio.net import Cable, CallPort, Generator, Loopback, NetDevice, Port, Pump, Sink
 from virtio.offload import NetHeader, segment
 

@@ -1,4 +1,4 @@
-"""Runs of plain chains (virtio/_run.pxd): what a device does by them is what it does without.
+"""Runs of plain chains (fastpath.pxd): what a device does by them is what it does without.
 
 While a dirty log is on a device has no runs, and every chain goes the general way (device_pop_burst). So worlds that
 differ in that only must look the same to whoever is outside.
@@ -16,10 +16,10 @@ from rawring import AVAIL, NEXT, USED
 from runworld import GUEST, HEADER, NEAR, ReceiveWorld, TransmitWorld, frame_of
 from undone import CSUM, EVERY, sound
 
-from virtio._devicebench import ScriptPort
-from virtio._net_receive import NetReceive
+from bench.kernels.devicebench import ScriptPort
 from virtio.constants import Feature, NetFeature
 from virtio.errors import BadIndex
+from virtio.netdev.receive import NetReceive
 from virtio.offload import NetHeader
 
 F = NetFeature

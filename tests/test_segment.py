@@ -18,7 +18,7 @@ from scapy.layers.l2 import Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet, Raw
 
-from virtio._segmentbench import segment_gather_lists
+from bench.kernels.segmentbench import segment_gather_lists
 from virtio.offload import SegmentError, Segments, segment, segment_into, verify
 
 TCPV4, UFO, TCPV6, USO, TUNNEL4, TUNNEL6, ECN = 1, 3, 4, 5, 0x20, 0x40, 0x80

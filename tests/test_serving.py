@@ -18,9 +18,9 @@ from virtio_device import (
 )
 
 from virtio import Feature
-from virtio._bell import Bell
-from virtio.serving import Serving
-from virtio.slot import QueueSlot
+from virtio.device.dispatch import Serving
+from virtio.device.queue_state import QueueSlot
+from virtio.event.notifier import Bell
 
 
 def test_a_kick_before_driver_ok_is_remembered() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from taps import ALL, interface, listener, sender, udp
 
-from virtio._portbench import MemorySink, connect, send
-from virtio._splice import PortSplice
-from virtio._worker import Worker
+from bench.kernels.portbench import MemorySink, connect, send
 from virtio.errors import ConfigError
+from virtio.event.worker import Worker
 from virtio.net.netns import Namespace
 from virtio.net.ports import Cable, Generator, Loopback, PcapReader, PcapWriter, Port, Sink
 from virtio.net.splice import Splice
+from virtio.ports.splice import PortSplice
 
 
 def frames_of(path: Path) -> list[bytes]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from virtio import BadIndex, DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout, Region
-from virtio._ringbench import Pair
+from virtio.cli.pair import Pair
 
 pytestmark = [pytest.mark.threads, pytest.mark.timeout(600)]
 

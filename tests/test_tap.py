@@ -24,11 +24,11 @@ from taps import (
     udp,
 )
 
-from virtio import _tap
-from virtio._portbench import MemorySink, arm, receive, send
+from bench.kernels.portbench import MemorySink, arm, receive, send
 from virtio.net.netns import Namespace
 from virtio.net.ports import Generator
 from virtio.offload import NetHeader, Verdict, fill_partial_checksum, segment, verify
+from virtio.ports import tap as _tap
 
 UDP_SEGMENT = 103
 TUNSETSNDBUF = 0x400454D4

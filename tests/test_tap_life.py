@@ -32,12 +32,12 @@ from taps import (
     udp,
 )
 
-from virtio import _tap
-from virtio._portbench import MemorySink, arm, receive, send
+from bench.kernels.portbench import MemorySink, arm, receive, send
 from virtio.errors import ConfigError
 from virtio.net.netns import Namespace
 from virtio.net.ports import Tap
 from virtio.offload import Verdict, verify
+from virtio.ports import tap as _tap
 
 # ---- its life ----
 

@@ -18,9 +18,9 @@ from vhost_frontend import GPA, Frontend, layout_of
 from vhost_guest import Guest
 
 from virtio import Feature
-from virtio.net import status as status_module
-from virtio.net.status import CLIENTS, PATIENCE, Status, StatusSocket
-from virtio.net.top_cli import HEAD, label, rows
+from virtio.cli import status as status_module
+from virtio.cli.status import CLIENTS, PATIENCE, Status, StatusSocket
+from virtio.cli.top import HEAD, label, rows
 from virtio.vhost_user.listener import somebody_listens
 
 TOP = [sys.executable, "-m", "virtio", "top"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from virtio import GuestMemory, Region
-from virtio._bell import Bell
+from virtio.event.notifier import Bell
 
 PAGE = mmap.PAGESIZE
 HUGE = 2 << 20
@@ -148,7 +148,7 @@ def test_a_region_that_was_let_go_leaves_nothing() -> None:
 BEGIN = """
 import ctypes, faulthandler, mmap, os, resource, signal, sys
 from virtio import Region
-from virtio._bell import Bell
+from virtio.event.notifier import Bell
 
 def cut(size=4096, **options):
     fd = os.memfd_create("cut")

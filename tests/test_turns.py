@@ -14,15 +14,15 @@ from netdev import attached
 from nic import ALL, PACKED, RawNic, attach
 from undone import payload, undone
 
+from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
-from virtio._devicebench import ScriptPort
-from virtio._splice import PortSplice
-from virtio._worker import Task, Worker
 from virtio.constants import NetFeature
+from virtio.event.worker import Task, Worker
 from virtio.net.device import NetDevice
 from virtio.net.ports import Cable, CallPort, PcapWriter, Sink
 from virtio.net.pump import Pump
 from virtio.offload import NetHeader
+from virtio.ports.splice import PortSplice
 
 F = NetFeature
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

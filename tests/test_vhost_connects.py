@@ -23,7 +23,7 @@ from vhost_frontend import SIZE, Frontend, layout_of
 from virtio import Device
 from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, Server
-from virtio.vhost_user.messages import CONFIG, INFLIGHT, LOG, U64, Request
+from virtio.vhost_user.message import CONFIG, INFLIGHT, LOG, U64, Request
 
 R = Request
 TIMES = 20  # each way to end

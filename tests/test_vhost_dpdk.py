@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from testpmd import Testpmd
 
-from virtio._worker import Worker
+from virtio.event.worker import Worker
 from virtio.net import Cable, Generator, Loopback, NetDevice
 from virtio.vhost_user import Server
 

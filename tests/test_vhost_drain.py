@@ -17,8 +17,8 @@ from vhost_frontend import GPA, SIZE, Frontend, layout_of
 
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory
 from virtio.vhost_user import ProtocolFeature, Server
-from virtio.vhost_user.messages import STATE, U64, Request
-from virtio.vhost_user.rings import WRAP, packed_position, split_position
+from virtio.vhost_user.message import STATE, U64, Request
+from virtio.vhost_user.vring import WRAP, packed_position, split_position
 
 
 class Draining(Keeping):

@@ -17,7 +17,7 @@ from test_vhost_user import Upper, exchange, running, served, wait_for
 from vhost_frontend import GPA, SIZE, UADDR, Frontend
 
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
-from virtio.vhost_user.messages import CONFIG, INFLIGHT, LOG, REGION, TABLE, U64, Request
+from virtio.vhost_user.message import CONFIG, INFLIGHT, LOG, REGION, TABLE, U64, Request
 
 R = Request
 KINDS = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "sequential": socket.SOCK_SEQPACKET}
@@ -143,7 +143,7 @@ def test_a_lingering_socket_in_a_queue_holds_nobody(
     way: str, half: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In what was not yet received when the connection ends; and in the queue of a socket that was."""
-    monkeypatch.setattr("virtio.vhost_user.channel.PATIENCE", 0.1 if half else 10)
+    monkeypatch.setattr("virtio.vhost_user.connection.PATIENCE", 0.1 if half else 10)
     device = Slow()
     with served(device, tmp_path / "s") as (server, frontend):
         frontend.negotiate(protocol=PROTOCOL)

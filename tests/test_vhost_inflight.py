@@ -19,7 +19,7 @@ from virtio.errors import VhostUserError
 from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL as ALL
 from virtio.vhost_user import Inflight, ProtocolFeature, Server
-from virtio.vhost_user.messages import INFLIGHT, U64, Request
+from virtio.vhost_user.message import INFLIGHT, U64, Request
 
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 ENDED = (EOFError, ConnectionError)

@@ -18,10 +18,10 @@ import pytest
 from test_vhost_user import Upper, wait_for
 from vhost_frontend import Frontend
 
-from virtio.net.status import Status, StatusSocket, running
+from virtio.cli.status import Status, StatusSocket, running
 from virtio.vhost_user import Server
 from virtio.vhost_user.listener import device_at, is_stale
-from virtio.vhost_user.messages import Request
+from virtio.vhost_user.message import Request
 
 
 @contextmanager

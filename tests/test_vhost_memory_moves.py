@@ -26,7 +26,7 @@ from vhost_guest import Guest
 from virtio import Device, DriverQueue, Feature, GuestMemory, Region
 from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import ProtocolFeature, Server
-from virtio.vhost_user.messages import NEED_REPLY, REGION, STATE, TABLE, U64, Request
+from virtio.vhost_user.message import NEED_REPLY, REGION, STATE, TABLE, U64, Request
 from virtio.vhost_user.session import LOG_ALL
 
 R = Request

@@ -18,7 +18,7 @@ from virtio import Device, Feature
 from virtio.errors import VhostUserError
 from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, ProtocolFeature
-from virtio.vhost_user.messages import CONFIG, INFLIGHT, LOG, REGION, STATE, U64, Request
+from virtio.vhost_user.message import CONFIG, INFLIGHT, LOG, REGION, STATE, U64, Request
 from virtio.vhost_user.polling import LONG, SHORT, Polling
 from virtio.vhost_user.session import NEGOTIATED, OFFERED
 

@@ -17,7 +17,7 @@ from vhost_frontend import SIZE, UADDR, Frontend, u32s
 from virtio.errors import VhostUserError
 from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, Server
-from virtio.vhost_user.messages import ADDRESS, CONFIG, INFLIGHT, NO_FD, REGION, STATE, TABLE, U64, Request
+from virtio.vhost_user.message import ADDRESS, CONFIG, INFLIGHT, NO_FD, REGION, STATE, TABLE, U64, Request
 
 R = Request
 
@@ -104,7 +104,7 @@ def test_a_socket_that_lingers_holds_nobody(request_: int, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("what", ["version", "payload", "cut", "silent"])
 def test_what_is_no_message(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virtio.vhost_user.channel.PATIENCE", 0.2)
+    monkeypatch.setattr("virtio.vhost_user.connection.PATIENCE", 0.2)
     with served(Upper(), tmp_path / "s") as (server, frontend):
         if what == "version":
             frontend.say(R.GET_FEATURES, version=2)
@@ -123,7 +123,7 @@ def test_what_is_no_message(what: str, tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.mark.timeout(60)
 def test_a_server_ends_in_the_middle_of_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virtio.vhost_user.channel.PATIENCE", 1000)
+    monkeypatch.setattr("virtio.vhost_user.connection.PATIENCE", 1000)
     with served(Upper(), tmp_path / "s") as (server, frontend):
         frontend.ask_u64(R.GET_FEATURES)
         frontend.socket.send(b"x")
@@ -132,7 +132,7 @@ def test_a_server_ends_in_the_middle_of_a_message(tmp_path: Path, monkeypatch: p
 
 def test_a_message_that_drips_ends_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The patience is that for a whole message."""
-    monkeypatch.setattr("virtio.vhost_user.channel.PATIENCE", 0.2)
+    monkeypatch.setattr("virtio.vhost_user.connection.PATIENCE", 0.2)
     with served(Upper(), tmp_path / "s") as (server, frontend), pytest.raises(ConnectionError):
         for byte in u32s(R.SET_FEATURES, 1, 4000) + bytes(4000):
             frontend.socket.send(bytes([byte]))

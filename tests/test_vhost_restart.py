@@ -24,7 +24,7 @@ from virtio import Feature
 from virtio.constants import NetFeature, Status
 from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import ProtocolFeature, Server
-from virtio.vhost_user.messages import ADDRESS, NO_FD, STATE, U64, Request
+from virtio.vhost_user.message import ADDRESS, NO_FD, STATE, U64, Request
 from virtio.vhost_user.session import LOG_ALL
 
 R = Request

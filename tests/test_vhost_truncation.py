@@ -19,13 +19,13 @@ from vhost_frontend import GPA, PROTOCOL_FEATURES, SIZE, UADDR, Frontend, layout
 from vhost_guest import HEADER, ROOM, TRANSMIT, Guest, Neighbours
 
 from virtio import Feature
-from virtio._inflight import Inflight
 from virtio.errors import RingError, VhostUserError
 from virtio.net import NetDevice
 from virtio.net.netns import Namespace
 from virtio.vhost_user import ProtocolFeature, Server
-from virtio.vhost_user.messages import INFLIGHT, LOG, REGION, TABLE, Request
+from virtio.vhost_user.message import INFLIGHT, LOG, REGION, TABLE, Request
 from virtio.vhost_user.session import LOG_ALL
+from virtio.virtqueue.inflight import Inflight
 
 FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
@@ -57,7 +57,7 @@ import os, signal, socket, sys
 from test_vhost_user import BUFFERS, Upper, running, wait_for
 from vhost_frontend import Frontend
 from virtio.vhost_user import Server
-from virtio.vhost_user.messages import U64, Request
+from virtio.vhost_user.message import U64, Request
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 with Server(Upper(), sys.argv[1]):
     frontend = Frontend(sys.argv[1])

@@ -24,7 +24,7 @@ from virtio.constants import NetFeature
 from virtio.errors import Disconnected, VhostUserError
 from virtio.net import CallPort, Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
-from virtio.vhost_user.messages import ADDRESS, CONFIG, NO_FD, REGION, STATE, U64, BackendRequest, Request
+from virtio.vhost_user.message import ADDRESS, CONFIG, NO_FD, REGION, STATE, U64, BackendRequest, Request
 from virtio.vhost_user.session import LOG_ALL
 
 BUFFERS = GPA + 0x100000
@@ -384,7 +384,7 @@ def test_a_guest_that_moved_here_is_announced(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(60)
 def test_a_channel_for_requests_that_is_full_holds_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("virtio.vhost_user.channel.PATIENCE", 1000)
+    monkeypatch.setattr("virtio.vhost_user.connection.PATIENCE", 1000)
     device = Upper()
     with served(device, tmp_path / "s") as (_, frontend):
         frontend.negotiate(protocol=ProtocolFeature.CONFIG | ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK)

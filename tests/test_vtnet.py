@@ -16,8 +16,8 @@ from virtio import GuestMemory
 from virtio.constants import Feature, Status
 from virtio.constants import NetFeature as N
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
 from virtio.errors import ConfigError, DeviceBroken, NegotiationError, PoolExhausted
+from virtio.memory.dma import DmaPool
 from virtio.net import Loopback, NetDevice, Vtnet
 from virtio.net.vtnet import WANTED
 

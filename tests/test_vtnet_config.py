@@ -8,13 +8,13 @@ import pytest
 from netdev import frames_of
 
 from virtio import GuestMemory
+from virtio.device.queue_state import Interrupt
 from virtio.direct import DirectTransport
-from virtio.dma import DmaPool
+from virtio.memory.dma import DmaPool
 from virtio.net.device import NetDevice
 from virtio.net.ports import CallPort
 from virtio.net.rarp import reverse_arp
 from virtio.net.vtnet import Vtnet
-from virtio.slot import Interrupt
 
 MAC = bytes.fromhex("525400123456")
 

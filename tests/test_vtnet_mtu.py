@@ -9,11 +9,11 @@ import pytest
 from netdev import HandDevice, attached
 from test_net_mtu import SERVICE, TPID, gso, tcp4
 
-from virtio._devicebench import ScriptPort
-from virtio._vtnet_transmit import transmit_by_flow
+from bench.kernels.devicebench import ScriptPort
 from virtio.net import Pump
 from virtio.net.vtnet import Vtnet
 from virtio.offload import NetHeader, Toeplitz
+from virtio.vtnet.transmit import transmit_by_flow
 
 NONE = NetHeader()
 CSUM = NetHeader(flags=1, csum_start=34, csum_offset=16)

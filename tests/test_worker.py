@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from virtio._worker import Task, Worker
+from virtio.event.worker import Task, Worker
 
 pytestmark = pytest.mark.threads
 

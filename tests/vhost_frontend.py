@@ -9,8 +9,8 @@ import struct
 from collections.abc import Sequence
 
 from virtio import DriverQueue, Feature, GuestMemory, QueueLayout, Region
-from virtio._bell import Bell
-from virtio.vhost_user.messages import ADDRESS, HEADER, NEED_REPLY, REGION, STATE, TABLE, U64, ProtocolFeature, Request
+from virtio.event.notifier import Bell
+from virtio.vhost_user.message import ADDRESS, HEADER, NEED_REPLY, REGION, STATE, TABLE, U64, ProtocolFeature, Request
 
 SIZE = 4 << 20
 GPA, UADDR = 0x4000_0000, 0x7F00_0000_0000

@@ -9,7 +9,7 @@ from test_vhost_user import wait_for
 from vhost_frontend import GPA, Frontend, layout_of
 
 from virtio import Feature
-from virtio._worker import Worker
+from virtio.event.worker import Worker
 from virtio.net import Cable, Loopback, NetDevice
 from virtio.vhost_user import Server
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from virtio import Chain, DriverQueue, Feature, GuestMemory, QueueLayout
-from virtio._bell import Bell
 from virtio.constants import DeviceType
 from virtio.device import Device
+from virtio.event.notifier import Bell
 
 ACK, DRIVER, DRIVER_OK, FEATURES_OK = 1, 2, 4, 8
 NEEDS_RESET, FAILED = 64, 128

@@ -51,5 +51,5 @@ printf '%s\n' virtio/*.c | xargs -P 2 -I{} sh -c '
 [ $# -gt 0 ] || set -- tests/test_checksum.py tests/test_frame_checksum.py tests/test_frame.py tests/test_segment.py \
     tests/test_coalesce.py tests/test_net_hdr.py tests/test_toeplitz.py
 LD_LIBRARY_PATH='' PYTHONPATH=.:$site PYTHONDONTWRITEBYTECODE=1 qemu-aarch64-static -L "$root" "$root/usr/bin/python$version" \
-    -c 'import platform, sys, pytest, virtio.offload; print(platform.machine(), virtio._checksum.simd()); sys.exit(pytest.main(sys.argv[1:]))' \
+    -c 'import platform, sys, pytest, virtio.offload; print(platform.machine(), virtio.offload.inet_checksum.simd()); sys.exit(pytest.main(sys.argv[1:]))' \
     -q -p no:cacheprovider --hypothesis-profile ci -k 'not guards_guard and not environment_variable and not planted' "$@"  # those start a Python

@@ -22,16 +22,16 @@ from virtio.errors import (
     RingError,
     VirtioError,
 )
-from virtio.layout import QueueLayout
+from virtio.virtqueue.layout import QueueLayout
 
 try:
-    from virtio._chain import Chain
-    from virtio._device_queue import DeviceQueue
-    from virtio._driver_queue import DriverQueue
-    from virtio._memory import GuestMemory
-    from virtio._region import Region
+    from virtio.memory.guest_memory import GuestMemory
+    from virtio.memory.region import Region
+    from virtio.virtqueue.chain import Chain
+    from virtio.virtqueue.device_queue import DeviceQueue
+    from virtio.virtqueue.driver_queue import DriverQueue
 except ModuleNotFoundError as error:
-    if not (error.name or "").startswith("virtio._"):
+    if not (error.name or "").startswith("virtio."):
         raise
     raise ImportError(
         f"{error.name}, a compiled part of virtio, is not built for Python "

@@ -2,7 +2,7 @@
 
 import sys
 
-from virtio.cli import main
+from virtio.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,9 +3,9 @@
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from virtio._device_queue cimport DeviceQueue
-from virtio._driver_queue cimport DriverQueue
-from virtio._memory cimport GuestMemory, memory_translate, virtio_memory, virtio_region
+from virtio.virtqueue.device_queue cimport DeviceQueue
+from virtio.virtqueue.driver_queue cimport DriverQueue
+from virtio.memory.guest_memory cimport GuestMemory, memory_translate, virtio_memory, virtio_region
 from virtio._ring cimport *
 
 

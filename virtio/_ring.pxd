@@ -4,14 +4,14 @@
 # q.fault. Callers hold q.lock (queue_lock), or own the queue outright: one owner per queue at a time.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from virtio._inflight cimport inflight_add_used_burst, inflight_pop_burst, inflight_unpop_burst
-from virtio._memory cimport GuestMemory, MemoryUser, memory_gpa_of, memory_log
-from virtio._notify cimport *
-from virtio._packed_device cimport *
-from virtio._packed_driver cimport *
-from virtio._queue cimport *
-from virtio._split_device cimport *
-from virtio._split_driver cimport *
+from virtio.virtqueue.inflight cimport inflight_add_used_burst, inflight_pop_burst, inflight_unpop_burst
+from virtio.memory.guest_memory cimport GuestMemory, MemoryUser, memory_gpa_of, memory_log
+from virtio.virtqueue.notify cimport *
+from virtio.virtqueue.packed_device cimport *
+from virtio.virtqueue.packed_driver cimport *
+from virtio.virtqueue.structs cimport *
+from virtio.virtqueue.split_device cimport *
+from virtio.virtqueue.split_driver cimport *
 
 
 cdef extern from "sched.h" nogil:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from virtio._memory import GuestMemory
 from virtio.errors import VirtioError
-from virtio.layout import QueueLayout
+from virtio.memory.guest_memory import GuestMemory
+from virtio.virtqueue.layout import QueueLayout
 
 class Queue:
     @property

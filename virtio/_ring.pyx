@@ -1,7 +1,7 @@
 """The virtqueue: what its driver end and its device end have in common.
 
-The rings themselves are ``cdef inline`` functions in _split_driver.pxd, _split_device.pxd, _packed_driver.pxd and
-_packed_device.pxd; _ring.pxd joins them to one verb set. Sources: VIRTIO 1.4, sections 2.6 to 2.10; FreeBSD's
+The rings themselves are ``cdef inline`` functions in split_driver.pxd, split_device.pxd, packed_driver.pxd and
+packed_device.pxd; _ring.pxd joins them to one verb set. Sources: VIRTIO 1.4, sections 2.6 to 2.10; FreeBSD's
 virtqueue(9) for the driver's verbs, rust-vmm's virtio-queue for the device's.
 """
 
@@ -9,12 +9,12 @@ import time
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT32_MAX
 
-from virtio._memory cimport GuestMemory, MemoryUser, virtio_region, memory_translate
-from virtio._queue cimport *
+from virtio.memory.guest_memory cimport GuestMemory, MemoryUser, virtio_region, memory_translate
+from virtio.virtqueue.structs cimport *
 
 from virtio.constants import Feature
 from virtio.errors import BadDescriptor, BadIndex, ChainLoop, ChainTooLong, MemoryFault, RingError
-from virtio.layout import QueueLayout
+from virtio.virtqueue.layout import QueueLayout
 
 LOOK = 100e-6  # seconds between two tries to take a lock
 

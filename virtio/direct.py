@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from virtio._bell import Bell
-from virtio._memory import GuestMemory
 from virtio.constants import Status
 from virtio.device import Device
 from virtio.errors import ConfigError, DeviceBroken, NegotiationError
-from virtio.layout import QueueLayout
+from virtio.event.notifier import Bell
+from virtio.memory.guest_memory import GuestMemory
+from virtio.virtqueue.layout import QueueLayout
 
 
 class DriverBells:

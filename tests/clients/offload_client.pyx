@@ -4,20 +4,20 @@
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from virtio._checksum cimport sum_be16, sum_bytes, sum_fold
-from virtio._coalesce cimport (
+from virtio.offload.inet_checksum cimport sum_be16, sum_bytes, sum_fold
+from virtio.offload.coalesce cimport (
     coalesce_burst, coalesce_flush, coalescer_close, coalescer_limits, coalescer_open, virtio_coalescer, virtio_merged,
 )
-from virtio._frame cimport VIRTIO_STOP_OK, frame_parse, virtio_frame
-from virtio._frame_checksum cimport frame_checks, frame_verify
-from virtio._memory cimport iovec
-from virtio._net_hdr cimport (
+from virtio.offload.frame cimport VIRTIO_STOP_OK, frame_parse, virtio_frame
+from virtio.offload.frame_checksum cimport frame_checks, frame_verify
+from virtio.memory.guest_memory cimport iovec
+from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_TSO4, net_hdr_check,
     virtio_net_hdr,
 )
-from virtio._segment cimport segment_plan, virtio_segmenter
-from virtio._segment_write cimport segment_copy
-from virtio._toeplitz cimport frame_hash, toeplitz_table, virtio_hash
+from virtio.offload.segmenter cimport segment_plan, virtio_segmenter
+from virtio.offload.segment_write cimport segment_copy
+from virtio.offload.toeplitz cimport frame_hash, toeplitz_table, virtio_hash
 
 cdef enum:
     INPUTS = 36

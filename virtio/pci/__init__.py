@@ -2,7 +2,7 @@
 
 from virtio.pci.bus import Bus
 from virtio.pci.config import ConfigSpace
-from virtio.pci.legacy import LegacyFunction
+from virtio.pci.legacy_device import LegacyFunction
 from virtio.pci.msix import Msix
 
 __all__ = ["Bus", "ConfigSpace", "LegacyFunction", "Msix"]

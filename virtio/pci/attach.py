@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from virtio._memory import GuestMemory
-from virtio.dma import DmaPool
 from virtio.driver import Driver, Transport
+from virtio.driver.negotiation import type_name
 from virtio.errors import ConfigError, VirtioError
-from virtio.negotiation import type_name
+from virtio.memory.dma import DmaPool
+from virtio.memory.guest_memory import GuestMemory
 from virtio.pci.legacy_driver import Interrupts, LegacyTransport, Mode, PciAccess
 from virtio.pci.probe import BUS_PROBE_DEFAULT, Function, virtio_functions
 

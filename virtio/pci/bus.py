@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from virtio import saved
+from virtio.core.weak import weakly
 from virtio.errors import ConfigError, SnapshotError
 from virtio.pci.config import ConfigSpace, ones
-from virtio.pci.line import Line
-from virtio.weak import weakly
+from virtio.pci.intx import Line
+from virtio.virtqueue import saved
 
 ACCESS_MAX = 8
 CONFIG_ADDRESS, CONFIG_DATA, CONFIG_PORTS_END = 0xCF8, 0xCFC, 0xD00

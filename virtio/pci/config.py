@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from virtio import saved
 from virtio.errors import ConfigError, SnapshotError
+from virtio.virtqueue import saved
 
 SIZE = 256
 

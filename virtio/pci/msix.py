@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from virtio import saved
-from virtio._bell import Bell
 from virtio.errors import ConfigError, SnapshotError
+from virtio.event.notifier import Bell
 from virtio.pci.config import COMMAND_MASTER, ConfigSpace
+from virtio.virtqueue import saved
 
 CAPABILITY_ID = 0x11
 CONTROL = 2  # message control: offset in the capability; both bits of it are in the second byte

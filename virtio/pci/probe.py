@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from virtio.driver.negotiation import type_name
 from virtio.errors import ConfigError
-from virtio.negotiation import type_name
 from virtio.pci.config import (
     BAR0,
     BAR_IO,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from virtio._inflight import Inflight
 from virtio.vhost_user.backend import Backend
-from virtio.vhost_user.messages import ProtocolFeature
+from virtio.vhost_user.message import ProtocolFeature
 from virtio.vhost_user.server import Server
 from virtio.vhost_user.session import PROTOCOL
+from virtio.virtqueue.inflight import Inflight
 
 __all__ = ["Backend", "Server", "Inflight", "ProtocolFeature", "PROTOCOL"]

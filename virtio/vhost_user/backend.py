@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import ClassVar, Protocol
 
-from virtio._bell import Bell
 from virtio.constants import Feature, Status
+from virtio.core.logs import limited
 from virtio.device import Device
 from virtio.errors import Disconnected, NegotiationError, VhostUserError, VirtioError
-from virtio.logs import limited
-from virtio.vhost_user.channel import Channel
-from virtio.vhost_user.config_messages import ConfigMessages
+from virtio.event.notifier import Bell
+from virtio.vhost_user.backend_req import Requests
+from virtio.vhost_user.config import ConfigMessages
+from virtio.vhost_user.connection import Channel
 from virtio.vhost_user.memory import Slot
 from virtio.vhost_user.memory_messages import MemoryMessages
-from virtio.vhost_user.messages import U64, Answer, BackendRequest, Message, Obey, ProtocolFeature, Request
-from virtio.vhost_user.requests import Requests
+from virtio.vhost_user.message import U64, Answer, BackendRequest, Message, Obey, ProtocolFeature, Request
 from virtio.vhost_user.ring_messages import RingMessages
 from virtio.vhost_user.session import LOG_ALL, PROTOCOL, PROTOCOL_FEATURES, U64_BITS, Session
 

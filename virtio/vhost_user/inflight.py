@@ -10,12 +10,12 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 
-from virtio._bell import Bell
-from virtio._inflight import Inflight
-from virtio._region import Region
 from virtio.errors import VhostUserError
-from virtio.layout import QUEUE_SIZE_MAX
-from virtio.vhost_user.messages import INFLIGHT, REPLY, Message
+from virtio.event.notifier import Bell
+from virtio.memory.region import Region
+from virtio.vhost_user.message import INFLIGHT, REPLY, Message
+from virtio.virtqueue.inflight import Inflight
+from virtio.virtqueue.layout import QUEUE_SIZE_MAX
 
 ROOM = 1024  # descriptors of the largest ring that a guest of QEMU has, whatever size QEMU asks a region for
 SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from virtio._bell import Bell
-from virtio._memory import GuestMemory
-from virtio._region import Region
 from virtio.errors import VhostUserError
-from virtio.vhost_user.messages import REGION, REGIONS_MAX, TABLE, Message
+from virtio.event.notifier import Bell
+from virtio.memory.guest_memory import GuestMemory
+from virtio.memory.region import Region
+from virtio.vhost_user.message import REGION, REGIONS_MAX, TABLE, Message
 
 SLOTS_MAX = 509  # regions of one frontend: as libvhost-user and the kernel's vhost
 REPEATS_MAX = 0x8000  # times that one of them may be added again: there are no more queue pairs

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from virtio._bell import Bell
-from virtio._region import Region
 from virtio.errors import VhostUserError
+from virtio.event.notifier import Bell
+from virtio.memory.region import Region
 from virtio.vhost_user.memory import SLOTS_MAX, MemoryTable
-from virtio.vhost_user.messages import LOG, U64, Message, Obey, ProtocolFeature, Request
+from virtio.vhost_user.message import LOG, U64, Message, Obey, ProtocolFeature, Request
 from virtio.vhost_user.session import LOG_ALL, Session
 
 

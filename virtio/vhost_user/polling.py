@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from virtio.device import Device
-from virtio.slot import QueueSlot
+from virtio.device.queue_state import QueueSlot
 
 SHORT, LONG = 0.001, 0.016  # seconds between two looks: while there is something, and when there was none for long
 

@@ -10,21 +10,21 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import ClassVar
 
-from virtio._bell import Bell
-from virtio._device_queue import DeviceQueue
-from virtio._memory import GuestMemory
 from virtio.constants import Feature, Status
+from virtio.core.logs import limited
+from virtio.device.queue_state import nobody, nothing
 from virtio.errors import MemoryFault, VhostUserError, VirtioError
-from virtio.layout import QUEUE_SIZE_MAX
-from virtio.logs import limited
-from virtio.slot import nobody, nothing
+from virtio.event.notifier import Bell
+from virtio.memory.guest_memory import GuestMemory
 from virtio.vhost_user.descriptors import make_write_only
 from virtio.vhost_user.inflight import InflightFile
 from virtio.vhost_user.memory import MemoryTable, Slot, overlap
-from virtio.vhost_user.messages import ADDRESS, INDEX_MASK, NO_FD, STATE, Message, Obey, Request
+from virtio.vhost_user.message import ADDRESS, INDEX_MASK, NO_FD, STATE, Message, Obey, Request
 from virtio.vhost_user.polling import SHORT, Polling
-from virtio.vhost_user.rings import Ring
 from virtio.vhost_user.session import Session
+from virtio.vhost_user.vring import Ring
+from virtio.virtqueue.device_queue import DeviceQueue
+from virtio.virtqueue.layout import QUEUE_SIZE_MAX
 
 log = limited("virtio.vhost_user")
 

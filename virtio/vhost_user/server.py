@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable
 from typing import Any, Self
 
+from virtio.core.logs import limited
+from virtio.core.process import Origin
 from virtio.device import Device
 from virtio.errors import VirtioError, bare, in_full
-from virtio.logs import limited
-from virtio.process import Origin
 from virtio.vhost_user.backend import Backend
 from virtio.vhost_user.descriptors import close_socket
 from virtio.vhost_user.listener import PathListener

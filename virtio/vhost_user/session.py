@@ -8,7 +8,7 @@ from virtio import features
 from virtio.constants import DeviceType, Feature
 from virtio.device import Device
 from virtio.errors import VhostUserError
-from virtio.vhost_user.messages import Message, ProtocolFeature, Request
+from virtio.vhost_user.message import Message, ProtocolFeature, Request
 
 LOG_ALL = 1 << 26
 PROTOCOL_FEATURES = 1 << 30

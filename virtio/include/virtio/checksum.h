@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-2-Clause
  *
- * Sums of bytes: what is small enough to be inlined, and the portable kernels. virtio/_checksum.pxd says what a partial
+ * Sums of bytes: what is small enough to be inlined, and the portable kernels. inet_checksum.pxd says what a partial
  * sum is.
  */
 #ifndef VIRTIO_CHECKSUM_H

@@ -11,7 +11,7 @@
  * A ring costs the two stores of a turn for that. The signal is SIGURG, which nobody else loses: the handler is there
  * only from the first attack on, and only if there was none.
  *
- * To be included by virtio/_bell.pyx only: there is one watchdog in a process.
+ * To be included by notifier.pyx only: there is one watchdog in a process.
  */
 #ifndef VIRTIO_FOREIGN_BELL_H
 #define VIRTIO_FOREIGN_BELL_H

@@ -49,7 +49,7 @@ typedef enum virtio_tx_reason {
     VIRTIO_TX_TSO_EXTENSION,          /* an IPv6 extension header that speaks of one packet: AH, Fragment, Mobility */
     VIRTIO_TX_TSO_JUMBOGRAM,          /* IPv6 jumbogram (RFC 2675) */
     VIRTIO_TX_GSO_BAD_LENGTH,         /* a UDP length is not the packet's */
-    VIRTIO_TX_GSO_HEADERS,            /* the device cannot, and its headers are longer than what virtio._segment repeats */
+    VIRTIO_TX_GSO_HEADERS,            /* the device cannot, and its headers are longer than what virtio.offload.segmenter repeats */
     VIRTIO_TX_REASONS
 } virtio_tx_reason;
 

@@ -11,7 +11,7 @@
  * A SIGBUS that is about no such mapping goes to whoever had the signal before. A process that takes the signal after
  * us without passing it on is not protected.
  *
- * To be included by virtio/_truncation.pyx only: there is one table in a process.
+ * To be included by sigbus.pyx only: there is one table in a process.
  */
 #ifndef VIRTIO_TRUNCATION_H
 #define VIRTIO_TRUNCATION_H

@@ -1,0 +1,1 @@
+"""Loops without the GIL for benchmarks and tests; not in the wheel."""

@@ -1,8 +1,0 @@
-"""A bell whose target may change while others ring it."""
-
-from __future__ import annotations
-
-from virtio._bell import Bell
-
-class Relay:
-    def __init__(self, bell: Bell) -> None: ...

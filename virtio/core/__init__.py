@@ -1,0 +1,1 @@
+"""What every floor may use: locks, atomics, limits, log lines, weak references."""

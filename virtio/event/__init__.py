@@ -1,0 +1,1 @@
+"""Notifiers, and the workers that poll or sleep on them."""

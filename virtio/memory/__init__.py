@@ -1,0 +1,1 @@
+"""Guest memory: regions, address translation, the dirty log, files that are cut short."""

@@ -1,0 +1,1 @@
+"""The queues of the network device. Their Python API is virtio.net.device."""

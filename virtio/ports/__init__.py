@@ -1,0 +1,1 @@
+"""What lies behind a queue: a TAP, a cable, a capture file."""

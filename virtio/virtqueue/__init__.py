@@ -1,0 +1,1 @@
+"""The virtqueue: both ends of both formats, chains, chains in flight."""

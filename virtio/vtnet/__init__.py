@@ -1,0 +1,1 @@
+"""The queues of the network driver. Their Python API is virtio.net.vtnet."""

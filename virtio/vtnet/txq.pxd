@@ -1,0 +1,96 @@
+# vtnet's transmit queue: a virtio_sink (include/virtio/port.h) over a driver's ring and its pools of buffers.
+#
+# A frame is written into a buffer in guest memory, its header in front of it. It becomes visible to the device with the
+# flush; up to VIRTIO_BURST frames are collected before. What a header leaves undone beyond what was negotiated is done
+# here: checksums in place, segments straight into buffers of their own.
+#
+# There are small buffers, for frames of the MTU; and with segmentation offloads large ones, in which frames of up to
+# VIRTIO_FRAME_MAX bytes end (reserve) or lie whole (deliver).
+#
+# Completions. Transmit interrupts are off. Buffers are taken back at the start of a burst, once less than a quarter of
+# the ring is free (FreeBSD's vtnet_txq threshold), and when one is wanted and none is there. When a worker goes to
+# sleep while the device has something of ours, it sleeps for TX_SLEEP_US, and twice as long each time that nothing
+# came back, up to TX_SLEEP_MAX_US: within that time buffers are taken back when traffic stops. An interrupt besides is
+# asked for only if TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and
+# empties does not cost one each time.
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+from virtio.event.notifier cimport virtio_bell
+from virtio.memory.guest_memory cimport iovec
+from virtio.offload.net_hdr cimport virtio_net_hdr
+from virtio.ports.port cimport virtio_packet, virtio_sink
+from virtio.virtqueue.structs cimport virtio_driver_queue, virtio_request, virtio_sg
+from virtio.vtnet.pool cimport vtnet_pool
+
+
+cdef enum:
+    TX_INTR_PACKETS = 2048  # packets for one interrupt
+    # large frames: what is read from a port is sent on, and its buffers are used again, while it is in the cache
+    TX_LARGE_OUT = 2          # large buffers that are out when a burst begins by taking back
+    TX_BURST_BYTES = 0x20000  # of a burst that is read from a port
+    TX_SLEEP_US = 200
+    TX_SLEEP_MAX_US = 64000
+    TX_NO_LIMIT = 0xffffffff
+
+
+# Counters. FreeBSD's are those of sysctl dev.vtnet.N.txqM, by their names there.
+cdef struct vtnet_tx_stats:
+    uint64_t opackets     # frames handed to the device; of a frame cut in software each segment
+    uint64_t obytes       # bytes of them, without headers
+    uint64_t omcasts      # to a multicast or broadcast address
+    uint64_t csum         # left to the device
+    uint64_t tso          # segmentation left to the device (TCP or UDP)
+    uint64_t rescheduled  # times the ring or the buffers ran out
+    uint64_t segments     # made in software
+    uint64_t too_large    # dropped: larger than a buffer, or than the MTU allows
+    uint64_t too_short    # dropped: under 14 bytes
+    uint64_t refused      # dropped: asked for what nobody can do
+    uint64_t bad_header   # dropped: a header that cannot be
+    uint64_t copied       # bytes copied into buffers by us
+    uint64_t intrs        # interrupts asked for
+
+
+cdef struct vtnet_tx:
+    virtio_sink sink      # first: a virtio_sink * is a vtnet_tx *
+    virtio_driver_queue *q
+    virtio_bell *kick
+    virtio_bell *call     # NULL: no interrupt
+    vtnet_pool *small
+    vtnet_pool *large     # NULL: none
+    uint32_t hdr_size
+    uint32_t separate     # the header has a descriptor of its own: legacy without ANY_LAYOUT
+    uint32_t slots        # ring slots that a frame takes at most
+    uint32_t threshold    # take back when fewer are free
+    uint32_t limit        # bytes of a frame without VLAN tags: the MTU and an Ethernet header; or TX_NO_LIMIT
+    uint32_t usual        # frames of VIRTIO_FRAME_MIN and up to so many bytes more need no other look at their size
+    uint32_t wanting      # the last who asked found no room
+    # of the burst that is being collected
+    uint32_t nreq
+    uint32_t nsg
+    uint32_t nslots
+    uint32_t bytes        # since the last flush
+    uint64_t intr_at      # opackets at the last interrupt that was asked for
+    int64_t sleep_us      # of the next sleep
+    vtnet_tx_stats stats
+    uint64_t reasons[64]  # of VIRTIO_TX_REASONS: what became of offloads that were asked for
+    virtio_request req[64]
+    virtio_sg sg[192]
+
+
+cdef void tx_open(vtnet_tx *tx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *small,
+                  vtnet_pool *large, uint32_t hdr_size, bint separate, uint32_t offloads) noexcept nogil
+# After a reset of the queue: nothing is out. The pools are the caller's to fill again.
+cdef void tx_forget(vtnet_tx *tx) noexcept nogil
+# Drop frames beyond this limit from now on, and a frame of segments if these are.
+cdef void tx_limit(vtnet_tx *tx, uint32_t limit) noexcept nogil
+# Take back what the device has used; return how many frames. The caller holds the lock, as for all of these.
+cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil
+# What precedes a burst.
+cdef void tx_begin(vtnet_tx *tx) noexcept nogil
+# Whether there is room for a frame of len bytes; looks at the ring if there seems to be none.
+cdef bint tx_has_room(vtnet_tx *tx, uint32_t len) noexcept nogil
+# Send a frame in pieces with its header, such as net_hdr_check passes for any offloads; or one of which the checksum
+# is wanted (VIRTIO_TX_WANT_*), and segments of mss bytes of payload (0: not). 1: taken, sent or dropped; 0: no room.
+cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
+                        uint32_t len) noexcept nogil
+cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want, uint32_t mss) noexcept nogil
