@@ -3,10 +3,19 @@
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from virtio._ring cimport (
+    device_add_used_burst, device_disable_notification, device_enable_notification, device_log_written,
+    device_needs_notification, device_pop_burst, driver_dequeue_burst, driver_disable_intr, driver_enable_intr,
+    driver_enqueue_burst, driver_notify, driver_postpone_intr,
+)
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock
+from virtio.memory.guest_memory cimport GuestMemory, memory_translate, virtio_memory, virtio_region
 from virtio.virtqueue.device_queue cimport DeviceQueue
 from virtio.virtqueue.driver_queue cimport DriverQueue
-from virtio.memory.guest_memory cimport GuestMemory, memory_translate, virtio_memory, virtio_region
-from virtio._ring cimport *
+from virtio.virtqueue.structs cimport (
+    virtio_chain, virtio_completion, virtio_device_queue, virtio_driver_queue, virtio_request, virtio_sg,
+)
 
 
 cdef extern from "virtio/capi.h":

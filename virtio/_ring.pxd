@@ -2,7 +2,7 @@
 #
 # A burst chooses the format once. Every function is nogil and raises nothing; what a peer does wrong is latched in
 # q.fault. Callers hold q.lock (queue_lock), or own the queue outright: one owner per queue at a time.
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio.virtqueue.inflight cimport inflight_add_used_burst, inflight_pop_burst, inflight_unpop_burst
 from virtio.memory.guest_memory cimport GuestMemory, MemoryUser, memory_gpa_of, memory_log
@@ -12,29 +12,6 @@ from virtio.virtqueue.packed_driver cimport *
 from virtio.virtqueue.structs cimport *
 from virtio.virtqueue.split_device cimport *
 from virtio.virtqueue.split_driver cimport *
-
-
-cdef extern from "sched.h" nogil:
-    int sched_yield()
-
-
-cdef inline void queue_lock(uint32_t *lock) noexcept nogil:
-    """Become the owner of a queue, behind those who wait already. A burst is short: spin, then yield to its thread."""
-    cdef uint32_t spins = 0
-    cdef uint32_t number
-    if virtio_likely(virtio_trylock(lock)):
-        return
-    number = virtio_lock_draw(lock)
-    while not virtio_lock_serves(lock, number):
-        spins += 1
-        if spins & 63 == 0:
-            sched_yield()
-        else:
-            virtio_relax()
-
-
-cdef inline void queue_unlock(uint32_t *lock) noexcept nogil:
-    virtio_unlock(lock)
 
 
 # ---- driver end ----

@@ -9,8 +9,20 @@ import time
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT32_MAX
 
-from virtio.memory.guest_memory cimport GuestMemory, MemoryUser, virtio_region, memory_translate
-from virtio.virtqueue.structs cimport *
+from virtio.core.atomic cimport virtio_load32, virtio_load32_acquire, virtio_store32
+from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
+from virtio.memory.guest_memory cimport memory_translate, virtio_region
+from virtio.virtqueue.structs cimport (
+    VIRTIO_FAULT_AVAIL_JUMP, VIRTIO_FAULT_CHAIN_BYTES, VIRTIO_FAULT_CHAIN_LONG, VIRTIO_FAULT_DRAINED,
+    VIRTIO_FAULT_HEAD_RANGE, VIRTIO_FAULT_INDIRECT_FEATURE, VIRTIO_FAULT_INDIRECT_LEN, VIRTIO_FAULT_INDIRECT_NEXT,
+    VIRTIO_FAULT_LOOP, VIRTIO_FAULT_MEMORY, VIRTIO_FAULT_NESTED_INDIRECT, VIRTIO_FAULT_NEXT_RANGE, VIRTIO_FAULT_NONE,
+    VIRTIO_FAULT_READ_AFTER_WRITE, VIRTIO_FAULT_RING_MEMORY, VIRTIO_FAULT_RING_OVERRUN, VIRTIO_FAULT_SEGMENTS,
+    VIRTIO_FAULT_USED_JUMP, VIRTIO_FAULT_USED_LEN, VIRTIO_FAULT_USED_RANGE, VIRTIO_FAULT_USED_UNKNOWN,
+    VIRTIO_FAULT_ZERO_LENGTH, VIRTIO_NOTIFY_EMPTY, VIRTIO_NOTIFY_EVENT_AHEAD, VIRTIO_NOTIFY_EVENT_CROSSED,
+    VIRTIO_NOTIFY_FLAG_OFF, VIRTIO_NOTIFY_FLAG_ON, VIRTIO_NOTIFY_FORCED, VIRTIO_NOTIFY_NOTHING_NEW,
+    VIRTIO_NOTIFY_RESERVED, VIRTIO_NOTIFY_UNDECIDED, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, VIRTIO_Q_INDIRECT,
+    VIRTIO_Q_NOTIFY_ON_EMPTY, latch, virtio_notify,
+)
 
 from virtio.constants import Feature
 from virtio.errors import BadDescriptor, BadIndex, ChainLoop, ChainTooLong, MemoryFault, RingError

@@ -4,14 +4,14 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
-from virtio.memory.guest_memory cimport iovec
+from virtio.event.worker cimport Task, virtio_task, virtio_turn
 from virtio.ports.port cimport VIRTIO_BURST, Port, virtio_packet, virtio_port, virtio_sink
-from virtio._ring cimport queue_lock, queue_unlock
 from virtio.vtnet.receive cimport VtnetReceive
 from virtio.vtnet.rxq cimport rx_done, rx_post, rx_take, vtnet_rx
 from virtio.vtnet.transmit cimport VtnetTransmit
-from virtio.event.worker cimport Task, virtio_task, virtio_turn
 
 
 cdef extern from "time.h" nogil:

@@ -5,7 +5,9 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 from virtio.offload.batch cimport Batch
-from virtio.offload.coalesce cimport *
+from virtio.offload.coalesce cimport (
+    coalesce_burst, coalesce_flush, coalescer_close, coalescer_limits, coalescer_open, virtio_coalescer, virtio_merged,
+)
 
 
 cdef extern from "time.h" nogil:

@@ -1,8 +1,9 @@
 # A port that tests and benchmarks play: what lies behind a network device, frame by frame.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
-from virtio.memory.guest_memory cimport iovec
+from virtio.core.iov cimport iovec
 from virtio.offload.net_hdr cimport virtio_net_hdr
+from virtio.ports.link cimport keep
 from virtio.ports.port cimport Port, virtio_port
 
 

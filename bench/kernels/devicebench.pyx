@@ -5,9 +5,12 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy
 
+from virtio.core.atomic cimport virtio_load64, virtio_store64
+from virtio.core.counters cimport add_count, counted
+from virtio.core.lock cimport queue_lock, queue_unlock
+from virtio.event.worker cimport virtio_turn, virtio_wait
 from virtio.offload.net_hdr cimport NetHeader
-from virtio.ports.port cimport VIRTIO_PACKET_PIECES, sink_deliver, virtio_packet, virtio_sink, virtio_turn, virtio_wait
-from virtio._ring cimport *
+from virtio.ports.port cimport VIRTIO_PACKET_PIECES, sink_deliver, virtio_packet, virtio_sink
 
 
 # ---- the port ----

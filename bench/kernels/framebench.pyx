@@ -5,7 +5,7 @@ from libc.stdlib cimport free
 
 from virtio.offload.batch cimport Batch
 from virtio.offload.frame cimport frame_parse_burst, virtio_frame
-from virtio.offload.toeplitz cimport Toeplitz, frame_hash, virtio_hash
+from virtio.offload.toeplitz cimport frame_hash, Toeplitz, virtio_hash
 
 
 cdef extern from "stdlib.h" nogil:

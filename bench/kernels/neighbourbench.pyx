@@ -3,9 +3,14 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from virtio._ring cimport driver_dequeue_burst, driver_enqueue_burst, driver_notify
+from virtio.core.atomic cimport virtio_load32, virtio_relax, virtio_store32
+from virtio.core.counters cimport add_count, counted
+from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport Bell, virtio_bell_ring
 from virtio.virtqueue.driver_queue cimport DriverQueue
-from virtio._ring cimport *
+from virtio.virtqueue.split_driver cimport driver_outstanding
+from virtio.virtqueue.structs cimport virtio_completion, virtio_driver_queue, virtio_request, virtio_sg
 
 
 cdef extern from "time.h" nogil:

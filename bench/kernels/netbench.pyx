@@ -4,15 +4,16 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from virtio.core.atomic cimport virtio_relax
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
-from virtio.memory.guest_memory cimport iovec
+from virtio.event.worker cimport VIRTIO_WORK_TURN, Task, virtio_task, virtio_turn
 from virtio.ports.port cimport VIRTIO_BURST, virtio_packet
-from virtio._ring cimport *
 from virtio.vtnet.receive cimport VtnetReceive
 from virtio.vtnet.rxq cimport rx_done, rx_post, rx_take, vtnet_rx
 from virtio.vtnet.transmit cimport VtnetTransmit
 from virtio.vtnet.txq cimport vtnet_tx
-from virtio.event.worker cimport VIRTIO_WORK_TURN, Task, virtio_task, virtio_turn
 
 
 cdef extern from "time.h" nogil:

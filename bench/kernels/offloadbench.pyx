@@ -7,10 +7,10 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from virtio.core.iov cimport iovec
 from virtio.offload.batch cimport Batch
-from virtio.offload.inet_checksum cimport checksum_update, sum_be16, sum_bytes, sum_copy, sum_fold, sum_gather
 from virtio.offload.crc cimport crc32c_update
-from virtio.memory.guest_memory cimport iovec
+from virtio.offload.inet_checksum cimport checksum_update, sum_be16, sum_bytes, sum_copy, sum_fold, sum_gather
 
 
 cdef extern from "arpa/inet.h" nogil:

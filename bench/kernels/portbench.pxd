@@ -3,6 +3,7 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from virtio.event.notifier cimport Bell, virtio_bell
 from virtio.offload.net_hdr cimport virtio_net_hdr
+from virtio.ports.link cimport keep
 from virtio.ports.port cimport virtio_sink
 
 

@@ -5,19 +5,13 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from virtio.event.notifier cimport Bell, virtio_bell
-from virtio.memory.guest_memory cimport iovec
-from virtio.offload.net_hdr cimport NetHeader, virtio_net_hdr
-from virtio.ports.port cimport VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet, virtio_sink, virtio_turn
-from virtio.ports.counts cimport add_count, counted
-from virtio._ring cimport queue_lock, queue_unlock
-from virtio.event.worker cimport virtio_wait, virtio_wait_bell
-
-
-cdef extern from "virtio/atomic.h" nogil:
-    bint virtio_is_locked(const uint32_t *lock)
-    uint32_t virtio_load32(const uint32_t *p)
-    void virtio_store32(uint32_t *p, uint32_t v)
+from virtio.core.atomic cimport virtio_load32, virtio_store32
+from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock, virtio_is_locked
+from virtio.event.worker cimport virtio_turn, virtio_wait, virtio_wait_bell
+from virtio.offload.net_hdr cimport NetHeader
+from virtio.ports.port cimport VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet
 
 
 cdef extern from "time.h" nogil:

@@ -4,10 +4,13 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from virtio.core.iov cimport iovec
 from virtio.offload.batch cimport Batch
-from virtio.memory.guest_memory cimport iovec
-from virtio.offload.segmenter cimport *
 from virtio.offload.segment_write cimport segment_copy, segment_headers, segment_views
+from virtio.offload.segmenter cimport (
+    SEGMENT_PARTIAL, VIRTIO_SEGMENT_OK, segment_payload_at, segment_payload_size, segment_plan, segment_plan_pieces,
+    virtio_segmenter,
+)
 
 
 cdef extern from "stdlib.h" nogil:

@@ -6,10 +6,20 @@ lock for a burst, keep the arrays local.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from virtio._ring cimport (
+    device_add_used_burst, device_enable_notification, device_navail, device_needs_notification, device_pop_burst,
+    driver_dequeue_burst, driver_enable_intr, driver_enqueue_burst, driver_notify, driver_nused,
+)
+from virtio.core.atomic cimport virtio_load32, virtio_relax, virtio_store16_release, virtio_store32, virtio_store64
+from virtio.core.counters cimport counted
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.virtqueue.device_queue cimport DeviceQueue
 from virtio.virtqueue.driver_queue cimport DriverQueue
-from virtio.virtqueue.structs cimport counted
-from virtio._ring cimport *
+from virtio.virtqueue.structs cimport (
+    VIRTIO_ENQ_BROKEN, VIRTIO_FAULT_NONE, virtio_chain, virtio_completion, virtio_device_queue, virtio_driver_queue,
+    virtio_request, virtio_sg,
+)
 
 
 cdef extern from "time.h" nogil:

@@ -3,7 +3,8 @@
 import os
 import sys
 
-from virtio.virtqueue.structs cimport counted, virtio_store32
+from virtio.core.atomic cimport virtio_store32
+from virtio.core.counters cimport counted
 
 
 cdef extern from "unistd.h" nogil:

@@ -6,12 +6,13 @@ import threading
 import time
 import weakref
 
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from virtio.core.atomic cimport virtio_load32, virtio_relax, virtio_store32
+from virtio.core.counters cimport add_count, counted
+from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport Bell, virtio_bell_answer, virtio_bell_drain
-from virtio.virtqueue.structs cimport add_count, counted, virtio_load32, virtio_relax, virtio_store32, virtio_trylock
-from virtio._ring cimport queue_lock, queue_unlock
 
 from virtio.core.process import Origin
 

@@ -3,17 +3,9 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT64_MAX
 from libc.stddef cimport size_t
 
+from virtio.core.atomic cimport virtio_or8
+from virtio.core.iov cimport iovec
 from virtio.memory.region cimport Region
-
-
-cdef extern from "sys/uio.h" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-
-
-cdef extern from "virtio/atomic.h" nogil:
-    void virtio_or8(uint8_t *p, uint8_t mask)
 
 
 cdef extern from "virtio/memory.h" nogil:

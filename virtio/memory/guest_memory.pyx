@@ -9,23 +9,16 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT64_MAX
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
 
-from virtio.memory.region cimport Region, sort_regions
+from virtio.core.atomic cimport (
+    virtio_exchange8, virtio_load16_acquire, virtio_load32_acquire, virtio_load64_acquire, virtio_load8,
+    virtio_store16_release, virtio_store32_release, virtio_store64_release,
+)
+from virtio.memory.region cimport sort_regions
 
 from weakref import ref
 
 from virtio.errors import MemoryFault
 from virtio.core.process import PATIENCE, ForkAwareLock
-
-
-cdef extern from "virtio/atomic.h" nogil:
-    uint8_t virtio_load8(const uint8_t *p)
-    uint8_t virtio_exchange8(uint8_t *p, uint8_t v)
-    uint16_t virtio_load16_acquire(const uint16_t *p)
-    uint32_t virtio_load32_acquire(const uint32_t *p)
-    uint64_t virtio_load64_acquire(const uint64_t *p)
-    void virtio_store16_release(uint16_t *p, uint16_t v)
-    void virtio_store32_release(uint32_t *p, uint32_t v)
-    void virtio_store64_release(uint64_t *p, uint64_t v)
 
 
 _LOG_MAX = 1 << 26  # bytes of a log that we allocate unasked: 2 TiB of addresses

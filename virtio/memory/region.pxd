@@ -3,8 +3,6 @@ from cpython.buffer cimport Py_buffer
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint64_t
 
-from virtio.memory.sigbus cimport virtio_guard
-
 
 cdef class Region:
     cdef readonly uint64_t gpa     # first guest-physical address
@@ -15,7 +13,7 @@ cdef class Region:
     cdef bint _held
     cdef void *_map                # ... a mapping of our own, or (NULL) memory that the caller keeps alive
     cdef size_t _map_size
-    cdef virtio_guard *_guard      # of that mapping, against its file being cut shorter; or NULL
+    cdef void *_guard              # of that mapping, against its file being cut shorter (memory/sigbus.pxd); or NULL
     cdef object _bell              # what is rung then
     cdef object __weakref__
     cdef int _place(self, object gpa, object size, object uaddr) except -1

@@ -11,15 +11,12 @@ from posix.mman cimport (MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, 
                          mmap, munmap)
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 
-from virtio.memory.sigbus cimport guard_add, guard_is_lost, guard_remove
+from virtio.core.atomic cimport virtio_load8
+from virtio.memory.sigbus cimport guard_add, guard_is_lost, guard_remove, virtio_guard
 
 from operator import attrgetter
 from os import fstat
 from stat import S_ISREG
-
-cdef extern from "virtio/atomic.h" nogil:
-    uint8_t virtio_load8(const uint8_t *p)
-
 
 cdef extern from "virtio/memory.h":
     enum:
@@ -149,7 +146,7 @@ cdef class Region:
         if self._held:
             PyBuffer_Release(&self._buffer)
         if self._guard is not NULL:
-            guard_remove(self._guard)
+            guard_remove(<virtio_guard *>self._guard)
         if self._map is not NULL:
             munmap(self._map, self._map_size)
 
@@ -172,7 +169,7 @@ cdef class Region:
         if self._guard is NULL:
             return False
         virtio_load8(self.host + self.size - 1)
-        return guard_is_lost(self._guard)
+        return guard_is_lost(<virtio_guard *>self._guard)
 
     def __repr__(self):
         return f"<Region {self.gpa:#x}: {self.size} bytes>"

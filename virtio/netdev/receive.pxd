@@ -1,10 +1,10 @@
 # The task that takes frames from a port and puts them into a guest's receive queue.
 from virtio.event.notifier cimport Bell
-from virtio.virtqueue.device_queue cimport DeviceQueue
-from virtio.netdev.rxq cimport *
-from virtio.ports.port cimport Port
 from virtio.event.relay cimport Relay
 from virtio.event.worker cimport Task
+from virtio.netdev.rxq cimport net_rx
+from virtio.ports.port cimport Port
+from virtio.virtqueue.device_queue cimport DeviceQueue
 
 
 cdef class NetReceive(Task):

@@ -4,12 +4,25 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
-from virtio.event.notifier cimport virtio_bell_ring
+from virtio._ring cimport device_disable_notification
+from virtio.core.atomic cimport virtio_load32, virtio_store32
+from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
+from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
+from virtio.event.worker cimport virtio_task, virtio_turn, virtio_wait
 from virtio.memory.guest_memory cimport VIRTIO_REGIONS_MAX
-from virtio.netdev.filter cimport *
-from virtio.offload.net_hdr cimport *
-from virtio.ports.port cimport *
-from virtio._ring cimport *
+from virtio.netdev.filter cimport FILTER_TABLE, net_filter
+from virtio.netdev.rxq cimport (
+    RX_CHAINS, RX_DROP_CLOSED, RX_NO_LIMIT, net_rx_task, rx_ask_for_room, rx_is_open, rx_refuse, rx_settle, rx_start,
+)
+from virtio.offload.net_hdr cimport (
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_RSC_INFO,
+    VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_MRG, VIRTIO_OFFLOAD_RSC,
+    VIRTIO_OFFLOAD_TO_DRIVER, VIRTIO_OFFLOAD_TUNNEL_CSUM, header_size_of, offloads_of,
+)
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN
+from virtio.virtqueue.structs cimport virtio_chain
 
 
 cdef enum:

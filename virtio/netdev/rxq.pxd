@@ -1,7 +1,7 @@
 # The receive queue of a network device: frames from a port into a guest's buffers.
 #
-# It is a virtio_sink (include/virtio/port.h) over a DeviceQueue; virtio.netdev.receive is the task that asks the port. A
-# frame is copied once, or read by the port straight into the guest's memory; its virtio_net_hdr is written beside it.
+# It is a virtio_sink (include/virtio/port.h) over a DeviceQueue; virtio.netdev.receive is the task that asks the port.
+# A frame is copied once, or read by the port straight into the guest's memory; its virtio_net_hdr is written beside it.
 # What the guest does not accept undone (sink.offloads) is done here: a checksum during or after the copy, segments
 # straight into the buffers.
 #
@@ -9,12 +9,13 @@
 # read and finds no room after all, since how large it is shows only then, waits in memory of our own.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport virtio_bell
+from virtio.event.worker cimport virtio_task, virtio_turn
 from virtio.netdev.filter cimport net_filter
-from virtio.ports.port cimport virtio_packet, virtio_port, virtio_sink, virtio_turn
-from virtio.virtqueue.structs cimport iovec, virtio_chain, virtio_device_queue
 from virtio.offload.segmenter cimport virtio_segmenter
-from virtio.event.worker cimport virtio_task
+from virtio.ports.port cimport virtio_packet, virtio_port, virtio_sink
+from virtio.virtqueue.structs cimport virtio_chain, virtio_device_queue
 
 
 cdef enum:

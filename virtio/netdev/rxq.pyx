@@ -3,18 +3,30 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
+from virtio._ring cimport (
+    device_add_used_burst, device_disable_notification, device_enable_notification, device_log_written, device_navail,
+    device_needs_notification, device_pop_burst, device_unpop_burst,
+)
+from virtio.core.atomic cimport virtio_get64, virtio_likely, virtio_put64, virtio_unlikely
+from virtio.core.counters cimport add_count
+from virtio.event.worker cimport (
+    VIRTIO_WORK_FRAME, VIRTIO_WORK_PIECE, VIRTIO_WORK_SEGMENT, virtio_wait, virtio_wait_bell, virtio_work_bytes,
+)
+from virtio.netdev.filter cimport FILTER_HEAD, FILTER_PROMISC, filter_passes
 from virtio.offload.inet_checksum cimport store_sum16, sum_copy, sum_fold
-from virtio.ports.software_offload cimport (EXECUTE_SEGMENTS_MAX, is_exact, is_exact_plain, net_hdr_needs, packet_needs,
-                                  segment_options)
-from virtio.netdev.filter cimport *
-from virtio.offload.net_hdr cimport *
 from virtio.offload.mtu cimport MTU_TAGS, exceeds, limit_of
+from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, virtio_net_hdr
 from virtio.offload.pieces cimport collect, complete, scatter
-from virtio.ports.port cimport *
-from virtio._ring cimport *
-from virtio.virtqueue.fastpath cimport *
-from virtio.offload.segmenter cimport *
 from virtio.offload.segment_write cimport segment_copy
+from virtio.offload.segmenter cimport (
+    VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_header_size, segment_payload_size, segment_plan_pieces,
+)
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MIN, turn_resume
+from virtio.ports.software_offload cimport (
+    EXECUTE_SEGMENTS_MAX, is_exact, is_exact_plain, net_hdr_needs, packet_needs, segment_options,
+)
+from virtio.virtqueue.fastpath cimport run_ahead, run_commit, run_keep, run_next, run_start, virtio_run
+from virtio.virtqueue.structs cimport VIRTIO_DESC_F_WRITE, VIRTIO_FAULT_NONE, VIRTIO_Q_INDIRECT
 
 
 cdef extern from "virtio/net_copy.h" nogil:

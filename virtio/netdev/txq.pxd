@@ -1,21 +1,22 @@
 # The transmit queue of a network device: frames from a guest's memory to a port.
 #
 # Frames are sent from where they lie. Headers are copied once, then checked, then used. What the port cannot take
-# undone is done on the way (virtio.ports.software_offload). Chains that the port does not take are put back: between bursts none
-# is held.
+# undone is done on the way (virtio.ports.software_offload). Chains that the port does not take are put back: between
+# bursts none is held.
 #
 # A driver frees what was sent when it is interrupted, and is in no hurry for it: chains are given back at once, but the
 # interrupt waits until there are many, or nothing more comes. Linux asks for one after each burst; without the wait a
 # guest under load would run its handler once for every few frames.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport Bell, virtio_bell
-from virtio.virtqueue.device_queue cimport DeviceQueue
-from virtio.ports.software_offload cimport net_executor
-from virtio.ports.port cimport Port, virtio_packet, virtio_port
-from virtio.virtqueue.structs cimport iovec, virtio_chain, virtio_device_queue
 from virtio.event.relay cimport Relay
 from virtio.event.worker cimport Task, virtio_task
+from virtio.ports.port cimport Port, virtio_packet, virtio_port
+from virtio.ports.software_offload cimport net_executor
+from virtio.virtqueue.device_queue cimport DeviceQueue
+from virtio.virtqueue.structs cimport virtio_chain, virtio_device_queue
 
 
 cdef enum:

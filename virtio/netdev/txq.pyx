@@ -1,15 +1,34 @@
 """The transmit queue of a network device."""
 
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from virtio._ring cimport (
+    device_add_used_burst, device_disable_notification, device_enable_notification, device_needs_notification,
+    device_pop_burst, device_unpop_burst,
+)
+from virtio.core.atomic cimport virtio_fetch64, virtio_likely, virtio_put64, virtio_unlikely
+from virtio.core.counters cimport add_count, counted
+from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell_ring
+from virtio.event.worker cimport (
+    VIRTIO_WORK_BYTES, VIRTIO_WORK_FRAME, VIRTIO_WORK_PIECE, VIRTIO_WORK_TURN, virtio_turn, virtio_wait,
+    virtio_wait_bell,
+)
 from virtio.memory.guest_memory cimport VIRTIO_REGIONS_MAX
-from virtio.ports.software_offload cimport *
-from virtio.ports.port cimport *
-from virtio._ring cimport *
-from virtio.virtqueue.fastpath cimport *
+from virtio.offload.net_hdr cimport (
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_OK, header_size_of, net_hdr_check,
+    net_hdr_load, offloads_of, virtio_net_hdr,
+)
+from virtio.ports.port cimport (
+    VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, VIRTIO_PACKET_PIECES, port_flush, port_offloads, port_ring, turn_is_full,
+    turn_resume,
+)
+from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new, packet_needs
+from virtio.virtqueue.chain_walk cimport put_piece
+from virtio.virtqueue.fastpath cimport run_ahead, run_commit, run_keep, run_next, run_start, virtio_run
+from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE, VIRTIO_Q_IN_ORDER, VIRTIO_Q_READ_TABLES
 from virtio.offload.net_hdr import NetHeaderFault
 
 

@@ -8,20 +8,25 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, memset
 
+from virtio.core.atomic cimport virtio_prefetch, virtio_unlikely
+from virtio.offload.coalesce_run cimport (
+    AT_CHECKSUM, AT_FLAGS, AT_SEQ, CWR, FIN, IPV4_DF, PSH, TCP, VARIES, fixed_allowed, ipv4_sum, pseudo_sum, put_run,
+    put_whole, run_end,
+)
+from virtio.offload.coalesce_table cimport (
+    NONE, flow_at, record_of, table_add, table_find, table_match, table_remove, virtio_coalesce_load32,
+    virtio_same_header,
+)
+from virtio.offload.frame cimport (
+    VIRTIO_L3_IPV4, VIRTIO_L3_IPV6, VIRTIO_LAYER_EXTENSIONS, VIRTIO_LAYER_FRAGMENT, VIRTIO_LAYER_L4,
+    VIRTIO_LAYER_OPTIONS, VIRTIO_STOP_FAULTS, VIRTIO_STOP_OK, frame_parse, get_be16, get_be32, virtio_frame,
+    virtio_layer,
+)
 from virtio.offload.inet_checksum cimport load_sum16, sum_bytes, sum_fold, sum_swap
-from virtio.offload.coalesce_run cimport *
-from virtio.offload.coalesce_table cimport *
-from virtio.offload.frame cimport *
 
 
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **memptr, size_t alignment, size_t size)
-
-
-cdef extern from "virtio/atomic.h" nogil:
-    void virtio_prefetch(const void *p)
-    bint virtio_likely(bint x)
-    bint virtio_unlikely(bint x)
 
 
 ctypedef void (*consider_call)(virtio_coalescer *c, const uint8_t *p, uint32_t n, uint64_t cookie, bint trusted,

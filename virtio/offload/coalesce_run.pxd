@@ -2,11 +2,14 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from virtio.offload.inet_checksum cimport load_sum16, store_sum16, sum_bytes, sum_fold, sum_swap
-from virtio.offload.coalesce cimport *
+from virtio.offload.coalesce cimport VIRTIO_PASS_NONE, virtio_coalescer, virtio_flow, virtio_merged, virtio_piece
 from virtio.offload.coalesce_table cimport virtio_coalesce_load32
 from virtio.offload.frame cimport put_be16, put_be32
-from virtio.offload.net_hdr cimport *
+from virtio.offload.inet_checksum cimport load_sum16, store_sum16, sum_fold, sum_swap
+from virtio.offload.net_hdr cimport (
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_RSC_INFO, VIRTIO_NET_HDR_GSO_ECN,
+    VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+)
 
 
 cdef enum:

@@ -2,12 +2,9 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp
 
-from virtio.offload.coalesce cimport *
+from virtio.core.atomic cimport virtio_unlikely
+from virtio.offload.coalesce cimport virtio_coalescer, virtio_flow
 from virtio.offload.frame cimport VIRTIO_L3_IPV6, get_be16, virtio_layer
-
-
-cdef extern from "virtio/atomic.h" nogil:
-    bint virtio_unlikely(bint x)
 
 
 cdef extern from "virtio/coalesce.h" nogil:

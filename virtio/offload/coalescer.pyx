@@ -8,8 +8,19 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT64_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from virtio.core.atomic cimport virtio_relax
+from virtio.core.lock cimport virtio_trylock, virtio_unlock
 from virtio.offload.batch cimport Batch
-from virtio.offload.coalesce cimport *
+from virtio.offload.coalesce cimport (
+    VIRTIO_COALESCE_FLOWS_MAX, VIRTIO_COALESCE_SEGMENTS_MAX, VIRTIO_FLUSH_AGE, VIRTIO_FLUSH_ASKED, VIRTIO_FLUSH_BYTES,
+    VIRTIO_FLUSH_CWR, VIRTIO_FLUSH_ENDED, VIRTIO_FLUSH_FAR, VIRTIO_FLUSH_HEADER, VIRTIO_FLUSH_ID, VIRTIO_FLUSH_OVERLAP,
+    VIRTIO_FLUSH_PASSED, VIRTIO_FLUSH_SEGMENTS, VIRTIO_FLUSH_SIZE, VIRTIO_FLUSH_TABLE, VIRTIO_PASS_ALONE,
+    VIRTIO_PASS_CHECKSUM, VIRTIO_PASS_CHECKSUM_FORM, VIRTIO_PASS_EXTENSIONS, VIRTIO_PASS_FRAGMENT,
+    VIRTIO_PASS_IP_OPTIONS, VIRTIO_PASS_MALFORMED, VIRTIO_PASS_NO_PAYLOAD, VIRTIO_PASS_NOT_TCP, VIRTIO_PASS_OVERLAP,
+    VIRTIO_PASS_PADDED, VIRTIO_PASS_PUSHED, VIRTIO_PASS_TCP_FLAGS, VIRTIO_PASS_TOO_LARGE, VIRTIO_PASS_VLANS,
+    coalesce_burst, coalesce_flush, coalesce_flush_flow, coalesce_room, coalescer_close, coalescer_limits,
+    coalescer_open, virtio_coalesce_counters, virtio_coalescer, virtio_merged, virtio_piece,
+)
 from virtio.offload.net_hdr cimport NetHeader, virtio_net_hdr
 
 import os
@@ -31,12 +42,6 @@ cdef extern from "time.h" nogil:
     enum:
         CLOCK_MONOTONIC
     int clock_gettime(int clock, timespec *now)
-
-
-cdef extern from "virtio/atomic.h" nogil:
-    bint virtio_trylock(uint32_t *lock)
-    void virtio_unlock(uint32_t *lock)
-    void virtio_relax()
 
 
 cdef extern from * nogil:

@@ -1,11 +1,18 @@
 """Why frames were sent and received as they were, and how often."""
 
+from libc.stdint cimport uint64_t
+
 from collections.abc import Mapping
 from enum import IntEnum
 
 from libc.string cimport memset
 
-from virtio.offload.net_hdr cimport *
+from virtio.offload.net_hdr cimport (
+    VIRTIO_NET_HDR_BAD_CSUM_FEATURE, VIRTIO_NET_HDR_BAD_GSO_FEATURE, VIRTIO_NET_HDR_BAD_GSO_OFFSET,
+    VIRTIO_NET_HDR_BAD_GSO_SIZE, VIRTIO_NET_HDR_BAD_GSO_TYPE, VIRTIO_NET_HDR_BAD_NUM_BUFFERS,
+    VIRTIO_NET_HDR_BAD_RSC_INFO, VIRTIO_NET_HDR_BAD_TUNNEL_CSUM, VIRTIO_NET_HDR_BAD_TUNNEL_FEATURE,
+    VIRTIO_NET_HDR_BAD_TUNNEL_OFFSETS, VIRTIO_NET_HDR_BAD_TUNNEL_TYPE,
+)
 
 
 class TransmitOutcome(IntEnum):

@@ -3,8 +3,8 @@
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint32_t
 
-from virtio.offload.inet_checksum cimport SIMD_SCALAR, simd_level
 from virtio.core.limits cimport number_within
+from virtio.offload.inet_checksum cimport SIMD_SCALAR, simd_level
 
 
 cdef extern from "virtio/crc32c.h" nogil:

@@ -8,11 +8,15 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from virtio.offload.batch cimport Batch
+from virtio.offload.coalesce_table cimport NONE
+from virtio.offload.crc cimport crc32c_update
+from virtio.offload.frame cimport (
+    VIRTIO_L3_IPV4, VIRTIO_LAYER_FRAGMENT, VIRTIO_LAYER_L4, VIRTIO_STOP_IP_VERSION, VIRTIO_STOP_IPV4_IHL,
+    VIRTIO_STOP_NO_NEXT, VIRTIO_STOP_NOT_IP, VIRTIO_STOP_OK, VIRTIO_STOP_SHORT_L3, frame_parse, get_be16,
+)
 from virtio.offload.inet_checksum cimport (
     load_sum16, load_sum32, store_sum16, sum_bytes, sum_fold, sum_pseudo4, sum_pseudo6, sum_short,
 )
-from virtio.offload.crc cimport crc32c_update
-from virtio.offload.frame cimport *
 from virtio.offload.results cimport Records
 
 

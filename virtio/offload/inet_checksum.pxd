@@ -8,7 +8,7 @@
 # too.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio.memory.guest_memory cimport iovec
+from virtio.core.iov cimport iovec
 
 
 cdef extern from "virtio/simd.h" nogil:

@@ -8,8 +8,8 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SI
 from cpython.pyport cimport PY_SSIZE_T_MAX
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 
-from virtio.offload.batch cimport Batch
 from virtio.core.limits cimport number_within
+from virtio.offload.batch cimport Batch
 
 
 cdef extern from "virtio/simd.h" nogil:

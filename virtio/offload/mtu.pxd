@@ -2,9 +2,9 @@
 # Ethernet header; up to two VLAN tags count on top. A frame begins `skip` bytes into its pieces, which hold all of it.
 from libc.stdint cimport uint8_t, uint32_t
 
-from virtio.memory.guest_memory cimport iovec
+from virtio.core.iov cimport iovec
 from virtio.offload.net_hdr cimport (
-    NET_HDR_GSO_MASK, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4, virtio_net_hdr
+    NET_HDR_GSO_MASK, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4, virtio_net_hdr,
 )
 from virtio.offload.pieces cimport collect
 

@@ -3,8 +3,8 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from virtio.core.iov cimport iovec
 from virtio.offload.inet_checksum cimport sum_fold, sum_gather
-from virtio.memory.guest_memory cimport iovec
 from virtio.offload.net_hdr cimport virtio_net_hdr
 
 

@@ -5,16 +5,17 @@
 # What is said must be possible: csum_start and csum_offset name the checksum field of a TCP or UDP header that the
 # parse found, or a field behind all headers that it knows (GRE, IP in IP, MPLS, PPPoE, UDP-Lite, ICMPv6, VXLAN at
 # another port: 5.1.9.4 has the sum from csum_start to the end, whatever is there); a type is the frame's, a tunnel is
-# where it is said to be. SCTP, whose checksum is no 16-bit sum, is neither completed nor believed to be verified.
-# A type without NEEDS_CSUM (a NIC's LRO behind vhost) is repaired: the pseudo header's sum is put into the field first.
-# Lengths of 0 or of a segment in a frame with a type are understood as by the device's end (virtio.offload.segment_lengths),
-# and become the frame's, with what covers them. An IP length of 0 without a type stays: the frame is taken to its end.
+# where it is said to be. SCTP, whose checksum is no 16-bit sum, is neither completed nor believed to be verified. A
+# type without NEEDS_CSUM (a NIC's LRO behind vhost) is repaired: the pseudo header's sum is put into the field first.
+# Lengths of 0 or of a segment in a frame with a type are understood as by the device's end
+# (virtio.offload.segment_lengths), and become the frame's, with what covers them. An IP length of 0 without a type
+# stays: the frame is taken to its end.
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memset
 
+from virtio.offload.counters cimport virtio_rx_offload
 from virtio.offload.frame cimport virtio_frame
 from virtio.offload.net_hdr cimport virtio_net_hdr
-from virtio.offload.counters cimport *
 
 
 cdef inline void rx_offload_clear(virtio_rx_offload *info) noexcept nogil:

@@ -8,12 +8,29 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from virtio.offload.batch cimport Batch
-from virtio.offload.inet_checksum cimport checksum_complete, load_sum16, store_sum16, sum_fold, sum_pseudo4, sum_pseudo6
-from virtio.offload.frame cimport *
+from virtio.offload.counters cimport (
+    VIRTIO_RX_BAD, VIRTIO_RX_CSUM_BAD_ETHTYPE, VIRTIO_RX_CSUM_BAD_IPPROTO, VIRTIO_RX_CSUM_BAD_OFFSET,
+    VIRTIO_RX_CSUM_ELSEWHERE, VIRTIO_RX_CSUM_FRAGMENT, VIRTIO_RX_CSUM_INACCESSIBLE_IPPROTO, VIRTIO_RX_CSUM_NONE,
+    VIRTIO_RX_CSUM_OFFLOADED, VIRTIO_RX_CSUM_PARTIAL, VIRTIO_RX_GSO_BAD_SEGMENTS, VIRTIO_RX_GSO_BAD_TYPE,
+    VIRTIO_RX_GSO_NO_FEATURE, VIRTIO_RX_GSO_REPAIRED, VIRTIO_RX_HDR, VIRTIO_RX_HDR_SHORT, VIRTIO_RX_NEEDS_CHECKSUM,
+    VIRTIO_RX_REASONS, VIRTIO_RX_TUNNEL_BAD_OFFSET, VIRTIO_RX_TUNNEL_BAD_TYPE, VIRTIO_RX_UNKNOWN, VIRTIO_RX_VERIFIED,
+    OffloadCounters,
+)
+from virtio.offload.frame cimport (
+    VIRTIO_L3_ARP, VIRTIO_L3_IPV4, VIRTIO_L3_IPV6, VIRTIO_LAYER_FRAGMENT, VIRTIO_LAYER_L4, VIRTIO_STOP_FAULTS,
+    VIRTIO_STOP_UDP_LENGTH, VIRTIO_TUNNEL_NONE, frame_parse, get_be16, put_be16, virtio_layer,
+)
 from virtio.offload.frame_checksum cimport VERDICT_GOOD, layer_fill_l3
-from virtio.offload.net_hdr cimport *
-from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_OK
+from virtio.offload.inet_checksum cimport checksum_complete, load_sum16, store_sum16, sum_fold, sum_pseudo4, sum_pseudo6
+from virtio.offload.net_hdr cimport (
+    NET_HDR_GSO_MASK, NET_HDR_TUNNEL, VIRTIO_NET_HDR_BAD_CSUM_OFFSET, VIRTIO_NET_HDR_BAD_CSUM_START,
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_RSC_INFO,
+    VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4,
+    VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, header_size_of, net_hdr_check,
+    net_hdr_load, NetHeader, offloads_of,
+)
 from virtio.offload.segment_lengths cimport lengths_copy, lengths_exact, lengths_mend
+from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_OK
 from virtio.offload.counters import ReceiveReason, ReceiveVerdict
 
 

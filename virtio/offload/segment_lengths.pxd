@@ -10,8 +10,8 @@
 # (60, or 64 with a tag), so there a segment's length is the packet's.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from virtio.core.iov cimport iovec
 from virtio.offload.frame cimport virtio_frame
-from virtio.memory.guest_memory cimport iovec
 
 
 cdef enum:

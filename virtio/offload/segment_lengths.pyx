@@ -1,12 +1,18 @@
 """Lengths in the headers of a frame that is to be cut."""
 
 from libc.stddef cimport size_t
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from virtio.offload.frame cimport *
-from virtio.offload.net_hdr cimport *
-from virtio.offload.segmenter cimport *
+from virtio.offload.frame cimport (
+    VIRTIO_L3_IPV4, VIRTIO_L3_IPV6, VIRTIO_LAYER_L4, VIRTIO_STOP_IP_LENGTH, VIRTIO_STOP_OK, VIRTIO_STOP_SHORT_ETHERNET,
+    VIRTIO_STOP_SHORT_EXTENSION, VIRTIO_STOP_SHORT_L3, VIRTIO_STOP_SHORT_L4, VIRTIO_STOP_SHORT_TUNNEL,
+    VIRTIO_STOP_UDP_LENGTH, VIRTIO_TUNNEL_NONE, frame_parse, get_be16, put_be16, virtio_layer,
+)
+from virtio.offload.net_hdr cimport NET_HDR_TUNNEL, VIRTIO_NET_HDR_GSO_UDP
+from virtio.offload.segmenter cimport (
+    VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_IP_LENGTH, VIRTIO_SEGMENT_OK, segment_scratch,
+)
 
 
 cdef enum:

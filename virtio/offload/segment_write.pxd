@@ -1,7 +1,7 @@
 # Writing the segments of a plan: header blocks beside views of the payload, or whole segments into given buffers.
 from libc.stdint cimport uint8_t, uint32_t
 
-from virtio.memory.guest_memory cimport iovec
+from virtio.core.iov cimport iovec
 from virtio.offload.segmenter cimport virtio_segmenter
 
 

@@ -4,8 +4,11 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from virtio.offload.inet_checksum cimport sum_be16, sum_bytes, sum_copy, sum_fold, sum_gather, sum_swap, store_sum16
-from virtio.offload.segmenter cimport *
+from virtio.offload.inet_checksum cimport store_sum16, sum_be16, sum_bytes, sum_copy, sum_fold, sum_gather, sum_swap
+from virtio.offload.segmenter cimport (
+    VIRTIO_SEGMENT_FRAGMENTS, VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_copy_header, segment_header_size,
+    segment_payload_at, segment_payload_size, virtio_segment_ip,
+)
 
 
 cdef extern from *:

@@ -1,37 +1,22 @@
 # Cutting a frame into segments: TSO, USO, and IP fragments for UFO (VIRTIO 1.4, 5.1.9.2); the plan.
 #
-# A plan is made once for a frame and holds all that the segments have in common, so that virtio.offload.segment_write adds
-# only what differs. It refers to the frame, which must stay; a reader of a frame in pieces notes in it where it was, so
-# it is one thread's at a time. The frame may be the guest's and change meanwhile: its headers are parsed, then copied
-# once, and whatever the copy holds, lengths and offsets are those of the parse.
+# A plan is made once for a frame and holds all that the segments have in common, so that virtio.offload.segment_write
+# adds only what differs. It refers to the frame, which must stay; a reader of a frame in pieces notes in it where it
+# was, so it is one thread's at a time. The frame may be the guest's and change meanwhile: its headers are parsed, then
+# copied once, and whatever the copy holds, lengths and offsets are those of the parse.
 #
 # Segments are what Linux makes of such a frame (tcp_gso_segment, __udp_gso_segment, udp4_ufo_fragment,
 # udp6_ufo_fragment; inet_gso_segment, ipv6_gso_segment, skb_udp_tunnel_segment):
-# - lengths and checksums are those of each segment, whatever checksums the frame has; a UDP checksum that comes out as
-#   0 becomes 0xffff;
-# - IPv4 identification grows by 1 from segment to segment, around a tunnel too, unless an option says otherwise;
-# - TCP sequence numbers grow by the payload; FIN and PSH stay on the last alone, CWR on the first alone; ECE, URG with
-#   its pointer, and the options are on all;
-# - a checksum in the UDP header around a tunnel is computed if it is not 0. It is complete in every mode: the inner
-#   checksum makes what it covers sum to a constant, so the payload is not needed for it;
-# - fragments have the UDP checksum of the whole datagram, also with SEGMENT_PARTIAL: no one behind us can complete it.
-#   They are multiples of 8 bytes: gso_size, which counts the UDP header, is rounded down;
-# - of IPv4 fragments don't-fragment is cleared. Options without the copied flag (RFC 791, 3.1) are in the first alone,
-#   and no-operations in the others, which Linux does not do here, but in ip_options_fragment;
-# - an IPv6 fragment has a Fragment header (RFC 8200, 4.5) behind all extension headers, which are in each. Its
-#   identification is a hash of the datagram, with a key of the process (RFC 7739): it cannot be foretold, and a frame
-#   that is planned again, as there was no room for all of it, goes on with the same;
-# - a payload that fits into gso_size, or none, gives one segment, with the frame's flags and fragment field.
 # Padding behind the IP packet, and behind an inner one, is not cut but left out. A tunnel within a tunnel is not cut.
 #
-# With a gso_type (not SEGMENT_AUTO) lengths in the headers need not be true: see virtio.offload.segment_lengths. The bit of
-# the tunnel's IP version may be that of the inner packet (5.1.9.2) or of the outer one (Linux); what is around the
-# tunnel says which it is.
+# With a gso_type (not SEGMENT_AUTO) lengths in the headers need not be true: see virtio.offload.segment_lengths. The
+# bit of the tunnel's IP version may be that of the inner packet (5.1.9.2) or of the outer one (Linux); what is around
+# the tunnel says which it is.
 from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from virtio.core.iov cimport iovec
 from virtio.offload.frame cimport virtio_frame
-from virtio.memory.guest_memory cimport iovec
 
 
 cdef extern from "virtio/segment.h" nogil:

@@ -6,10 +6,18 @@ from libc.stddef cimport size_t
 from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from virtio.offload.inet_checksum cimport (load_sum16, sum_be16, sum_bytes, sum_fold, sum_gather, sum_pseudo4, sum_pseudo6,
-                               sum_short, store_sum16)
-from virtio.offload.frame cimport *
-from virtio.offload.net_hdr cimport *
+from virtio.offload.frame cimport (
+    VIRTIO_L3_IPV4, VIRTIO_L3_IPV6, VIRTIO_L3_NONE, VIRTIO_LAYER_FRAGMENT, VIRTIO_LAYER_L4, VIRTIO_LAYER_TUNNEL,
+    VIRTIO_STOP_FAULTS, VIRTIO_STOP_OK, VIRTIO_TUNNEL_NONE, frame_parse, get_be16, get_be32, put_be16, put_be32,
+    virtio_layer,
+)
+from virtio.offload.inet_checksum cimport (
+    load_sum16, store_sum16, sum_be16, sum_bytes, sum_fold, sum_gather, sum_pseudo4, sum_pseudo6, sum_short,
+)
+from virtio.offload.net_hdr cimport (
+    VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
+    VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4, VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6,
+)
 from virtio.offload.segment_lengths cimport LENGTHS_TRUE, lengths_mend, segment_headers_of
 
 

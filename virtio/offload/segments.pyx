@@ -8,12 +8,25 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from virtio.offload.batch cimport Batch
-from virtio.offload.frame cimport *
+from virtio.core.iov cimport iovec
 from virtio.core.limits cimport number_within
-from virtio.memory.guest_memory cimport iovec
-from virtio.offload.segmenter cimport *
+from virtio.offload.batch cimport Batch
+from virtio.offload.frame cimport (
+    VIRTIO_EXTENSIONS_MAX, VIRTIO_L3_ARP, VIRTIO_L3_IPV4, VIRTIO_L3_IPV6, VIRTIO_L3_NONE, VIRTIO_L3_OTHER,
+    VIRTIO_STOP_EXTENSIONS, VIRTIO_STOP_IP_LENGTH, VIRTIO_STOP_IP_VERSION, VIRTIO_STOP_IPV4_IHL, VIRTIO_STOP_LLC_LENGTH,
+    VIRTIO_STOP_OFFSETS, VIRTIO_STOP_OPTION, VIRTIO_STOP_ROUTING, VIRTIO_STOP_SHORT_ETHERNET,
+    VIRTIO_STOP_SHORT_EXTENSION, VIRTIO_STOP_SHORT_L3, VIRTIO_STOP_SHORT_L4, VIRTIO_STOP_SHORT_TUNNEL,
+    VIRTIO_STOP_SHORT_VLAN, VIRTIO_STOP_TCP_OFFSET, VIRTIO_STOP_UDP_LENGTH,
+)
 from virtio.offload.segment_write cimport segment_copy, segment_headers
+from virtio.offload.segmenter cimport (
+    SEGMENT_AUTO, SEGMENT_FIXED_ID, SEGMENT_FIXED_OUTER_ID, SEGMENT_PARTIAL, VIRTIO_SEGMENT_COUNT,
+    VIRTIO_SEGMENT_EXTENSION, VIRTIO_SEGMENT_FRAGMENT, VIRTIO_SEGMENT_FRAME, VIRTIO_SEGMENT_HEADERS,
+    VIRTIO_SEGMENT_IP_LENGTH, VIRTIO_SEGMENT_JUMBO, VIRTIO_SEGMENT_LENGTH, VIRTIO_SEGMENT_NETWORK,
+    VIRTIO_SEGMENT_PROTOCOL, VIRTIO_SEGMENT_SIZE, VIRTIO_SEGMENT_TUNNEL, VIRTIO_SEGMENT_TYPE, VIRTIO_SEGMENT_UDP_LENGTH,
+    VIRTIO_SEGMENT_UFO_TUNNEL, segment_header_size, segment_payload_at, segment_payload_size, segment_plan,
+    segment_plan_pieces, virtio_segmenter,
+)
 
 from virtio.errors import SegmentError
 

@@ -1,12 +1,16 @@
 """Toeplitz hash: receive-side scaling and hash reports."""
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, UINT32_MAX
 from libc.stdlib cimport free, malloc
 
-from virtio.offload.batch cimport Batch
-from virtio.offload.frame cimport *
 from virtio.core.limits cimport number_within
+from virtio.offload.batch cimport Batch
+from virtio.offload.coalesce_table cimport NONE
+from virtio.offload.frame cimport (
+    VIRTIO_L3_IPV4, VIRTIO_LAYER_EXTENSIONS, VIRTIO_LAYER_FRAGMENT, VIRTIO_LAYER_HOME, VIRTIO_LAYER_L4,
+    VIRTIO_LAYER_ROUTING_2, VIRTIO_TUNNEL_GENEVE, VIRTIO_TUNNEL_VXLAN, frame_parse, get_be32, virtio_layer,
+)
 from virtio.offload.results cimport Records
 
 from enum import IntEnum, IntFlag

@@ -8,12 +8,31 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from virtio.offload.batch cimport Batch
-from virtio.offload.inet_checksum cimport load_sum16, store_sum16, sum_bytes, sum_fold
-from virtio.offload.frame cimport *
+from virtio.offload.counters cimport (
+    VIRTIO_TX_CSUM_BAD_FRAME, VIRTIO_TX_CSUM_FRAGMENT, VIRTIO_TX_CSUM_ICMP, VIRTIO_TX_CSUM_OFFLOADED,
+    VIRTIO_TX_CSUM_PADDED, VIRTIO_TX_CSUM_PROTO_MISMATCH, VIRTIO_TX_CSUM_SCTP, VIRTIO_TX_CSUM_SOFTWARE,
+    VIRTIO_TX_CSUM_UNKNOWN_ETHTYPE, VIRTIO_TX_CSUM_UNKNOWN_IPPROTO, VIRTIO_TX_GSO_BAD_LENGTH, VIRTIO_TX_GSO_HEADERS,
+    VIRTIO_TX_GSO_PADDED, VIRTIO_TX_NO_OFFLOAD, VIRTIO_TX_REASONS, VIRTIO_TX_SEGMENT_IN_SOFTWARE, VIRTIO_TX_TSO_ECN,
+    VIRTIO_TX_TSO_EXTENSION, VIRTIO_TX_TSO_JUMBOGRAM, VIRTIO_TX_TSO_NOT_TCP, VIRTIO_TX_TSO_OFFLOADED,
+    VIRTIO_TX_TSO_SOFTWARE, VIRTIO_TX_TSO_WITHOUT_CSUM, VIRTIO_TX_TUNNEL_CSUM_SOFTWARE, VIRTIO_TX_TUNNEL_FAMILY,
+    VIRTIO_TX_TUNNEL_SOFTWARE, VIRTIO_TX_USO_OFFLOADED, VIRTIO_TX_USO_SEGMENTS, VIRTIO_TX_USO_SOFTWARE,
+    VIRTIO_USO_SEGMENTS_MAX, OffloadCounters,
+)
+from virtio.offload.frame cimport (
+    VIRTIO_L3_IPV4, VIRTIO_L3_IPV6, VIRTIO_LAYER_FRAGMENT, VIRTIO_LAYER_L4, VIRTIO_LAYER_TUNNEL, VIRTIO_STOP_FAULTS,
+    VIRTIO_STOP_IP_VERSION, frame_parse, get_be16, virtio_layer,
+)
 from virtio.offload.frame_checksum cimport VERDICT_GOOD, layer_fill_l4, layer_fill_partial
-from virtio.offload.net_hdr cimport *
-from virtio.offload.counters import TransmitReason
+from virtio.offload.inet_checksum cimport load_sum16, store_sum16, sum_bytes, sum_fold
+from virtio.offload.net_hdr cimport (
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4,
+    VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TO_DRIVER,
+    VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL, VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_USO4,
+    VIRTIO_OFFLOAD_USO6, header_size_of, NetHeader, offloads_of,
+)
 from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX
+from virtio.offload.counters import TransmitReason
 
 
 cdef extern from "Python.h":

@@ -6,19 +6,22 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from virtio.core.atomic cimport virtio_load32, virtio_store32
+from virtio.core.counters cimport add_count
+from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport Bell, virtio_bell, virtio_bell_answer
-from virtio.memory.guest_memory cimport iovec
+from virtio.event.worker cimport (
+    VIRTIO_WORK_BYTES, virtio_turn, virtio_wait, virtio_wait_bell, virtio_wait_us, virtio_work_bytes,
+)
 from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_OK, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TO_DRIVER, VIRTIO_OFFLOAD_TSO4,
     VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL, VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4,
-    VIRTIO_OFFLOAD_USO6, NetHeader, net_hdr_check, virtio_net_hdr
+    VIRTIO_OFFLOAD_USO6, net_hdr_check, NetHeader, virtio_net_hdr,
 )
+from virtio.ports.counts cimport add_counts, port_counts
 from virtio.ports.port cimport (
-    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, VIRTIO_WORK_BYTES, Port, sink_deliver, virtio_packet,
-    virtio_port, virtio_sink, virtio_turn, virtio_wait, virtio_wait_bell, virtio_wait_us, virtio_work_bytes
+    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, Port, sink_deliver, virtio_packet, virtio_port, virtio_sink,
 )
-from virtio.ports.counts cimport add_count, add_counts, port_counts
-from virtio.virtqueue.structs cimport virtio_load32, virtio_store32
 
 
 cdef enum:

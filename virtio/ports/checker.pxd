@@ -1,8 +1,8 @@
 # The verifying sink at C level.
 from libc.stdint cimport uint32_t, uint64_t
 
-from virtio.ports.port cimport Port
 from virtio.ports.counts cimport port_counts
+from virtio.ports.port cimport Port
 
 
 cdef enum:

@@ -4,15 +4,17 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy, memmove, memset
 
+from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iovec
+from virtio.event.worker cimport virtio_turn, virtio_work_bytes
 from virtio.offload.inet_checksum cimport sum_fold, sum_gather, sum_pseudo4
-from virtio.memory.guest_memory cimport iovec
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM
+from virtio.ports.counts cimport add_counts
 from virtio.ports.pattern cimport (
     ETHERNET, FLOWS_MAX, FRAME_CORRUPT, FRAME_FOREIGN, FRAME_RAW, FRAME_TCP, TCP_HEADER, pattern_of, read_header,
-    stretch
+    stretch,
 )
-from virtio.ports.port cimport Port, virtio_packet, virtio_port, virtio_turn, virtio_work_bytes
-from virtio.ports.counts cimport add_count, add_counts, counted
+from virtio.ports.port cimport virtio_packet, virtio_port
 
 
 cdef enum:

@@ -1,7 +1,7 @@
 # What every port counts, for each queue and direction: written by the one thread that works it, read by any.
 from libc.stdint cimport uint32_t, uint64_t
 
-from virtio.virtqueue.structs cimport add_count, counted
+from virtio.core.counters cimport add_count
 
 
 cdef enum:

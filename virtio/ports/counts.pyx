@@ -2,6 +2,8 @@
 
 import errno
 
+from virtio.core.counters cimport counted
+
 
 cdef int add_counts(dict to, str name, const port_counts *counts) except -1:
     cdef int i

@@ -8,10 +8,11 @@
 # which may be gone before the sleeper is awake.
 from libc.stdint cimport int64_t, uint32_t
 
+from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport virtio_bell
-from virtio.memory.guest_memory cimport iovec
-from virtio.ports.port cimport virtio_packet, virtio_sink, virtio_turn, virtio_wait
+from virtio.event.worker cimport virtio_turn, virtio_wait
 from virtio.ports.counts cimport port_counts
+from virtio.ports.port cimport virtio_packet, virtio_sink
 
 
 cdef struct wire:

@@ -1,12 +1,12 @@
 """Wires: from the queue that sends straight into the queue that receives."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from virtio.event.notifier cimport virtio_bell
-from virtio.ports.port cimport turn_is_full, virtio_wait_us
-from virtio.ports.counts cimport add_count
-from virtio.virtqueue.structs cimport virtio_load32
-from virtio._ring cimport queue_lock, queue_unlock
+from virtio.core.atomic cimport virtio_load32
+from virtio.core.counters cimport add_count
+from virtio.core.lock cimport queue_lock, queue_unlock
+from virtio.event.worker cimport virtio_wait_us
+from virtio.ports.port cimport turn_is_full
 
 
 cdef extern from "time.h" nogil:

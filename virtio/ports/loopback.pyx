@@ -3,16 +3,17 @@
 from libc.stdint cimport uint32_t
 from libc.stdlib cimport calloc, free
 
+from virtio.core.atomic cimport virtio_load32_acquire
+from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport virtio_bell
-from virtio.memory.guest_memory cimport iovec
+from virtio.event.worker cimport virtio_turn, virtio_wait
 from virtio.offload.net_hdr cimport (
     VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL,
-    VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6
+    VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6,
 )
-from virtio.ports.port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_turn, virtio_wait
 from virtio.ports.counts cimport add_counts
-from virtio.virtqueue.structs cimport virtio_load32_acquire
 from virtio.ports.link cimport keep, wire, wire_arm, wire_connect, wire_flush, wire_rang, wire_send, wire_sender
+from virtio.ports.port cimport Port, virtio_packet, virtio_port, virtio_sink
 
 
 cdef enum:

@@ -7,8 +7,6 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from virtio.offload.inet_checksum cimport sum_be16
-
 
 cdef enum:
     PATTERN_PERIOD = 65521

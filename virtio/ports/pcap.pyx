@@ -9,15 +9,17 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
-from virtio.memory.guest_memory cimport iovec
-from virtio.ports.port cimport (
-    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, VIRTIO_WORK_BYTES, VIRTIO_WORK_SYSCALL, Port, sink_deliver,
-    virtio_packet, virtio_port, virtio_sink, virtio_turn, virtio_wait, virtio_wait_fd, virtio_wait_us,
-    virtio_work_bytes
+from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock
+from virtio.event.worker cimport (
+    VIRTIO_WORK_BYTES, VIRTIO_WORK_SYSCALL, pollfd, virtio_turn, virtio_wait, virtio_wait_fd, virtio_wait_us,
+    virtio_work_bytes,
 )
-from virtio.ports.counts cimport add_count, add_counts, count_error, counted, port_counts
-from virtio._ring cimport queue_lock, queue_unlock
-from virtio.event.worker cimport pollfd
+from virtio.ports.counts cimport add_counts, count_error, port_counts
+from virtio.ports.port cimport (
+    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, Port, sink_deliver, virtio_packet, virtio_port, virtio_sink,
+)
 
 from virtio.errors import ConfigError
 

@@ -1,15 +1,11 @@
 # Ports and sinks at C level. What each function does stands in include/virtio/port.h.
 from libc.stdint cimport int64_t, uint32_t
 
+from virtio.core.atomic cimport virtio_load32
+from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
-from virtio.memory.guest_memory cimport iovec
+from virtio.event.worker cimport virtio_turn, virtio_wait
 from virtio.offload.net_hdr cimport virtio_net_hdr
-from virtio.virtqueue.structs cimport virtio_load32
-from virtio.event.worker cimport (
-    VIRTIO_WORK_BYTES, VIRTIO_WORK_FRAME, VIRTIO_WORK_PIECE, VIRTIO_WORK_SEGMENT, VIRTIO_WORK_SYSCALL,
-    VIRTIO_WORK_TURN, virtio_task, virtio_turn, virtio_wait, virtio_wait_bell, virtio_wait_fd, virtio_wait_us,
-    virtio_work_bytes
-)
 
 
 cdef extern from "virtio/port.h" nogil:

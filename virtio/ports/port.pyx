@@ -1,6 +1,8 @@
 """Ports: what lies behind the queues of a network device, or beside those of a driver."""
 
 
+from libc.stdint cimport uint32_t
+
 cdef uint32_t send_nothing(virtio_port *port, uint32_t queue, const virtio_packet *packets, uint32_t n,
                            const iovec *segs, virtio_turn *turn) noexcept nogil:
     return n

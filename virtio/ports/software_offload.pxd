@@ -10,13 +10,18 @@
 # done: it is given again as the first of the next burst, and continued behind the segments that are out (its `done`).
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from virtio.core.iov cimport iovec
+from virtio.event.worker cimport virtio_turn
 from virtio.offload.frame cimport get_be16, get_be32
-from virtio.memory.guest_memory cimport iovec
-from virtio.offload.net_hdr cimport *
-from virtio.ports.port cimport virtio_packet, virtio_port, virtio_turn
-from virtio.offload.segmenter cimport (
-    SEGMENT_NO_CHECKSUM, SEGMENT_OUTER_CHECKSUM, SEGMENT_PARTIAL, virtio_segmenter
+from virtio.offload.net_hdr cimport (
+    NET_HDR_GSO_MASK, NET_HDR_TUNNEL, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_RSC_INFO,
+    VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4,
+    VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_CUT, VIRTIO_OFFLOAD_ECN,
+    VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL, VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO,
+    VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, virtio_net_hdr,
 )
+from virtio.offload.segmenter cimport SEGMENT_NO_CHECKSUM, SEGMENT_OUTER_CHECKSUM, SEGMENT_PARTIAL, virtio_segmenter
+from virtio.ports.port cimport virtio_packet, virtio_port
 
 
 cdef enum:

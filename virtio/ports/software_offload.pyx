@@ -5,14 +5,21 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from virtio.core.counters cimport add_count, counted
+from virtio.event.worker cimport VIRTIO_WORK_SEGMENT, virtio_work_bytes
 from virtio.offload.batch cimport Batch
-from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_fold, sum_gather, sum_swap
 from virtio.offload.frame cimport frame_parse, virtio_frame
-from virtio.ports.port cimport VIRTIO_PACKET_PIECES, VIRTIO_WORK_SEGMENT, port_offloads, virtio_work_bytes
-from virtio.virtqueue.structs cimport add_count, counted
-from virtio.offload.segmenter cimport *
+from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_fold, sum_gather, sum_swap
+from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_TO_DRIVER, net_hdr_check, NetHeader
 from virtio.offload.segment_lengths cimport lengths_exact, segment_headers_of
 from virtio.offload.segment_write cimport segment_headers, segment_views
+from virtio.offload.segmenter cimport (
+    VIRTIO_SEGMENT_COUNT, VIRTIO_SEGMENT_EXTENSION, VIRTIO_SEGMENT_FRAGMENT, VIRTIO_SEGMENT_FRAME,
+    VIRTIO_SEGMENT_HEADERS, VIRTIO_SEGMENT_IP_LENGTH, VIRTIO_SEGMENT_JUMBO, VIRTIO_SEGMENT_LENGTH,
+    VIRTIO_SEGMENT_NETWORK, VIRTIO_SEGMENT_PROTOCOL, VIRTIO_SEGMENT_SIZE, VIRTIO_SEGMENT_TCP, VIRTIO_SEGMENT_TUNNEL,
+    VIRTIO_SEGMENT_TYPE, VIRTIO_SEGMENT_UDP_LENGTH, VIRTIO_SEGMENT_UFO_TUNNEL, segment_header_size, segment_plan_pieces,
+)
+from virtio.ports.port cimport VIRTIO_PACKET_PIECES, port_offloads
 
 
 cdef enum:

@@ -4,10 +4,10 @@
 # there; one that is yet to be read (a TAP's) is read into a buffer of the splice's: one copy by the kernel, none here.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from virtio.memory.guest_memory cimport iovec
-from virtio.ports.software_offload cimport net_executor
-from virtio.ports.port cimport Port, virtio_packet, virtio_port, virtio_sink, virtio_turn
+from virtio.core.iov cimport iovec
 from virtio.event.worker cimport Task, virtio_task
+from virtio.ports.port cimport Port, virtio_packet, virtio_port, virtio_sink
+from virtio.ports.software_offload cimport net_executor
 
 
 cdef struct port_splice

@@ -3,16 +3,13 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
+from virtio.core.counters cimport add_count, counted
+from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell
-from virtio.memory.guest_memory cimport iovec
-from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new
+from virtio.event.worker cimport VIRTIO_WORK_FRAME, virtio_turn, virtio_wait
 from virtio.offload.net_hdr cimport virtio_net_hdr
-from virtio.ports.port cimport (
-    VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_WORK_FRAME, Port, port_flush, port_ring, turn_is_full, turn_resume,
-    virtio_packet, virtio_sink, virtio_turn, virtio_wait
-)
-from virtio.virtqueue.structs cimport add_count, counted, virtio_trylock
-from virtio._ring cimport queue_lock, queue_unlock
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, port_flush, port_ring, turn_is_full, turn_resume
+from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new
 
 
 cdef enum:

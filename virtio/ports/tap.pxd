@@ -1,8 +1,8 @@
 # The TAP port at C level: frames between a queue and the Linux kernel, one readv or writev each.
 from libc.stdint cimport uint8_t, uint32_t
 
-from virtio.ports.port cimport Port
 from virtio.ports.counts cimport port_counts
+from virtio.ports.port cimport Port
 
 
 cdef struct tap_side:             # one direction of one queue

@@ -12,21 +12,20 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from virtio.memory.guest_memory cimport iovec
-from virtio.ports.software_offload cimport net_hdr_needs
+from virtio.core.atomic cimport virtio_store32
+from virtio.core.counters cimport add_count
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock
+from virtio.event.worker cimport VIRTIO_WORK_SYSCALL, virtio_turn, virtio_wait, virtio_wait_fd, virtio_work_bytes
+from virtio.memory.sigbus cimport guard_touch
 from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_OK, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_CUT, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TO_DRIVER,
     VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL, VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO,
-    VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, net_hdr_check, virtio_net_hdr
+    VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, net_hdr_check, virtio_net_hdr,
 )
-from virtio.ports.port cimport (
-    VIRTIO_FRAME_MAX, VIRTIO_PACKET_PIECES, VIRTIO_WORK_SYSCALL, Port, virtio_packet, virtio_port, virtio_sink,
-    virtio_turn, virtio_wait, virtio_wait_fd, virtio_work_bytes
-)
-from virtio.ports.counts cimport add_count, add_counts, count_error
-from virtio.virtqueue.structs cimport virtio_store32
-from virtio._ring cimport queue_lock, queue_unlock
-from virtio.memory.sigbus cimport guard_touch
+from virtio.ports.counts cimport add_counts, count_error
+from virtio.ports.port cimport VIRTIO_FRAME_MAX, VIRTIO_PACKET_PIECES, virtio_packet, virtio_port, virtio_sink
+from virtio.ports.software_offload cimport net_hdr_needs
 
 from virtio.errors import ConfigError
 

@@ -7,13 +7,8 @@ import threading
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
+from virtio.core.atomic cimport virtio_load32, virtio_load64, virtio_store32_release
 from virtio.ports.tap cimport Tap
-
-
-cdef extern from "virtio/atomic.h" nogil:
-    uint32_t virtio_load32(const uint32_t *p)
-    uint64_t virtio_load64(const uint64_t *p)
-    void virtio_store32_release(uint32_t *p, uint32_t v)
 
 
 cdef extern from "virtio/taploop.h" nogil:

@@ -1,6 +1,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from virtio.virtqueue.structs cimport iovec, virtio_chain
+from virtio.core.iov cimport iovec
+from virtio.virtqueue.structs cimport virtio_chain
 
 
 cdef class Chain:

@@ -6,8 +6,6 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT32_MAX
 from libc.stdlib cimport free
 from libc.string cimport memcpy
 
-from virtio.virtqueue.structs cimport *
-
 
 cdef class Chain:
     """One chain of buffers that the driver made available: a view of guest memory, popped by DeviceQueue.

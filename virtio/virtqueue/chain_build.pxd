@@ -3,7 +3,10 @@
 # Compiled once, in this module, and not inlined: a burst's loop keeps its registers for the usual chain.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from virtio.virtqueue.structs cimport *
+from virtio.core.atomic cimport virtio_store64
+from virtio.virtqueue.structs cimport (
+    VIRTIO_DESC_F_AVAIL, VIRTIO_DESC_F_USED, virtio_desc, virtio_driver_queue, virtio_request, virtio_sg,
+)
 
 cdef int build_split(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req) noexcept nogil
 cdef int build_packed(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req,

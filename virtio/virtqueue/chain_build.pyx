@@ -5,7 +5,10 @@ Sources: VIRTIO 1.4, 2.7.5 and 2.7.13 (split), 2.8.5 to 2.8.8 (packed); the rule
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t, UINT32_MAX
 
-from virtio.virtqueue.structs cimport *
+from virtio.virtqueue.structs cimport (
+    VIRTIO_DESC_F_INDIRECT, VIRTIO_DESC_F_NEXT, VIRTIO_DESC_F_WRITE, VIRTIO_ENQ_BYTES, VIRTIO_ENQ_EMPTY,
+    VIRTIO_ENQ_FULL, VIRTIO_ENQ_OK, VIRTIO_ENQ_TOO_BIG, VIRTIO_Q_IN_ORDER, state_word,
+)
 
 
 cdef int sg_check(const virtio_sg *sg, uint32_t readable, uint32_t writable, uint32_t *bytes_writable) noexcept nogil:

@@ -3,7 +3,8 @@
 # Compiled once, in this module, and not inlined: a burst's loop keeps its registers for the usual chain.
 from libc.stdint cimport uint32_t, uint64_t
 
-from virtio.virtqueue.structs cimport *
+from virtio.core.iov cimport iovec
+from virtio.virtqueue.structs cimport virtio_chain, virtio_device_queue, virtio_packed_desc
 
 cdef enum:
     WALK_OK = 0

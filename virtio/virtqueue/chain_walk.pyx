@@ -6,8 +6,15 @@ Sources: VIRTIO 1.4, 2.7.5 (split chains and indirect tables), 2.8.5 to 2.8.8 (p
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX, UINT64_MAX
 
-from virtio.memory.guest_memory cimport memory_gather, memory_translate
-from virtio.virtqueue.structs cimport *
+from virtio.core.atomic cimport virtio_fetch64, virtio_likely, virtio_load64, virtio_unlikely
+from virtio.memory.guest_memory cimport memory_gather, memory_translate, virtio_region
+from virtio.virtqueue.structs cimport (
+    VIRTIO_DESC_F_INDIRECT, VIRTIO_DESC_F_NEXT, VIRTIO_DESC_F_WRITE, VIRTIO_FAULT_CHAIN_BYTES, VIRTIO_FAULT_CHAIN_LONG,
+    VIRTIO_FAULT_INDIRECT_FEATURE, VIRTIO_FAULT_INDIRECT_LEN, VIRTIO_FAULT_INDIRECT_NEXT, VIRTIO_FAULT_LOOP,
+    VIRTIO_FAULT_MEMORY, VIRTIO_FAULT_NESTED_INDIRECT, VIRTIO_FAULT_NEXT_RANGE, VIRTIO_FAULT_READ_AFTER_WRITE,
+    VIRTIO_FAULT_RING_OVERRUN, VIRTIO_FAULT_SEGMENTS, VIRTIO_FAULT_ZERO_LENGTH, VIRTIO_Q_INDIRECT, VIRTIO_Q_READ_TABLES,
+    latch,
+)
 
 
 cdef bint walk_is_single(virtio_device_queue *q, uint64_t addr, uint32_t length, uint64_t other) noexcept nogil:

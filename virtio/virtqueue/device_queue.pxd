@@ -1,8 +1,12 @@
 from libc.stdint cimport uint32_t, uint64_t
 
+from virtio._ring cimport Queue
+from virtio.core.iov cimport iovec
+from virtio.memory.guest_memory cimport GuestMemory
 from virtio.virtqueue.chain cimport Chain
+from virtio.virtqueue.chain_walk cimport walk
 from virtio.virtqueue.inflight cimport Inflight
-from virtio._ring cimport *
+from virtio.virtqueue.structs cimport virtio_chain, virtio_device_queue
 
 
 cdef class DeviceQueue(Queue):

@@ -4,11 +4,21 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from virtio.virtqueue.chain cimport Chain
-from virtio.virtqueue.chain_walk cimport WALK_FRAME
-from virtio.virtqueue.inflight cimport Inflight, inflight_pop_again
+from virtio._ring cimport (
+    device_add_used_burst, device_disable_notification, device_enable_notification, device_navail,
+    device_needs_notification, device_pop_burst, device_unpop_burst,
+)
+from virtio.core.atomic cimport virtio_load16, virtio_load32, virtio_load32_acquire, virtio_store32, virtio_store64
+from virtio.core.counters cimport counted
 from virtio.memory.guest_memory cimport VIRTIO_REGIONS_MAX, memory_gather
-from virtio._ring cimport *
+from virtio.virtqueue.chain_walk cimport WALK_FRAME
+from virtio.virtqueue.inflight cimport inflight_pop_again
+from virtio.virtqueue.packed_device cimport packed_device_start
+from virtio.virtqueue.split_device cimport split_device_start
+from virtio.virtqueue.structs cimport (
+    VIRTIO_FAULT_NONE, VIRTIO_FAULT_RING_MEMORY, VIRTIO_Q_FAR, VIRTIO_Q_IN_ORDER, virtio_avail, virtio_desc,
+    virtio_notify, virtio_packed_desc, virtio_packed_event, virtio_used,
+)
 
 from virtio.constants import Feature
 from virtio.errors import SnapshotError, SnapshotFault

@@ -1,6 +1,8 @@
 from libc.stdint cimport uint32_t, uint64_t
 
-from virtio._ring cimport *
+from virtio._ring cimport Queue
+from virtio.memory.guest_memory cimport GuestMemory
+from virtio.virtqueue.structs cimport virtio_driver_queue, virtio_sg
 
 
 cdef struct sg_list:

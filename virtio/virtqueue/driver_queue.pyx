@@ -7,7 +7,20 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memset
 
-from virtio._ring cimport *
+from virtio._ring cimport (
+    driver_dequeue_burst, driver_disable_intr, driver_enable_intr, driver_enqueue_burst, driver_notify, driver_nused,
+    driver_postpone_intr,
+)
+from virtio.core.atomic cimport virtio_load16, virtio_load32, virtio_load32_acquire, virtio_store32
+from virtio.core.counters cimport counted
+from virtio.virtqueue.packed_driver cimport packed_driver_start
+from virtio.virtqueue.split_driver cimport driver_outstanding, split_driver_start
+from virtio.virtqueue.structs cimport (
+    VIRTIO_CHAIN_END, VIRTIO_ENQ_BYTES, VIRTIO_ENQ_EMPTY, VIRTIO_ENQ_FULL, VIRTIO_ENQ_TOO_BIG, VIRTIO_FAULT_DRAINED,
+    VIRTIO_FAULT_NONE, VIRTIO_FAULT_RING_MEMORY, VIRTIO_Q_CLAMP_USED_LEN, VIRTIO_Q_IN_ORDER, latch, state_ndesc,
+    state_word, state_writable, virtio_avail, virtio_completion, virtio_desc, virtio_desc_state, virtio_notify,
+    virtio_packed_desc, virtio_packed_event, virtio_request, virtio_used,
+)
 
 from virtio.constants import Feature, Postpone
 from virtio.errors import DoesNotFit, QueueFull, SnapshotError

@@ -12,9 +12,16 @@
 # Its functions are to be inlined: the run then lies in registers. Callers hold q.lock.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from virtio.core.atomic cimport (
+    virtio_load16, virtio_load64, virtio_load64_acquire, virtio_prefetch, virtio_prefetch_write, virtio_put64,
+    virtio_store16_release, virtio_store64, virtio_store64_release, virtio_unlikely,
+)
+from virtio.core.counters cimport add_count
 from virtio.virtqueue.chain_walk cimport range_holds, walk_is_single
-from virtio.virtqueue.structs cimport *
 from virtio.virtqueue.split_device cimport split_refresh_avail
+from virtio.virtqueue.structs cimport (
+    VIRTIO_DESC_F_AVAIL, VIRTIO_DESC_F_USED, VIRTIO_DESC_F_WRITE, VIRTIO_FAULT_NONE, VIRTIO_Q_FAR, virtio_device_queue,
+)
 
 
 cdef struct virtio_run:

@@ -5,8 +5,9 @@
 # release stores, which the compiler keeps in order, are enough.
 from libc.stdint cimport uint32_t, uint64_t
 
-from virtio.virtqueue.structs cimport *
+from virtio.core.iov cimport iovec
 from virtio.memory.region cimport Region
+from virtio.virtqueue.structs cimport virtio_chain, virtio_device_queue, virtio_inflight
 
 
 cdef uint32_t inflight_pop_burst(virtio_device_queue *q, virtio_chain *chains, uint32_t limit, iovec *segs,

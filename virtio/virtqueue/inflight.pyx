@@ -8,12 +8,20 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from virtio.virtqueue.chain_walk cimport WALK_OK, walk_packed, walk_split
+from virtio.core.atomic cimport (
+    virtio_load16, virtio_load16_acquire, virtio_load64, virtio_load64_acquire, virtio_store16, virtio_store16_release,
+    virtio_store64, virtio_store64_release, virtio_store8_release,
+)
+from virtio.core.counters cimport add_count
 from virtio.memory.guest_memory cimport VIRTIO_REGIONS_MAX
+from virtio.virtqueue.chain_walk cimport WALK_OK, walk_packed, walk_split
 from virtio.virtqueue.packed_device cimport packed_add_used_burst, packed_is_avail, packed_pop_burst, packed_unpop_burst
-from virtio.virtqueue.structs cimport *
-from virtio.memory.region cimport Region
 from virtio.virtqueue.split_device cimport split_add_used_burst, split_pop_burst, split_unpop_burst
+from virtio.virtqueue.structs cimport (
+    VIRTIO_DESC_F_AVAIL, VIRTIO_DESC_F_NEXT, VIRTIO_DESC_F_USED, VIRTIO_FAULT_NONE, VIRTIO_FAULT_RING_MEMORY,
+    VIRTIO_INFLIGHT_VERSION, VIRTIO_RING_MAX, virtio_desc_state_packed, virtio_desc_state_split, virtio_packed_desc,
+    virtio_queue_region_packed, virtio_queue_region_split,
+)
 
 from virtio.errors import BadIndex, ChainLoop
 

@@ -5,7 +5,12 @@
 # least one of the two sees the other, and no wake-up is lost.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio.virtqueue.structs cimport *
+from virtio.core.counters cimport add_count
+from virtio.virtqueue.structs cimport (
+    VIRTIO_EVENT_DESC, VIRTIO_EVENT_DISABLE, VIRTIO_EVENT_ENABLE, VIRTIO_NOTIFY_BROKEN, VIRTIO_NOTIFY_EVENT_AHEAD,
+    VIRTIO_NOTIFY_EVENT_CROSSED, VIRTIO_NOTIFY_FLAG_OFF, VIRTIO_NOTIFY_FLAG_ON, VIRTIO_NOTIFY_FORCED,
+    VIRTIO_NOTIFY_NOTHING_NEW, VIRTIO_NOTIFY_RESERVED, virtio_notify,
+)
 
 
 cdef inline bint notify_verdict(virtio_notify *n, bint yes, uint8_t reason) noexcept nogil:

@@ -4,10 +4,21 @@
 # release, so that a polling driver does not take the cache line while we still write to it.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio.virtqueue.chain_walk cimport WALK_OK, put_piece, range_holds, walk_is_single, walk_packed
+from virtio.core.atomic cimport (
+    virtio_fence, virtio_get64, virtio_load32, virtio_load64, virtio_load64_acquire, virtio_store32, virtio_store64,
+    virtio_store64_release, virtio_unlikely,
+)
+from virtio.core.counters cimport add_count
+from virtio.core.iov cimport iovec
 from virtio.memory.guest_memory cimport memory_log
-from virtio.virtqueue.notify cimport *
-from virtio.virtqueue.structs cimport *
+from virtio.virtqueue.chain_walk cimport WALK_OK, put_piece, range_holds, walk_is_single, walk_packed
+from virtio.virtqueue.notify cimport notify_by_word, notify_quiet
+from virtio.virtqueue.structs cimport (
+    VIRTIO_DESC_F_AVAIL, VIRTIO_DESC_F_INDIRECT, VIRTIO_DESC_F_NEXT, VIRTIO_DESC_F_USED, VIRTIO_DESC_F_WRITE,
+    VIRTIO_EVENT_DESC, VIRTIO_EVENT_DISABLE, VIRTIO_EVENT_ENABLE, VIRTIO_FAULT_NONE, VIRTIO_FAULT_RING_MEMORY,
+    VIRTIO_FAULT_RING_OVERRUN, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, chain_single, latch, virtio_chain,
+    virtio_device_queue,
+)
 
 
 cdef inline void packed_device_start(virtio_device_queue *q) noexcept nogil:

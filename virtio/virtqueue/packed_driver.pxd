@@ -4,10 +4,20 @@
 # visible whole. The first word of a burst is stored last, with release, so that the device sees all of it or nothing.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio.virtqueue.chain_build cimport build_packed, packed_avail_bits, packed_word
-from virtio.virtqueue.notify cimport *
-from virtio.virtqueue.structs cimport *
+from virtio.core.atomic cimport (
+    virtio_fence, virtio_likely, virtio_load32, virtio_load64_acquire, virtio_opaque, virtio_store32, virtio_store64,
+    virtio_store64_release, virtio_unlikely,
+)
+from virtio.core.counters cimport add_count
+from virtio.virtqueue.chain_build cimport build_packed, packed_avail_bits
+from virtio.virtqueue.notify cimport notify_by_word, notify_quiet
 from virtio.virtqueue.split_driver cimport driver_check_used, driver_outstanding
+from virtio.virtqueue.structs cimport (
+    VIRTIO_CHAIN_END, VIRTIO_DESC_F_AVAIL, VIRTIO_DESC_F_USED, VIRTIO_DESC_F_WRITE, VIRTIO_ENQ_BROKEN, VIRTIO_ENQ_OK,
+    VIRTIO_EVENT_DESC, VIRTIO_EVENT_DISABLE, VIRTIO_EVENT_ENABLE, VIRTIO_FAULT_NONE, VIRTIO_Q_EVENT_IDX,
+    VIRTIO_Q_IN_ORDER, VIRTIO_RING_MAX, state_ndesc, state_writable, virtio_completion, virtio_desc_state,
+    virtio_driver_queue, virtio_packed_desc, virtio_request, virtio_sg,
+)
 
 
 cdef inline void packed_driver_start(virtio_driver_queue *q) noexcept nogil:

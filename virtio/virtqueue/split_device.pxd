@@ -4,10 +4,20 @@
 # be breaks the queue; chains popped before can still be completed. Callers hold q.lock.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
 
-from virtio.virtqueue.chain_walk cimport WALK_OK, put_piece, range_holds, walk_is_single, walk_split
+from virtio.core.atomic cimport (
+    virtio_fence, virtio_load16, virtio_load16_acquire, virtio_load64, virtio_put64, virtio_store16,
+    virtio_store16_release, virtio_store64, virtio_unlikely,
+)
+from virtio.core.counters cimport add_count
+from virtio.core.iov cimport iovec
 from virtio.memory.guest_memory cimport memory_log
-from virtio.virtqueue.notify cimport *
-from virtio.virtqueue.structs cimport *
+from virtio.virtqueue.chain_walk cimport WALK_OK, put_piece, range_holds, walk_is_single, walk_split
+from virtio.virtqueue.notify cimport notify_by_event, notify_by_flag, notify_quiet, notify_verdict
+from virtio.virtqueue.structs cimport (
+    VIRTIO_DESC_F_INDIRECT, VIRTIO_DESC_F_NEXT, VIRTIO_FAULT_AVAIL_JUMP, VIRTIO_FAULT_HEAD_RANGE, VIRTIO_FAULT_NONE,
+    VIRTIO_FAULT_RING_MEMORY, VIRTIO_NOTIFY_EMPTY, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, VIRTIO_Q_NOTIFY_ON_EMPTY,
+    VIRTIO_USED_F_NO_NOTIFY, chain_single, chain_used_elem, latch, virtio_chain, virtio_device_queue,
+)
 
 
 cdef inline void split_device_start(virtio_device_queue *q) noexcept nogil:

@@ -5,9 +5,19 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, UINT32_MAX
 from libc.stddef cimport size_t
 
+from virtio.core.atomic cimport (
+    virtio_fence, virtio_fetch64, virtio_likely, virtio_load16, virtio_load16_acquire, virtio_opaque, virtio_put64,
+    virtio_store16, virtio_store16_release, virtio_unlikely,
+)
+from virtio.core.counters cimport add_count
 from virtio.virtqueue.chain_build cimport build_split, split_put_desc
-from virtio.virtqueue.notify cimport *
-from virtio.virtqueue.structs cimport *
+from virtio.virtqueue.notify cimport notify_by_event, notify_by_flag, notify_quiet
+from virtio.virtqueue.structs cimport (
+    VIRTIO_AVAIL_F_NO_INTERRUPT, VIRTIO_CHAIN_END, VIRTIO_ENQ_BROKEN, VIRTIO_ENQ_FULL, VIRTIO_ENQ_OK, VIRTIO_FAULT_NONE,
+    VIRTIO_FAULT_USED_JUMP, VIRTIO_FAULT_USED_LEN, VIRTIO_FAULT_USED_RANGE, VIRTIO_FAULT_USED_UNKNOWN,
+    VIRTIO_Q_CLAMP_USED_LEN, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, latch, state_ndesc, state_writable,
+    virtio_completion, virtio_desc, virtio_desc_state, virtio_driver_queue, virtio_request, virtio_sg,
+)
 
 
 cdef inline void split_driver_start(virtio_driver_queue *q) noexcept nogil:

@@ -1,38 +1,8 @@
 # The C structs of include/virtio/queue.h and inflight.h, for Cython. What each field means stands there.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio.memory.guest_memory cimport virtio_memory, virtio_region, iovec
-
-
-cdef extern from "virtio/atomic.h" nogil:
-    uint16_t virtio_load16(const uint16_t *p)
-    uint32_t virtio_load32(const uint32_t *p)
-    uint64_t virtio_load64(const uint64_t *p)
-    uint16_t virtio_load16_acquire(const uint16_t *p)
-    uint32_t virtio_load32_acquire(const uint32_t *p)
-    uint64_t virtio_load64_acquire(const uint64_t *p)
-    void virtio_store16(uint16_t *p, uint16_t v)
-    void virtio_store32(uint32_t *p, uint32_t v)
-    void virtio_store64(uint64_t *p, uint64_t v)
-    void virtio_store8_release(uint8_t *p, uint8_t v)
-    void virtio_store16_release(uint16_t *p, uint16_t v)
-    void virtio_store32_release(uint32_t *p, uint32_t v)
-    void virtio_store64_release(uint64_t *p, uint64_t v)
-    uint64_t virtio_fetch64(const void *p)
-    uint64_t virtio_get64(const void *p)
-    void virtio_put64(void *p, uint64_t v)
-    void virtio_fence()
-    void virtio_relax()
-    uint32_t virtio_opaque(uint32_t x)
-    bint virtio_is_locked(const uint32_t *lock)
-    bint virtio_trylock(uint32_t *lock)
-    uint32_t virtio_lock_draw(uint32_t *lock)
-    bint virtio_lock_serves(const uint32_t *lock, uint32_t number)
-    void virtio_unlock(uint32_t *lock)
-    void virtio_prefetch(const void *p)
-    void virtio_prefetch_write(const void *p)
-    bint virtio_likely(bint x)
-    bint virtio_unlikely(bint x)
+from virtio.core.atomic cimport virtio_get64, virtio_put64, virtio_store32_release
+from virtio.memory.guest_memory cimport virtio_memory, virtio_region
 
 
 cdef extern from "virtio/queue.h" nogil:
@@ -304,16 +274,6 @@ cdef extern from "virtio/queue.h" nogil:
         uint64_t chains
         uint64_t completions
         uint32_t lock
-
-
-# Figures: added to by whoever holds the queue's lock, read by any thread without it. A reader must not wait for a lock
-# under which a port may run Python, which may ask for figures itself.
-cdef inline void add_count(uint64_t *counter, uint64_t n) noexcept nogil:
-    virtio_store64(counter, counter[0] + n)
-
-
-cdef inline uint64_t counted(const uint64_t *counter) noexcept nogil:
-    return virtio_load64(counter)
 
 
 cdef inline void latch(virtio_fault *fault, uint32_t code, uint32_t head, uint64_t value,

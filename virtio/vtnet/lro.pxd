@@ -1,9 +1,10 @@
 # Software LRO of a receive queue: TCP segments of one burst that follow each other become one packet, with a header
-# that says how to cut it again (virtio.offload.coalesce). Nothing is held from one burst to the next, so no frame waits.
+# that says how to cut it again (virtio.offload.coalesce). Nothing is held from one burst to the next, so no frame
+# waits.
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from virtio.core.iov cimport iovec
 from virtio.offload.coalesce cimport virtio_coalescer, virtio_merged
-from virtio.memory.guest_memory cimport iovec
 from virtio.ports.port cimport virtio_packet
 
 

@@ -4,11 +4,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT64_MAX
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from virtio.offload.coalesce cimport *
-from virtio.memory.guest_memory cimport iovec
+from virtio.core.counters cimport add_count
+from virtio.offload.coalesce cimport (
+    VIRTIO_COALESCE_HEADER_MAX, coalesce_burst, coalesce_flush, coalescer_close, coalescer_limits, coalescer_open,
+)
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM
-from virtio.ports.port cimport virtio_packet
-from virtio.virtqueue.structs cimport add_count
 
 cdef enum:
     IP_MAX = 65535

@@ -10,8 +10,8 @@
 # wanted.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
+from virtio.core.atomic cimport virtio_load32, virtio_store32
 from virtio.memory.guest_memory cimport GuestMemory, MemoryUser
-from virtio.virtqueue.structs cimport virtio_load32, virtio_store32
 
 
 cdef enum:

@@ -5,9 +5,8 @@ from cpython.memoryview cimport PyMemoryView_FromObject
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from virtio.memory.guest_memory cimport GuestMemory, MemoryUser, memory_translate, virtio_region
-from virtio.virtqueue.structs cimport virtio_load32, virtio_store32
-from virtio._ring cimport queue_lock, queue_unlock
+from virtio.core.lock cimport queue_lock, queue_unlock
+from virtio.memory.guest_memory cimport memory_translate, virtio_region
 
 cdef enum:
     LINE = 64

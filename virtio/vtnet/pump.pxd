@@ -2,13 +2,13 @@
 # queue, what the receive queue has goes to the port. Nothing is copied here.
 from libc.stdint cimport uint32_t, uint64_t
 
-from virtio.ports.software_offload cimport net_executor
+from virtio.event.worker cimport Task, virtio_task
 from virtio.ports.port cimport Port, virtio_port
+from virtio.ports.software_offload cimport net_executor
 from virtio.vtnet.receive cimport VtnetReceive
 from virtio.vtnet.rxq cimport vtnet_rx
 from virtio.vtnet.transmit cimport VtnetTransmit
 from virtio.vtnet.txq cimport vtnet_tx
-from virtio.event.worker cimport Task, virtio_task
 
 
 cdef struct pump_transmit:

@@ -1,19 +1,21 @@
 """The pump: joins a vtnet driver to a port, so that a TAP makes it a network interface of the kernel."""
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 
+from virtio._ring cimport driver_disable_intr
+from virtio.core.atomic cimport virtio_load32
+from virtio.core.counters cimport add_count, counted
+from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
-from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new
-from virtio.offload.net_hdr cimport *
+from virtio.event.worker cimport VIRTIO_WORK_FRAME, virtio_turn, virtio_wait, virtio_wait_bell
+from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_MRG, VIRTIO_OFFLOAD_RSC, VIRTIO_OFFLOAD_TO_DRIVER
 from virtio.ports.port cimport (
-    VIRTIO_BURST, Port, port_flush, port_offloads, port_ring, turn_is_full, turn_resume, virtio_packet
+    VIRTIO_BURST, port_flush, port_offloads, port_ring, turn_is_full, turn_resume, virtio_packet,
 )
-from virtio._ring cimport *
-from virtio.vtnet.receive cimport VtnetReceive
+from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new
+from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE
 from virtio.vtnet.rxq cimport rx_done_merged, rx_packets, rx_post, rx_segs, rx_take_merged, rx_waits
-from virtio.vtnet.transmit cimport VtnetTransmit
 from virtio.vtnet.txq cimport tx_begin, tx_has_room
-from virtio.event.worker cimport *
 
 cdef enum:
     # of the offloads of a direction, those that are about frames

@@ -1,11 +1,11 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
 from virtio.event.notifier cimport Bell
-from virtio.virtqueue.driver_queue cimport DriverQueue
+from virtio.offload.counters cimport virtio_rx_offload
 from virtio.offload.net_hdr cimport virtio_net_hdr
-from virtio.offload.rx cimport virtio_rx_offload
-from virtio.ports.port cimport virtio_packet
 from virtio.offload.results cimport Records
+from virtio.ports.port cimport virtio_packet
+from virtio.virtqueue.driver_queue cimport DriverQueue
 from virtio.vtnet.pool cimport Pool
 from virtio.vtnet.rxq cimport vtnet_rx
 

@@ -8,16 +8,23 @@ from cpython.object cimport PyObject
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 
-from virtio.event.notifier cimport Bell, virtio_bell, virtio_bell_ring
-from virtio.virtqueue.driver_queue cimport DriverQueue
-from virtio.memory.guest_memory cimport iovec
-from virtio.offload.net_hdr cimport *
-from virtio.offload.rx cimport *
-from virtio.ports.port cimport VIRTIO_BURST, virtio_packet
-from virtio._ring cimport *
+from virtio._ring cimport driver_disable_intr
+from virtio.core.atomic cimport virtio_load32_acquire
+from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock
+from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
+from virtio.offload.counters cimport VIRTIO_RX_HDR
+from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_FAULTS, header_size_of, NetHeader, offloads_of
+from virtio.offload.rx cimport offload_complete
+from virtio.ports.port cimport VIRTIO_BURST
+from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE
 from virtio.vtnet.lro cimport lro_free, lro_new, vtnet_lro
-from virtio.vtnet.pool cimport *
-from virtio.vtnet.rxq cimport *
+from virtio.vtnet.pool cimport VTNET_VIEW
+from virtio.vtnet.rxq cimport (
+    RX_ROOM, VTNET_LRO_OFFLOADS, rx_again, rx_classify, rx_complete, rx_copy, rx_done_merged, rx_forget, rx_headers,
+    rx_open, rx_packets, rx_post, rx_reset, rx_segs, rx_take, rx_take_merged, rx_waits, vtnet_rx_stats,
+)
 
 from virtio.offload.counters import ReceiveReason, ReceiveVerdict
 from virtio.constants import Feature, NetFeature

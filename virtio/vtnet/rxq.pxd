@@ -8,13 +8,13 @@
 # whoever forwards them may find no room for the rest. rx_post gives the buffers back to the device.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from virtio._ring cimport driver_enable_intr
+from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport virtio_bell
-from virtio.memory.guest_memory cimport iovec
-from virtio.offload.net_hdr cimport *
+from virtio.offload.counters cimport virtio_rx_offload
+from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6
 from virtio.ports.port cimport virtio_packet
 from virtio.virtqueue.structs cimport virtio_completion, virtio_driver_queue, virtio_request, virtio_sg
-from virtio.offload.rx cimport virtio_rx_offload
-from virtio._ring cimport driver_enable_intr
 from virtio.vtnet.lro cimport vtnet_lro
 from virtio.vtnet.pool cimport vtnet_pool
 

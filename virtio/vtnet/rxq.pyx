@@ -3,17 +3,19 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from virtio.event.notifier cimport virtio_bell
-from virtio.offload.inet_checksum cimport sum_fold, sum_gather
+from virtio._ring cimport driver_dequeue_burst, driver_disable_intr, driver_enqueue_burst, driver_notify
+from virtio.core.atomic cimport virtio_fetch64, virtio_likely, virtio_prefetch, virtio_put64, virtio_unlikely
+from virtio.core.counters cimport add_count
+from virtio.offload.counters cimport VIRTIO_RX_BAD, VIRTIO_RX_CSUM_NONE, VIRTIO_RX_NEEDS_CHECKSUM, VIRTIO_RX_UNKNOWN
 from virtio.offload.frame cimport frame_parse, virtio_frame
-from virtio.memory.guest_memory cimport iovec
-from virtio.offload.net_hdr cimport *
-from virtio.offload.rx cimport *
-from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MIN, virtio_packet
-from virtio._ring cimport *
+from virtio.offload.inet_checksum cimport sum_fold, sum_gather
+from virtio.offload.net_hdr cimport net_hdr_check, virtio_net_hdr
+from virtio.offload.rx cimport offload_complete, offload_receive, rx_offload_clear
 from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX, segment_scratch
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MIN
+from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE
 from virtio.vtnet.lro cimport lro_merge
-from virtio.vtnet.pool cimport *
+from virtio.vtnet.pool cimport pool_collect, pool_frame, pool_gpa, pool_put, pool_taken, pool_top
 
 
 cdef inline void load_header(const vtnet_rx *rx, virtio_net_hdr *hdr, const uint8_t *p) noexcept nogil:

@@ -4,18 +4,27 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+from virtio.core.atomic cimport virtio_load32_acquire
+from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock
+from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
 from virtio.offload.batch cimport Batch
-from virtio.event.notifier cimport Bell, virtio_bell, virtio_bell_ring
-from virtio.virtqueue.driver_queue cimport DriverQueue
 from virtio.offload.frame cimport frame_parse, virtio_frame
-from virtio.memory.guest_memory cimport iovec
-from virtio.offload.net_hdr cimport *
+from virtio.offload.net_hdr cimport (
+    VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL,
+    VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, header_size_of,
+    net_hdr_check, NetHeader, offloads_of, virtio_net_hdr,
+)
+from virtio.offload.toeplitz cimport frame_hash, Toeplitz, virtio_hash
 from virtio.offload.tx cimport VIRTIO_TX_WANT_CSUM, VIRTIO_TX_WANT_INNER
 from virtio.ports.port cimport VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN
-from virtio._ring cimport *
-from virtio.offload.toeplitz cimport Toeplitz, frame_hash, virtio_hash
-from virtio.vtnet.pool cimport *
-from virtio.vtnet.txq cimport *
+from virtio.virtqueue.split_driver cimport driver_outstanding
+from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE
+from virtio.vtnet.pool cimport VTNET_VIEW, pool_taken, pool_top, vtnet_pool
+from virtio.vtnet.txq cimport (
+    TX_NO_LIMIT, tx_begin, tx_forget, tx_limit, tx_open, tx_reclaim, tx_send_pieces, tx_send_wanted, vtnet_tx_stats,
+)
 
 from virtio.offload.counters import TransmitReason
 from virtio.constants import Feature

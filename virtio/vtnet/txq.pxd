@@ -15,10 +15,10 @@
 # empties does not cost one each time.
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport virtio_bell
-from virtio.memory.guest_memory cimport iovec
 from virtio.offload.net_hdr cimport virtio_net_hdr
-from virtio.ports.port cimport virtio_packet, virtio_sink
+from virtio.ports.port cimport virtio_sink
 from virtio.virtqueue.structs cimport virtio_driver_queue, virtio_request, virtio_sg
 from virtio.vtnet.pool cimport vtnet_pool
 

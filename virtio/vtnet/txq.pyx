@@ -3,19 +3,34 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from virtio.event.notifier cimport virtio_bell
-from virtio.offload.inet_checksum cimport checksum_complete
+from virtio._ring cimport (
+    driver_dequeue_burst, driver_disable_intr, driver_enqueue_burst, driver_notify, driver_postpone_intr,
+)
+from virtio.core.atomic cimport virtio_get64, virtio_likely, virtio_prefetch_write, virtio_put64, virtio_unlikely
+from virtio.core.counters cimport add_count
+from virtio.event.worker cimport (
+    VIRTIO_WORK_BYTES, VIRTIO_WORK_FRAME, VIRTIO_WORK_SEGMENT, virtio_turn, virtio_wait, virtio_wait_bell,
+    virtio_wait_us, virtio_work_bytes,
+)
+from virtio.offload.counters cimport VIRTIO_TX_REFUSED, VIRTIO_TX_SEGMENT_IN_SOFTWARE
 from virtio.offload.frame cimport frame_parse, virtio_frame, virtio_layer
-from virtio.memory.guest_memory cimport iovec
-from virtio.ports.software_offload cimport net_hdr_needs, segment_options
-from virtio.offload.net_hdr cimport *
+from virtio.offload.inet_checksum cimport checksum_complete
 from virtio.offload.mtu cimport exceeds, limit_of
-from virtio.offload.tx cimport *
-from virtio.ports.port cimport *
-from virtio._ring cimport *
-from virtio.offload.segmenter cimport *
+from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM, VIRTIO_OFFLOAD_CSUM
 from virtio.offload.segment_write cimport segment_copy
-from virtio.vtnet.pool cimport *
+from virtio.offload.segmenter cimport (
+    SEGMENT_AUTO, VIRTIO_SEGMENT_OK, segment_header_size, segment_payload_size, segment_plan_parsed,
+    segment_plan_pieces, virtio_segmenter,
+)
+from virtio.offload.tx cimport VIRTIO_TX_WANT_INNER, offload_transmit, tx_outcome
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, virtio_packet
+from virtio.ports.software_offload cimport net_hdr_needs, segment_options
+from virtio.virtqueue.split_driver cimport driver_outstanding
+from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE, VIRTIO_Q_EVENT_IDX, virtio_completion
+from virtio.vtnet.pool cimport (
+    VTNET_HEAD, VTNET_NONE, VTNET_SENT, VTNET_VIEW, pool_collect, pool_frame, pool_gpa, pool_put, pool_put_sent,
+    pool_taken, pool_top,
+)
 
 cdef enum:
     IS_VIEW = 0x80000000  # in a cookie

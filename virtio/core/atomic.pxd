@@ -1,0 +1,31 @@
+# include/virtio/atomic.h for Cython: loads, stores and fences; which order each has stands there.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+
+cdef extern from "virtio/atomic.h" nogil:
+    uint8_t virtio_load8(const uint8_t *p)
+    uint16_t virtio_load16(const uint16_t *p)
+    uint32_t virtio_load32(const uint32_t *p)
+    uint64_t virtio_load64(const uint64_t *p)
+    uint16_t virtio_load16_acquire(const uint16_t *p)
+    uint32_t virtio_load32_acquire(const uint32_t *p)
+    uint64_t virtio_load64_acquire(const uint64_t *p)
+    void virtio_store16(uint16_t *p, uint16_t v)
+    void virtio_store32(uint32_t *p, uint32_t v)
+    void virtio_store64(uint64_t *p, uint64_t v)
+    void virtio_store8_release(uint8_t *p, uint8_t v)
+    void virtio_store16_release(uint16_t *p, uint16_t v)
+    void virtio_store32_release(uint32_t *p, uint32_t v)
+    void virtio_store64_release(uint64_t *p, uint64_t v)
+    uint64_t virtio_fetch64(const void *p)
+    uint64_t virtio_get64(const void *p)
+    void virtio_put64(void *p, uint64_t v)
+    uint8_t virtio_exchange8(uint8_t *p, uint8_t v)
+    void virtio_or8(uint8_t *p, uint8_t mask)
+    void virtio_fence()
+    void virtio_relax()
+    uint32_t virtio_opaque(uint32_t x)
+    void virtio_prefetch(const void *p)
+    void virtio_prefetch_write(const void *p)
+    bint virtio_likely(bint x)
+    bint virtio_unlikely(bint x)
