@@ -84,7 +84,7 @@ class NetDevice(Device):
     """
 
     device_type: ClassVar[int] = DeviceType.NET
-    frontend_features: ClassVar[int] = NetFeature.CTRL_VQ
+    frontend_features = int(NetFeature.CTRL_VQ)  # of vhost-user: a frontend may serve the control queue itself
     features: ClassVar[int] = (
         Device.features
         | NetFeature.CSUM

@@ -15,7 +15,6 @@ from virtio.errors import ConfigError
 from virtio.event.notifier import Bell
 from virtio.memory.dma import PAGE, DmaPool
 from virtio.memory.guest_memory import GuestMemory
-from virtio.net import vtnet as vtnet  # a driver that attach() gives a function
 from virtio.pci.attach import Attached, attach, attach_all
 from virtio.pci.bus import Bus
 from virtio.pci.legacy_device import LegacyFunction

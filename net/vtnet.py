@@ -15,6 +15,7 @@ from virtio.core.logs import limited
 from virtio.core.process import Origin
 from virtio.core.weak import weakly
 from virtio.driver import AttachedQueue, Driver, QueuePlan, Transport
+from virtio.driver.registry import register_driver
 from virtio.errors import ConfigError, DeviceBroken
 from virtio.features import Features, parse
 from virtio.memory.dma import DmaPool
@@ -22,7 +23,6 @@ from virtio.net.ctrl_driver import Ack, ControlQueue
 from virtio.net.filter import ADDR_SET, MAC, ReceiveFilter, check_mac
 from virtio.net.rarp import reverse_arp
 from virtio.net.traffic import QueuePair, Traffic
-from virtio.pci.attach import register_driver
 from virtio.virtqueue.layout import QUEUE_SIZE_MAX
 from virtio.vtnet.pool import Pool, pool_size
 from virtio.vtnet.receive import VtnetReceive

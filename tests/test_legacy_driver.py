@@ -11,13 +11,14 @@ from virtio import GuestMemory, QueueLayout
 from virtio.constants import Feature, Status
 from virtio.device import Device
 from virtio.driver import RING_FEATURES, Driver, QueuePlan
+from virtio.driver.registry import Bid
 from virtio.errors import ConfigError, DeviceBroken
 from virtio.event.notifier import Bell
 from virtio.net.device import NetDevice
 from virtio.net.machine import InterruptController, Machine
 from virtio.net.ports import Loopback
 from virtio.net.vtnet import Vtnet
-from virtio.pci.attach import Bid, attach
+from virtio.pci.attach import attach
 from virtio.pci.legacy_driver import LegacyTransport
 from virtio.pci.probe import Address, Window, scan
 

@@ -1,24 +1,26 @@
 """What a function is, the report of a bus, and which driver gets which function."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from fake_pci import IO, MEMORY, FakeFunction, FakePci, bridge, one
 
 from virtio import GuestMemory
 from virtio.driver import Driver
-from virtio.errors import ConfigError
-from virtio.memory.dma import DmaPool
-from virtio.pci.attach import (
+from virtio.driver.registry import (
+    BUS_PROBE_DEFAULT,
+    BUS_PROBE_LOW_PRIORITY,
     Bid,
-    attach,
-    attach_all,
     choose_driver,
-    choose_transport,
     register_driver,
     registered_drivers,
 )
-from virtio.pci.probe import BUS_PROBE_DEFAULT, BUS_PROBE_LOW_PRIORITY, pci_report, scan, virtio_functions
+from virtio.errors import ConfigError
+from virtio.memory.dma import DmaPool
+from virtio.pci.attach import attach, attach_all, choose_transport
+from virtio.pci.probe import pci_report, scan, virtio_functions
 
 
 @pytest.mark.parametrize(
@@ -97,11 +99,11 @@ class Other(Named):
 def test_the_highest_bid_gets_the_device():
     function = one(FakeFunction())
     low, high = Bid(1, Named, BUS_PROBE_LOW_PRIORITY), Bid(1, Other, BUS_PROBE_DEFAULT)
-    assert choose_driver(function, [low, high]) is choose_driver(function, [high, low]) is Other
-    assert choose_driver(function, [Bid(1, Named), Bid(1, Other)]) is Named  # the first of equals
-    assert choose_driver(function, [Bid(4, Other, 0), Bid(1, Named, -100)]) is Named
+    assert choose_driver(1, [low, high]) is choose_driver(1, [high, low]) is Other
+    assert choose_driver(1, [Bid(1, Named), Bid(1, Other)]) is Named  # the first of equals
+    assert choose_driver(1, [Bid(4, Other, 0), Bid(1, Named, -100)]) is Named
     with pytest.raises(ConfigError, match=r"00:03.0 1af4:1000 has no driver: none is registered for net"):
-        choose_driver(function, [Bid(4, Other)])
+        choose_driver(1, [Bid(4, Other)], str(function))
 
 
 def test_the_highest_transport_gets_the_function():
@@ -129,7 +131,12 @@ def test_registration():
     register_driver(0x7E57, Named)
     register_driver(0x7E57, Named)
     assert registered_drivers() == (*before, Bid(0x7E57, Named, BUS_PROBE_DEFAULT))
-    assert choose_driver(one(FakeFunction(subsystem=0x7E57))) is Named
+    assert choose_driver(0x7E57) is Named
+
+
+def test_a_types_own_driver_is_found_without_an_import():
+    code = "from virtio.driver.registry import choose_driver; print(choose_driver(1).__name__)"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout == b"Vtnet\n"
 
 
 def test_what_cannot_be_attached_says_why():

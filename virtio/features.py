@@ -1,6 +1,7 @@
 """Feature sets: names of bits, and which bit needs which (VIRTIO 1.4, 2.2 and the chapter of each device type).
 
-A set is an int of any width: bit n stands for feature n. A device type adds its bits by a :class:`Table` in TABLES.
+A set is an int of any width: bit n stands for feature n. The bits of a device type are a
+:class:`Table` named TABLE in the ``features`` module of its folder, found through :mod:`virtio.registry`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntFlag
+from functools import cache
+from importlib import import_module
 
-from virtio.constants import DeviceType, Feature, NetFeature
+from virtio.constants import Feature
 from virtio.errors import ConfigError
+from virtio.registry import TYPES
 
 Features = int | str | Iterable[str]
 
@@ -53,48 +57,21 @@ _MODERN = (
 
 TRANSPORT = Table(Feature, dict.fromkeys(_MODERN, (Feature.VERSION_1,)), legacy_only=LEGACY_ONLY)
 
-_N = NetFeature
-_GUEST_TSO = _N.GUEST_TSO4 | _N.GUEST_TSO6
-_HOST_TSO = _N.HOST_TSO4 | _N.HOST_TSO6
-_NEED_GUEST_CSUM = (_N.GUEST_TSO4, _N.GUEST_TSO6, _N.GUEST_UFO, _N.GUEST_USO4, _N.GUEST_USO6)
-_NEED_CSUM = (_N.HOST_TSO4, _N.HOST_TSO6, _N.HOST_UFO, _N.HOST_USO)
-_NEED_CTRL = (
-    *(_N.CTRL_RX, _N.CTRL_VLAN, _N.GUEST_ANNOUNCE, _N.MQ, _N.CTRL_MAC_ADDR),
-    *(_N.NOTF_COAL, _N.VQ_NOTF_COAL, _N.RSS),
-)
-
-# VIRTIO 1.4, 5.1.3.1
-NET = Table(
-    NetFeature,
-    {
-        **dict.fromkeys(_NEED_GUEST_CSUM, (_N.GUEST_CSUM,)),
-        **dict.fromkeys(_NEED_CSUM, (_N.CSUM,)),
-        **dict.fromkeys(_NEED_CTRL, (_N.CTRL_VQ,)),
-        _N.GUEST_ECN: (_GUEST_TSO,),
-        _N.HOST_ECN: (_HOST_TSO,),
-        _N.RSC_EXT: (_HOST_TSO,),
-        _N.GUEST_UDP_TUNNEL_GSO: (_N.GUEST_TSO4, _N.GUEST_TSO6, _N.GUEST_USO4, _N.GUEST_USO6),
-        _N.GUEST_UDP_TUNNEL_GSO_CSUM: (_N.GUEST_UDP_TUNNEL_GSO,),
-        _N.HOST_UDP_TUNNEL_GSO: (_N.HOST_TSO4, _N.HOST_TSO6, _N.HOST_USO),
-        _N.HOST_UDP_TUNNEL_GSO_CSUM: (_N.HOST_UDP_TUNNEL_GSO,),
-        _N.HASH_TUNNEL: (_N.CTRL_VQ, _N.RSS | _N.HASH_REPORT),
-        _N.RSS_CONTEXT: (_N.CTRL_VQ, _N.RSS),
-    },
-    useless={
-        **dict.fromkeys((_N.CTRL_GUEST_OFFLOADS, _N.CTRL_RX_EXTRA, _N.HASH_REPORT), (_N.CTRL_VQ,)),  # 5.1.4.1
-        # to a legacy driver it is the word for all kinds that there were then: Linux before 2.6.25 knows no other
-        _N.GSO: (_N.CSUM, _N.HOST_TSO4, _N.HOST_TSO6, _N.HOST_ECN, _N.HOST_UFO),
-    },
-    legacy_only=_N.GSO,
-)
-
-TABLES: dict[int, Table] = {DeviceType.NET: NET}
-
 _PREFIX = re.compile(r"VIRTIO_(?:[A-Z0-9]+_)?F_")
 
 
+@cache
+def table_of(device_type: int) -> Table | None:
+    """Return the table of a device type; None for a type that virtio.registry does not have."""
+    home = TYPES.get(device_type)
+    if home is None:
+        return None
+    table: Table = import_module(f"{home.folder}.features").TABLE
+    return table
+
+
 def _tables(device_type: int | None) -> tuple[Table, ...]:
-    table = None if device_type is None else TABLES.get(device_type)
+    table = None if device_type is None else table_of(device_type)
     return (TRANSPORT,) if table is None else (table, TRANSPORT)
 
 

@@ -41,8 +41,8 @@ class Device(Hooks):
     queue_sizes() needs is to be there before ``super().__init__()`` is called.
 
     ``offer`` and ``withhold`` are features (bits or names) to offer besides the type's own, and not to offer; what
-    needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue. vhost-user
-    does not transfer it: a frontend's queues have up to 32768 descriptors. Raises ConfigError for what cannot be.
+    needs a withheld bit is not offered either. ``queue_size`` is the largest size of each queue, where the
+    transport transfers it. Raises ConfigError for what cannot be.
 
     The driver is not believed. What it may not do changes nothing, is counted in ``counters``, and the last such errors
     are in ``refused``; none is raised. What breaks a queue, a handler's exception included, ends in
@@ -55,8 +55,6 @@ class Device(Hooks):
     """
 
     device_type: ClassVar[int]
-    # of a queue that a vhost-user frontend may serve itself: it then passes on what depends on them, but not these
-    frontend_features: ClassVar[int] = 0
     features: ClassVar[int] = (
         Feature.NOTIFY_ON_EMPTY
         | Feature.ANY_LAYOUT
@@ -214,7 +212,7 @@ class Device(Hooks):
             self.call_changed(index)
 
     def set_dma(self, allowed: bool) -> None:
-        """Keep the device away from its memory, or let it at it again: what PCI's bus master bit is for.
+        """Keep the device away from its memory, or let it at it again: a bus may forbid DMA.
 
         What it missed is made up for then: DRIVER_OK, kicks. It may from :meth:`bind` on; a reset does not change it.
         """
@@ -515,7 +513,7 @@ class Device(Hooks):
         if self._interrupt is not None:
             self._interrupt.config()
 
-    # ---- queues one by one: vhost-user has no device status ----
+    # ---- queues one by one: for a transport without a device status ----
 
     def set_kick(self, index: int, bell: Bell) -> None:
         """Have a queue that :meth:`handles` does not name kicked by another bell, from when it is started next."""
@@ -584,8 +582,8 @@ class Device(Hooks):
         """Return the whole device as plain data (JSON-able), for :meth:`restore` with the same memory contents.
 
         The transport's own state (vectors, registers) is not part of it; nor is what the device has taken from outside
-        and not yet given to the driver (of a network device at most one frame a queue). The device goes on. A
-        network device that is closed after its snapshot does not write to its rings again.
+        and not yet given to the driver, if its type keeps any. The device goes on. A device that drains its queues
+        when it is closed does not do so after its snapshot.
         """
         return snapshot.take(self)
 

@@ -25,18 +25,6 @@ class Hooks:
         """Return the largest size of each queue. One queue unless overridden."""
         return (self.queue_size,)
 
-    def queue_count(self) -> int:
-        """Return how many queues it has, as vhost-user counts them: of a network device, pairs."""
-        return len(self.queues)
-
-    def frontend_mtu(self, mtu: int) -> bool:
-        """Take note of the MTU that a vhost-user frontend tells its driver of; False: it cannot be."""
-        return False
-
-    def frontend_rarp(self, mac: bytes) -> bool:
-        """Announce a guest that moved here, as a vhost-user frontend asks; return whether that was done."""
-        return False
-
     def handles(self, index: int) -> bool:
         """Say whether :meth:`notified` is called for kicks of a queue; if not, a task answers its ``kick`` bell."""
         return type(self).notified is not Hooks.notified

@@ -1,10 +1,16 @@
 """Bells: how one side of a queue wakes the other."""
 
 import os
+import signal
 import sys
 
 from virtio.core.atomic cimport virtio_store32
 from virtio.core.counters cimport counted
+
+from virtio.core import signals
+
+signals.take(signal.SIGURG)    # it ends a write that holds its thread: untrusted eventfds, foreign_bell.h
+signals.block(signal.SIGPIPE)  # an eventfd may be a socket that is not read
 
 
 cdef extern from "unistd.h" nogil:

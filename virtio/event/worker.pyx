@@ -1,7 +1,6 @@
 """Workers: threads that run the data path, without the GIL."""
 
 import os
-import signal
 import threading
 import time
 import weakref
@@ -14,6 +13,7 @@ from virtio.core.counters cimport add_count, counted
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport Bell, virtio_bell_answer, virtio_bell_drain
 
+from virtio.core import signals
 from virtio.core.process import Origin
 
 
@@ -343,9 +343,7 @@ cdef class Worker:
     def _run(self):
         if self.cpu is not None:
             os.sched_setaffinity(threading.get_native_id(), {self.cpu})
-        # what others share with us may raise a signal, or need one to be left: see truncation.h, foreign_bell.h
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])  # a call may be a socket that nobody reads
+        signals.begin_thread()
         try:
             while True:
                 virtio_store32(&self._attention, 0)

@@ -1,6 +1,12 @@
 """Mappings of files that their owner may cut shorter: zeroes in place of SIGBUS. The one table of this process."""
 
+import signal
+
 from cpython.exc cimport PyErr_SetFromErrno
+
+from virtio.core import signals
+
+signals.take(signal.SIGBUS)
 
 
 cdef extern from "virtio/truncation.h" nogil:

@@ -6,17 +6,17 @@ transport bids BUS_PROBE_LOW_PRIORITY, so that a better way to a transitional de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from virtio.driver import Driver, Transport
-from virtio.driver.negotiation import type_name
+from virtio.driver.registry import Bid, choose_driver
 from virtio.errors import ConfigError, VirtioError
 from virtio.memory.dma import DmaPool
 from virtio.memory.guest_memory import GuestMemory
 from virtio.pci.legacy_driver import Interrupts, LegacyTransport, Mode, PciAccess
-from virtio.pci.probe import BUS_PROBE_DEFAULT, Function, virtio_functions
+from virtio.pci.probe import Function, virtio_functions
 
 
 class PciTransport(Protocol):
@@ -30,33 +30,6 @@ class PciTransport(Protocol):
 
 
 TRANSPORTS: tuple[PciTransport, ...] = (LegacyTransport,)
-
-
-@dataclass(frozen=True)
-class Bid:
-    """A driver for a device type: ``make(transport, pool, **options)`` returns it; the highest ``priority`` wins."""
-
-    device_type: int
-    make: Callable[..., Driver]
-    priority: int = BUS_PROBE_DEFAULT
-
-
-_registered: list[Bid] = []
-
-
-def register_driver(device_type: int, make: Callable[..., Driver], priority: int = BUS_PROBE_DEFAULT) -> None:
-    """Make a driver known to :func:`attach`: ``make`` is its class. A second time with the same class changes nothing.
-
-    Among equal priorities the first that was registered wins.
-    """
-    bid = Bid(device_type, make, priority)
-    if bid not in _registered:
-        _registered.append(bid)
-
-
-def registered_drivers() -> tuple[Bid, ...]:
-    """Return what was registered, in that order."""
-    return tuple(_registered)
 
 
 @dataclass
@@ -82,17 +55,6 @@ def choose_transport(function: Function, transports: Iterable[PciTransport] = TR
     return max(bids, key=lambda bid: bid[0])[1]
 
 
-def choose_driver(function: Function, drivers: Iterable[Bid] | None = None) -> Callable[..., Driver]:
-    """Return the driver that gets a function, of ``drivers`` or of those that are registered.
-
-    Raises ConfigError if there is none for its type.
-    """
-    bids = [bid for bid in (_registered if drivers is None else drivers) if bid.device_type == function.device_type]
-    if not bids:
-        raise ConfigError(f"{function} has no driver: none is registered for {type_name(function.device_type)}")
-    return max(bids, key=lambda bid: bid.priority).make
-
-
 def attach(
     access: PciAccess,
     function: Function,
@@ -110,7 +72,7 @@ def attach(
     with the function, or what the driver's attach raises; nothing is then kept.
     """
     transport = choose_transport(function)(access, function, memory, interrupts, mode=mode)
-    driver = choose_driver(function, drivers)(transport, pool, **options)
+    driver = choose_driver(function.device_type, drivers, str(function))(transport, pool, **options)
     driver.attach()
     return driver
 

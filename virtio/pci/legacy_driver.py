@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
+from virtio.driver.registry import BUS_PROBE_LOW_PRIORITY
 from virtio.errors import ConfigError, DeviceBroken
 from virtio.event.notifier import Bell
 from virtio.memory.guest_memory import GuestMemory
 from virtio.pci.config import COMMAND, COMMAND_INTX_DISABLE, COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY
 from virtio.pci.msix import CONTROL, CONTROL_ENABLE, CONTROL_FUNCTION_MASK, VECTOR_CONTROL, VECTOR_MASKED
-from virtio.pci.probe import BUS_PROBE_LOW_PRIORITY, PINS, Address, Bar, ConfigAccess, Function
+from virtio.pci.probe import PINS, Address, Bar, ConfigAccess, Function
 from virtio.virtqueue.layout import LEGACY_ALIGN, QueueLayout
 
 HOST_FEATURES, GUEST_FEATURES = 0x00, 0x04

@@ -21,6 +21,7 @@ from virtio.vhost_user.connection import Channel
 from virtio.vhost_user.memory import Slot
 from virtio.vhost_user.memory_messages import MemoryMessages
 from virtio.vhost_user.message import U64, Answer, BackendRequest, Message, Obey, ProtocolFeature, Request
+from virtio.vhost_user.net_operations import queue_count
 from virtio.vhost_user.ring_messages import RingMessages
 from virtio.vhost_user.session import LOG_ALL, PROTOCOL, PROTOCOL_FEATURES, U64_BITS, Session
 
@@ -228,7 +229,7 @@ class Backend:
         self.session.protocol = ProtocolFeature(bits)
 
     def _get_queue_num(self, message: Message) -> bytes:
-        return U64.pack(self.device.queue_count())
+        return U64.pack(queue_count(self.device))
 
     def _nothing(self, message: Message) -> None:
         """What needs no answer and changes nothing here."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from virtio.core.logs import limited
 from virtio.errors import VhostUserError
 from virtio.vhost_user.message import CONFIG, CONFIG_MAX, Message, Obey, Request
+from virtio.vhost_user.net_operations import NetOperations
 from virtio.vhost_user.session import Session
 
 log = limited("virtio.vhost_user")
@@ -34,11 +35,12 @@ class ConfigMessages:
 
     def _net_set_mtu(self, message: Message) -> None:
         mtu = message.number()
-        if not self.device.frontend_mtu(mtu):
+        if not (isinstance(self.device, NetOperations) and self.device.frontend_mtu(mtu)):
             raise VhostUserError(f"{message.name}: MTU {mtu} cannot be")
 
     def _send_rarp(self, message: Message) -> None:
-        if not self.device.frontend_rarp(message.number().to_bytes(8, "little")[:6]):
+        mac = message.number().to_bytes(8, "little")[:6]
+        if not (isinstance(self.device, NetOperations) and self.device.frontend_rarp(mac)):
             log.info("%s: no RARP was sent", self.name)
 
     OBEY: ClassVar[Obey] = {

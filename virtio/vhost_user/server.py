@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import socket
 import threading
 from collections.abc import Callable
 from typing import Any, Self
 
+from virtio.core import signals
 from virtio.core.logs import limited
 from virtio.core.process import Origin
 from virtio.device import Device
@@ -114,9 +114,7 @@ class Server:
             self.close()
 
     def _run(self) -> None:
-        # what a frontend shares may raise a signal, or need one to be left: see truncation.h, foreign_bell.h
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGBUS, signal.SIGURG])
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPIPE])  # a call may be a socket that nobody reads
+        signals.begin_thread()
         if self._given is not None:
             given, self._given = self._given, None
             self._serve(given)

@@ -9,6 +9,7 @@ from virtio.constants import DeviceType, Feature
 from virtio.device import Device
 from virtio.errors import VhostUserError
 from virtio.vhost_user.message import Message, ProtocolFeature, Request
+from virtio.vhost_user.net_operations import frontend_features
 
 LOG_ALL = 1 << 26
 PROTOCOL_FEATURES = 1 << 30
@@ -116,5 +117,5 @@ class Session:
         """Return what device and driver agreed on."""
         bits = self.features & ~(LOG_ALL | PROTOCOL_FEATURES)
         if features.missing(bits, self.device.device_type):
-            bits |= self.device.frontend_features & self.device.offered
+            bits |= frontend_features(self.device) & self.device.offered
         return bits
