@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Self
 
+from _typeshed import HasFileno
 from typing_extensions import Buffer
-
-from virtio.event.notifier import Bell
 
 class Region:
     def __init__(self, gpa: int, buffer: Buffer, *, uaddr: int | None = None) -> None: ...
@@ -14,7 +13,7 @@ class Region:
     def from_address(cls, gpa: int, address: int, size: int, *, uaddr: int | None = None) -> Self: ...
     @classmethod
     def from_fd(
-        cls, gpa: int, fd: int, size: int, offset: int = 0, *, uaddr: int | None = None, bell: Bell | None = None
+        cls, gpa: int, fd: int, size: int, offset: int = 0, *, uaddr: int | None = None, bell: HasFileno | None = None
     ) -> Self: ...
     @classmethod
     def allocate(cls, gpa: int, size: int, *, uaddr: int | None = None) -> Self: ...
