@@ -2,15 +2,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(wildcard virtio/*.pyx virtio/*.pxd virtio/include/virtio/*.h) setup.py pyproject.toml
 
-.PHONY: demo test bench lint sanitize fuzz peers pythons compilers debian clean
+.PHONY: build demo test quick bench lint sanitize fuzz peers pythons compilers debian clean
+
+# compile what changed, in place
+build: $(VENV)/tools
+	$(BIN)/python setup.py -q build_ext --inplace
 
 demo: $(VENV)/package
 	$(BIN)/virtio iperf
 
 test: $(VENV)/dev
 	tools/test.sh $(BIN)/python
+
+# the tests that take no peer and no long time, under 60 s
+quick: $(VENV)/dev
+	tools/quick.sh $(BIN)/python
 
 bench: $(VENV)/dev
 	$(BIN)/python -m bench
@@ -47,15 +54,22 @@ debian: $(BIN)/python
 	tools/try-debian.sh $(DEBIAN)
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .venv-* virtio/*.so
+	rm -rf build dist *.egg-info $(VENV) .venv-* 
+	find virtio bench -name "*.so" -delete
 
 $(BIN)/python:
 	tools/venv.sh $(PYTHON) $(VENV)
 
-$(VENV)/package: $(BIN)/python $(SOURCES)
-	$(BIN)/pip install -q -e .
+# what a build needs: then pip builds without an environment of its own, whose Cython would be another
+$(VENV)/tools: $(BIN)/python pyproject.toml
+	$(BIN)/pip install -q $$($(BIN)/python tools/requirements.py)
 	touch $@
 
-$(VENV)/dev: $(BIN)/python $(SOURCES)
-	$(BIN)/pip install -q -e '.[dev]'
-	touch $@ $(VENV)/package
+# the package: this folder's path in the environment. `build` comes first, since it shows how far it is
+$(VENV)/package: $(VENV)/tools setup.py | build
+	$(BIN)/pip install -q --no-build-isolation -e .
+	touch $@
+
+$(VENV)/dev: $(VENV)/package pyproject.toml | build
+	$(BIN)/pip install -q --no-build-isolation -e '.[dev]'
+	touch $@
