@@ -108,8 +108,8 @@ def progress() -> str:
 
 
 def _environment(simd: str) -> dict[str, str]:
-    """That of the children: a sanitizer leaves SIGSEGV alone, so that all that die so die alike."""
-    found = os.environ | {"VIRTIO_SIMD": simd}
+    """That of the children: they find the test's module; a sanitizer leaves SIGSEGV alone, so that all die alike."""
+    found = os.environ | {"VIRTIO_SIMD": simd, "PYTHONPATH": os.pathsep.join(sys.path)}
     for name in ("ASAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS"):
         found[name] = ":".join(filter(None, [found.get(name), "handle_segv=0"]))
     return found

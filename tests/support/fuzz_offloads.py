@@ -3,8 +3,8 @@ read, always a reason.
 
 Inputs are seeds of tests/corpus, mutated with knowledge of where the headers are. Each lies before a page that cannot
 be touched, or behind one, or in a heap block of just its size (which a sanitizer watches). test_fuzz_offloads.py runs
-it, and so does ``python tests/fuzz_offloads.py --seconds 60 --seed 7``. What fails is printed in the corpus' form: save
-it there.
+it, and so does ``python tests/support/fuzz_offloads.py --seconds 60 --seed 7``. What fails is printed in the corpus'
+form: save it there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from virtio.offload import inet_checksum as _checksum
 from virtio.offload import segments as _segments
 from virtio.ports.software_offload import Executor
 
-CORPUS = Path(__file__).with_name("corpus")
+CORPUS = Path(__file__).parents[1] / "corpus"
 HEADER = 24
 PAGES = 18  # 64 KiB and something
 NUMBERS = (

@@ -1,4 +1,4 @@
-"""A short run of tests/fuzz_offloads.py, in a process of its own so that a crash is a failure with its input.
+"""A short run of tests/support/fuzz_offloads.py, in a process of its own so that a crash is a failure with its input.
 
 ``VIRTIO_SEED=n`` repeats a run whose seed was printed; ``VIRTIO_FUZZ_SECONDS=n`` runs for that long.
 """
@@ -18,7 +18,7 @@ from scapy.layers.l2 import Ether
 from virtio import offload
 
 SECONDS = float(os.environ.get("VIRTIO_FUZZ_SECONDS", "0"))
-SCRIPT = Path(__file__).with_name("fuzz_offloads.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "fuzz_offloads.py"
 SANITIZED = "address" in os.environ.get("VIRTIO_SANITIZED", "")
 SEEDS = sorted(CORPUS.glob("*.hex"))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from virtio.constants import NetFeature
 from virtio.offload import GsoType, L3Kind, NetHeader, Stop, TransmitOutcome, fill_checksums, parse, prepare_transmit
 
-CORPUS = Path(__file__).with_name("corpus")
+CORPUS = Path(__file__).parents[1] / "corpus"
 HEADER = 24
 EVERY = sum(NetFeature) & ~(NetFeature.OUT_NET_HEADER | NetFeature.IPSEC) | 1 << 32
 HEADS = 180  # bytes in which the headers of each kind are

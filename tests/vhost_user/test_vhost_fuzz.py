@@ -1,4 +1,4 @@
-"""A short run of tests/fuzz_vhost.py, in a process of its own so that a crash is a failure with its sequence.
+"""A short run of tests/support/fuzz_vhost.py, in a process of its own so that a crash is a failure with its sequence.
 
 ``VIRTIO_SEED=n`` repeats a run whose seed was printed; ``VIRTIO_FUZZ_SECONDS=n`` runs for that long.
 """
@@ -16,7 +16,7 @@ from test_vhost_user import Upper
 from virtio.vhost_user import Server
 
 SECONDS = float(os.environ.get("VIRTIO_FUZZ_SECONDS", "0"))
-SCRIPT = Path(__file__).with_name("fuzz_vhost.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "fuzz_vhost.py"
 
 
 def fuzz(*arguments: str, seed: str | None = None) -> tuple[int, str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from qemuguest import Qemu, block
 
+PROGRAM = Path(__file__).parents[1] / "support" / "blkdevice.py"
 SIZE = 4 << 20
 DELAY = 0.002  # seconds that a request takes
 LIMIT = 160  # seconds, above those of a guest
@@ -29,7 +30,7 @@ class Backend:
     """The process that serves a file at a socket."""
 
     def __init__(self, path: Path, disk: Path) -> None:
-        words = [sys.executable, str(Path(__file__).with_name("blkdevice.py")), str(path), str(disk), str(DELAY)]
+        words = [sys.executable, str(PROGRAM), str(path), str(disk), str(DELAY)]
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.again = 0  # chains of the backend before it, or some of them
         assert self.line() == "here"

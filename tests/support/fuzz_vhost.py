@@ -5,8 +5,9 @@ garbage; files cut short; bells filled and set blocking; ends at any place. Two 
 worker and one at the other end of its cable, exchange frames after each sequence, the next frontend is served, and no
 descriptor stays open.
 
-test_vhost_fuzz.py runs it, and so does ``python tests/fuzz_vhost.py --seconds 60 --seed 7``. What fails prints its seed
-and number: ``--seed 7 --only 123`` repeats it (threads may make it differ), and what was done is printed with it.
+test_vhost_fuzz.py runs it, and so does ``python tests/support/fuzz_vhost.py --seconds 60 --seed 7``. What fails prints
+its seed and number: ``--seed 7 --only 123`` repeats it (threads may make it differ), and what was done is printed with
+it.
 """
 
 from __future__ import annotations
