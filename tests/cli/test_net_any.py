@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from netcommand import count, frames, joined, ready, started, stopped, until
+from captures import frames_in
+from netcommand import PATIENCE, count, frames, joined, ready, started, stopped
 from netns import Namespace
-from spaces import need_namespaces
-from test_splice import frames_of
+from spaces import namespaces
 from vhost_frontend import Frontend
+from waiting import wait_for
 
 from virtio.cli.endpoints import Joined, parse
 from virtio.net.ports import PcapWriter
@@ -25,19 +24,6 @@ from virtio.vhost_user.message import Request
 
 SOL_PACKET, PACKET_VNET_HDR, ETH_P_ALL = 263, 15, 3
 GSO_TCPV4, NEEDS_CSUM = 1, 1
-
-
-@contextmanager
-def spaces(count: int) -> Iterator[list[Namespace]]:
-    need_namespaces()
-    made: list[Namespace] = []
-    try:
-        for _ in range(count):
-            made.append(Namespace())
-        yield made
-    finally:
-        for space in made:
-            space.close()
 
 
 def up(space: Namespace, *names: str) -> None:
@@ -109,24 +95,24 @@ def test_any_two_kinds_are_joined(one: str, other: str, tmp_path: Path, capture:
         for i in (0, 1):
             here, there = (first, second) if i == 0 else (second, first)
             count = giving.get(texts[i], 0)
-            until(lambda here=here, count=count: net.statistics()[here]["tx0"]["frames"] >= count)  # type: ignore[misc]
-            until(lambda there=there, count=count: net.statistics()[there]["rx0"]["frames"] >= count)  # type: ignore[misc]
+            wait_for(lambda here=here, count=count: net.statistics()[here]["tx0"]["frames"] >= count, PATIENCE)  # type: ignore[misc]
+            wait_for(lambda there=there, count=count: net.statistics()[there]["rx0"]["frames"] >= count, PATIENCE)  # type: ignore[misc]
             if texts[1 - i] == "loopback" and count:
-                until(lambda here=here, count=count: net.statistics()[here]["rx0"]["frames"] == count)  # type: ignore[misc]
+                wait_for(lambda here=here, count=count: net.statistics()[here]["rx0"]["frames"] == count, PATIENCE)  # type: ignore[misc]
     if "pcap:{}" in (one, other) and giving:
-        assert len(frames_of(tmp_path / "to.pcap")) == sum(giving.values())
+        assert len(frames_in(tmp_path / "to.pcap")) == sum(giving.values())
 
 
 def test_a_generator_into_a_file_and_back(tmp_path: Path) -> None:
     path = tmp_path / "x.pcap"
     generator, pcap, replay = "gen:size=64,count=1000", f"pcap:{path}", f"replay:{path},loops=3"
     with joined(tmp_path, generator, pcap) as (process, status):
-        until(lambda: frames(status, pcap) == 1000)
+        wait_for(lambda: frames(status, pcap) == 1000, PATIENCE)
         assert frames(status, generator, "tx0") == 1000
         assert stopped(process)[pcap]["port"]["send_packets"] == 1000
-    assert {len(frame) for frame in frames_of(path)} == {64}
+    assert {len(frame) for frame in frames_in(path)} == {64}
     with joined(tmp_path, replay, "sink") as (process, status):
-        until(lambda: frames(status, "sink") == 3000)
+        wait_for(lambda: frames(status, "sink") == 3000, PATIENCE)
         port = stopped(process)["sink"]["port"]
         assert (port["repeated"], port["corrupt"], port["missing"], port["foreign"]) == (2000, 0, 0, 0)
 
@@ -134,7 +120,7 @@ def test_a_generator_into_a_file_and_back(tmp_path: Path) -> None:
 def test_a_generator_verifies_what_a_loopback_gives_back(tmp_path: Path) -> None:
     text = "gen:kind=tcp,size=30000,gso-size=1448,count=300"
     with joined(tmp_path, "loopback", text, "--poll") as (process, status):
-        until(lambda: frames(status, text) == 300)
+        wait_for(lambda: frames(status, text) == 300, PATIENCE)
         port = stopped(process)[text]["port"]
     assert port["send_bytes"] > 30000 * 300  # it was cut
     assert not any(port[name] for name in ("missing", "late", "repeated", "corrupt", "bad_checksum", "foreign"))
@@ -142,11 +128,11 @@ def test_a_generator_verifies_what_a_loopback_gives_back(tmp_path: Path) -> None
 
 def test_both_ends_have_as_many_queues_as_one_asks_for(tmp_path: Path) -> None:
     with joined(tmp_path, "gen:count=10,queues=3", "sink", "--workers", "2") as (_, status):
-        until(lambda: all(frames(status, "sink", f"rx{i}") == 10 for i in range(3)))
+        wait_for(lambda: all(frames(status, "sink", f"rx{i}") == 10 for i in range(3)), PATIENCE)
     with joined(tmp_path, "sink,queues=200", "gen:count=10,queues=2") as (_, status):  # those that both have
-        until(lambda: frames(status, "sink,queues=200", "rx1") == 10)
+        wait_for(lambda: frames(status, "sink,queues=200", "rx1") == 10, PATIENCE)
     with joined(tmp_path, "null", "gen:count=10,queues=2") as (_, status):
-        until(lambda: frames(status, "null", "rx1") == 10)
+        wait_for(lambda: frames(status, "null", "rx1") == 10, PATIENCE)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,15 +163,18 @@ def test_a_large_frame_of_a_tap_is_written_as_a_guests_would_be(tmp_path: Path) 
     header = struct.pack("<BBHHHH", NEEDS_CSUM, GSO_TCPV4, 54, 1448, 34, 16)
     wanted = Executor().execute([(NetHeader.from_bytes(header, 10), bytes(half))])
     path = tmp_path / "x.pcap"
-    with spaces(1) as (space,), joined(tmp_path, "tap:a", f"pcap:{path}", before=space.command()) as (process, status):
+    with (
+        namespaces(1, Namespace) as (space,),
+        joined(tmp_path, "tap:a", f"pcap:{path}", before=space.command()) as (process, status),
+    ):
         up(space, "a")
         with wire(space, "a") as sock:
             sock.send(header + half)
             sock.send(bytes(10) + plain(1))
-            until(lambda: frames(status, f"pcap:{path}") == 2)
+            wait_for(lambda: frames(status, f"pcap:{path}") == 2, PATIENCE)
         figures = stopped(process)
     assert figures[f"pcap:{path}"]["rx0"]["executed"]["segments"] == len(wanted) == 18
-    assert frames_of(path) == [*(bytes(made) for _, made in wanted), plain(1)]
+    assert frames_in(path) == [*(bytes(made) for _, made in wanted), plain(1)]
 
 
 def pseudo(frame: bytes | bytearray) -> int:
@@ -196,7 +185,10 @@ def pseudo(frame: bytes | bytearray) -> int:
 
 @pytest.mark.parametrize("text", ["replay:{},speed=1,loops=none", "gen:size=100,rate=1000"])
 def test_a_file_or_a_generator_into_a_tap(text: str, tmp_path: Path, capture: Path) -> None:
-    with spaces(1) as (space,), started("tap:a", text.format(capture), "--json", before=space.command()) as process:
+    with (
+        namespaces(1, Namespace) as (space,),
+        started("tap:a", text.format(capture), "--json", before=space.command()) as process,
+    ):
         ready(process)
         up(space, "a")
         with wire(space, "a") as sock:
@@ -209,7 +201,10 @@ def test_a_file_or_a_generator_into_a_tap(text: str, tmp_path: Path, capture: Pa
 
 
 def test_a_tap_before_a_loopback_sees_its_own(tmp_path: Path) -> None:
-    with spaces(1) as (space,), joined(tmp_path, "tap:a", "loopback", before=space.command()) as (process, _):
+    with (
+        namespaces(1, Namespace) as (space,),
+        joined(tmp_path, "tap:a", "loopback", before=space.command()) as (process, _),
+    ):
         up(space, "a")
         with wire(space, "a") as sock:
             for i in range(100):
@@ -224,7 +219,7 @@ def test_two_taps_are_a_cable(more: tuple[str, ...], tmp_path: Path) -> None:
     """A TCP stream of the kernel passes whole, uncut, in both directions, and is counted."""
     data = b"".join(struct.pack(">I", i) for i in range(1 << 20))
     with (
-        spaces(2) as (left, right),
+        namespaces(2, Namespace) as (left, right),
         joined(tmp_path, "tap:a", "tap:b,queues=1", *more, before=left.command()) as (process, status),
     ):
         left.ip("link", "set", "dev", "b", "netns", right.name)
@@ -241,7 +236,7 @@ def test_two_taps_are_a_cable(more: tuple[str, ...], tmp_path: Path) -> None:
                     exchange(sock, other, data)
                     exchange(other, sock, data)
             for text, queue in itertools.product(("tap:a", "tap:b,queues=1"), ("rx0", "tx0")):
-                until(lambda text=text, queue=queue: count(status, text, queue, "bytes") > len(data))  # type: ignore[misc]
+                wait_for(lambda text=text, queue=queue: count(status, text, queue, "bytes") > len(data), PATIENCE)  # type: ignore[misc]
             figures: dict[str, Any] = status.read()["endpoints"]
         assert figures["tap:a"]["tx0"]["frames"] < len(data) / 1500  # large ones are not cut
         assert left.counters()["Tcp.InCsumErrors"] == right.counters()["Tcp.InCsumErrors"] == 0

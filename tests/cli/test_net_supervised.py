@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from netcommand import COMMAND, PATIENCE, frames, joined, ready, started, stopped, until
+from netcommand import COMMAND, PATIENCE, frames, joined, ready, started, stopped
 from vhost_frontend import GPA, Frontend, layout_of
 from vhost_guest import Guest
+from waiting import wait_for
 
 from virtio import Feature
 from virtio.cli.status import Status
@@ -212,7 +213,7 @@ def test_without_a_place_for_the_status_socket_it_goes_on(tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_ends_under_traffic(number: int, more: tuple[str, ...], tmp_path: Path) -> None:
     with joined(tmp_path, "gen:kind=tcp,size=9000", "loopback", *more) as (process, status):
-        until(lambda: frames(status, "loopback") > 1000)
+        wait_for(lambda: frames(status, "loopback") > 1000, PATIENCE)
         process.send_signal(number)
         out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (0, "")
@@ -231,7 +232,7 @@ def test_it_ends_with_a_guest_that_sends(tmp_path: Path) -> None:
             driver.enqueue([(GPA + 0x100000, 12 + 60)], (), cookie=i)
         driver.notify()
         frontend.kick(1)
-        until(lambda: frames(status, f"vhost-user:{path}", "tx0") > 0)
+        wait_for(lambda: frames(status, f"vhost-user:{path}", "tx0") > 0, PATIENCE)
         assert stopped(process)[f"vhost-user:{path}"]["tx0"]["frames"] > 0
         with pytest.raises(EOFError):
             frontend.answer()
@@ -263,7 +264,7 @@ def test_it_ends_although_a_pipes_reader_reads_nothing(tmp_path: Path) -> None:
         reader = os.open(pipe, os.O_RDONLY)
         ready(process)
         # the pipe is full: the worker waits in it, within a burst
-        until(lambda: int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), "little") > 60000)
+        wait_for(lambda: int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), "little") > 60000, PATIENCE)
         figures = stopped(process)
         assert figures["gen:size=1000"]["tx0"]["frames"] >= 0
         os.close(reader)
@@ -278,7 +279,7 @@ def test_it_ends_with_a_guest_although_a_pipes_reader_reads_nothing(tmp_path: Pa
         fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
         ready(process)
         with Guest(path) as guest:
-            until(lambda: not guest.send(bytes(1400)))  # nothing is taken any more
+            wait_for(lambda: not guest.send(bytes(1400)), PATIENCE)  # nothing is taken any more
             assert f"vhost-user:{path}" in stopped(process)
         os.close(reader)
 
@@ -287,7 +288,7 @@ def test_it_ends_while_it_waits_for_a_pipes_reader(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     with started("gen", f"pcap:{pipe}") as process:
-        until(lambda: opens_to_write(process.pid))
+        wait_for(lambda: opens_to_write(process.pid), PATIENCE)
         process.terminate()
         assert process.communicate(timeout=PATIENCE) == ("", "")
         assert process.returncode == 0

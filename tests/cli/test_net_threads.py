@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from netcommand import cpu_ticks, frames, joined, tick, until
+from netcommand import PATIENCE, cpu_ticks, frames, joined, tick
 from vhost_frontend import GPA, Frontend, layout_of
+from waiting import wait_for
 
 from virtio import Feature
 
@@ -34,7 +35,7 @@ def cpus() -> list[int]:
 def test_workers_are_pinned_in_turn(tmp_path: Path, cpus: list[int]) -> None:
     text = f"{cpus[1]},{cpus[0]}"
     with joined(tmp_path, "gen:queues=3,rate=100", "sink", "--cpus", text, "--workers", "3") as (process, _):
-        until(lambda: len(pinned(process)) == 3)
+        wait_for(lambda: len(pinned(process)) == 3, PATIENCE)
         # dealt out in turn
         assert sorted(cpu for one in pinned(process) for cpu in one) == sorted([cpus[0], cpus[1], cpus[1]])
 
@@ -46,12 +47,12 @@ def test_a_range_of_cpus(tmp_path: Path, cpus: list[int]) -> None:
         process,
         _,
     ):
-        until(lambda: sorted(map(tuple, pinned(process))) == [(cpus[0],), (cpus[1],)])
+        wait_for(lambda: sorted(map(tuple, pinned(process))) == [(cpus[0],), (cpus[1],)], PATIENCE)
 
 
 def test_no_more_workers_than_queue_pairs(tmp_path: Path, cpus: list[int]) -> None:
     with joined(tmp_path, "null", "sink", "--workers", "9", "--cpus", str(cpus[0])) as (process, status):
-        until(lambda: len(pinned(process)) == 1)
+        wait_for(lambda: len(pinned(process)) == 1, PATIENCE)
         status.read()
         assert len(pinned(process)) == 1
 
@@ -65,7 +66,7 @@ def test_polling_is_busy_and_adaptive_is_not(tmp_path: Path) -> None:
             before = cpu_ticks(process.pid)
             enough = sum(before.values()) + 1 / tick()  # a second's worth
             if mode:
-                until(lambda enough=enough: sum(cpu_ticks(process.pid).values()) > enough)  # type: ignore[misc]
+                wait_for(lambda enough=enough: sum(cpu_ticks(process.pid).values()) > enough, PATIENCE)  # type: ignore[misc]
             else:
                 time.sleep(2)
             after = cpu_ticks(process.pid)
@@ -98,7 +99,7 @@ def test_an_idle_guest_takes_less_than_a_percent_of_a_cpu(other: str, tmp_path: 
         driver.enqueue([(GPA + 0x100000, 12 + 60)], (), cookie=0)
         driver.notify()
         frontend.kick(1)
-        until(lambda: frames(status, f"vhost-user:{path}", "tx0") == 1)
+        wait_for(lambda: frames(status, f"vhost-user:{path}", "tx0") == 1, PATIENCE)
         before, since = sum(cpu_ticks(it.pid).values()), time.monotonic()
         time.sleep(5)
         used = (sum(cpu_ticks(it.pid).values()) - before) * tick()
@@ -107,7 +108,7 @@ def test_an_idle_guest_takes_less_than_a_percent_of_a_cpu(other: str, tmp_path: 
 
 def test_an_idle_cable_of_ports_sleeps(tmp_path: Path) -> None:
     with joined(tmp_path, "gen:count=100", "loopback") as (process, status):
-        until(lambda: frames(status, "gen:count=100") == 100)
+        wait_for(lambda: frames(status, "gen:count=100") == 100, PATIENCE)
         before, since = sum(cpu_ticks(process.pid).values()), time.monotonic()
         time.sleep(3)
         assert (sum(cpu_ticks(process.pid).values()) - before) * tick() < 0.01 * (time.monotonic() - since)

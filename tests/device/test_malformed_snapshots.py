@@ -10,9 +10,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from formats import FORMATS
 from nic import ALL, PACKED, RawNic, attach
-from test_net_device import NONE
-from undone import payload
+from undone import NONE, payload
 from virtio_device import MODERN, Echo, Guest, Later
 
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout
@@ -113,7 +113,6 @@ def pair(packed: bool, more: int) -> tuple[DriverQueue, DeviceQueue, GuestMemory
 
 
 RINGS = pytest.mark.parametrize("more", [0, Feature.IN_ORDER], ids=["any order", "in order"])
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
 
 def in_flight(packed: bool, more: int) -> tuple[DriverQueue, DeviceQueue, GuestMemory]:

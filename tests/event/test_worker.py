@@ -5,25 +5,18 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
+from waiting import wait_for
 
 from virtio.event.worker import Task, Worker
 
 pytestmark = pytest.mark.threads
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not come about"
-        time.sleep(0.001)
-
-
 def test_an_idle_worker_sleeps() -> None:
     with Worker(spin_us=0) as worker:
-        until(lambda: worker.sleeps == 1)
+        wait_for(lambda: worker.sleeps == 1)
         rounds = worker.rounds
         time.sleep(0.05)
         assert worker.rounds == rounds
@@ -33,7 +26,7 @@ def test_an_idle_worker_sleeps() -> None:
 
 def test_a_busy_worker_does_not_sleep() -> None:
     with Worker(mode="busy") as worker:
-        until(lambda: worker.rounds > 100_000)
+        wait_for(lambda: worker.rounds > 100_000)
         assert worker.sleeps == 0
 
 
@@ -76,7 +69,7 @@ def test_it_runs_where_it_is_told() -> None:
     cpu = max(os.sched_getaffinity(0))
     before = set(os.listdir("/proc/self/task"))
     with Worker(cpu=cpu) as worker:
-        until(lambda: worker.sleeps > 0)
+        wait_for(lambda: worker.sleeps > 0)
         (thread,) = set(os.listdir("/proc/self/task")) - before
         assert os.sched_getaffinity(int(thread)) == {cpu}
 

@@ -7,39 +7,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-from testpmd import Testpmd
+from testpmd import LARGE, MODES, TWO_CPUS, Testpmd
+from waiting import wait_for
 
 from virtio.event.worker import Worker
 from virtio.net import Cable, Generator, Loopback, NetDevice
 from virtio.vhost_user import Server
 
-pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="testpmd and we poll: needs two CPUs")
-
-MODES = {
-    "split": "mrg_rxbuf=1,in_order=0",
-    "split-unmerged": "mrg_rxbuf=0,in_order=0",
-    "split-in-order": "mrg_rxbuf=1,in_order=1",
-    "split-in-order-unmerged": "mrg_rxbuf=0,in_order=1",
-    "split-vectorised": "mrg_rxbuf=0,in_order=0,vectorized=1",
-    "packed": "packed_vq=1,mrg_rxbuf=1,in_order=0",
-    "packed-unmerged": "packed_vq=1,mrg_rxbuf=0,in_order=0",
-    "packed-in-order": "packed_vq=1,mrg_rxbuf=1,in_order=1",
-    "packed-vectorised": "packed_vq=1,mrg_rxbuf=0,in_order=1,vectorized=1",
-}
-LARGE = ("--max-pkt-len=9100", "--mbuf-size=2176", "--enable-scatter", "--tx-offloads=0x8000")  # MULTI_SEGS
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)
+pytestmark = TWO_CPUS
 
 
 def all_come_back(tmp_path: Path, vdev: str, size: int, count: int, queues: int = 1, **more: Any) -> None:
@@ -56,7 +36,7 @@ def all_come_back(tmp_path: Path, vdev: str, size: int, count: int, queues: int 
             testpmd.forward()
             for worker in workers:  # not before: testpmd sets its port up more than once
                 stack.enter_context(worker)
-            wait_for(lambda: source.statistics()["send_packets"] == count * queues or device.reason)
+            wait_for(lambda: source.statistics()["send_packets"] == count * queues or device.reason, 30)
             assert (device.reason, list(device.refused), server.error) == (None, [], None)
             counters = testpmd.stop()
             assert counters["RX-packets"] == counters["TX-packets"] == count * queues
@@ -107,7 +87,7 @@ def test_soak(tmp_path: Path) -> None:
             for source in sources:
                 source.stop()
             for source in sources:
-                wait_for(lambda now=source.statistics: now()["send_packets"] == now()["receive_packets"])  # type: ignore[misc]
+                wait_for(lambda now=source.statistics: now()["send_packets"] == now()["receive_packets"], 30)  # type: ignore[misc]
             testpmd.stop()
         for source, device, server in zip(sources, devices, servers, strict=True):
             assert (device.reason, list(device.refused), server.error) == (None, [], None)
@@ -124,11 +104,11 @@ def test_ports_stop_and_start_and_frontends_come_and_go(mode: str, tmp_path: Pat
                 for _ in range(3):
                     before = device.statistics().get("tx0", {}).get("frames", 0)
                     testpmd.ask("start tx_first 4", "packets/burst")
-                    wait_for(lambda n=before: device.statistics()["tx0"]["frames"] > n + 1000)  # type: ignore[misc]
+                    wait_for(lambda n=before: device.statistics()["tx0"]["frames"] > n + 1000, 30)  # type: ignore[misc]
                     testpmd.stop()
                     testpmd.ask("port stop 0", "Done")
                     testpmd.ask("port start 0", "Done")
-            wait_for(lambda: not server.connected)
+            wait_for(lambda: not server.connected, 30)
         assert server.error is None
         assert not device.refused
 
@@ -143,7 +123,7 @@ def test_the_backend_comes_again(mode: str, tmp_path: Path) -> None:
     with Testpmd(path, f"server=1,{MODES[mode]}") as testpmd:
         try:
             testpmd.ask("start tx_first 4", "packets/burst")
-            wait_for(lambda: first.live and first.statistics()["tx0"]["frames"] > 1000)
+            wait_for(lambda: first.live and first.statistics()["tx0"]["frames"] > 1000, 30)
         finally:
             server.close()
             first.close()
@@ -151,7 +131,7 @@ def test_the_backend_comes_again(mode: str, tmp_path: Path) -> None:
             wait_for(lambda: second.live, 30)
             testpmd.stop()
             testpmd.ask("start tx_first 4", "packets/burst")
-            wait_for(lambda: second.statistics()["tx0"]["frames"] > 1000)
+            wait_for(lambda: second.statistics()["tx0"]["frames"] > 1000, 30)
             assert again.error is None
 
 
@@ -169,7 +149,7 @@ def test_two_guests_on_a_cable(tmp_path: Path) -> None:
         testpmd.say("set burst tx delay 5 retry 1000000")
         testpmd.ask("set fwd io retry", "forwarding mode")
         testpmd.ask("start tx_first 2", "packets/burst")
-        wait_for(lambda: min(d.statistics()["rx0"]["frames"] for d in (a, b)) > 100_000)
+        wait_for(lambda: min(d.statistics()["rx0"]["frames"] for d in (a, b)) > 100_000, 30)
         testpmd.stop()
         figures = [d.statistics() for d in (a, b)]
         for one, other in (figures, figures[::-1]):

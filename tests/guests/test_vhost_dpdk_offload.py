@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_vhost_dpdk
 from frames import IP, TCP, UDP, Ether, IPv6, Packet, Raw
-from test_vhost_dpdk import LARGE, MODES, wait_for
-from testpmd import Testpmd
+from testpmd import LARGE, MODES, TWO_CPUS, Testpmd
+from waiting import wait_for
 
 from virtio import offload
 from virtio.constants import NetHeaderFlag
@@ -24,7 +23,7 @@ from virtio.net.ports import CallPort
 from virtio.offload import NetHeader
 from virtio.vhost_user import Server
 
-pytestmark = test_vhost_dpdk.pytestmark
+pytestmark = TWO_CPUS
 ALL = 0x1FF  # every VIRTIO_OFFLOAD_*: the port takes frames as they are
 SEGMENT = 1000  # bytes of payload
 COUNT = 60  # frames of a kind
@@ -75,7 +74,7 @@ def through_testpmd(path: Path, mode: str, sent: list[Packet], offloads: int, cu
         testpmd.ask("port start 0", "Done")
         testpmd.forward("csum")
         echo.open.set()
-        wait_for(lambda: device.statistics()["tx0"]["frames"] >= len(sent) or device.reason)
+        wait_for(lambda: device.statistics()["tx0"]["frames"] >= len(sent) or device.reason, 30)
         testpmd.stop()
         assert (device.reason, list(device.refused), server.error) == (None, [], None)
         figures = device.statistics()["tx0"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from blkdevice import Blk
 from qemuguest import Qemu, block
-from test_vhost_user import wait_for
+from waiting import wait_for
 
 from virtio import Chain, DeviceQueue
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server

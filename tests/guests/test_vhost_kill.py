@@ -15,6 +15,7 @@ from guestwire import PINGS, V4_HOST, exchanges, hashes, job
 from qemuguest import Qemu
 from spaces import namespaces
 from umlguest import Uml
+from waiting import wait_for
 
 from virtio.vhost_user.listener import somebody_listens
 
@@ -40,14 +41,6 @@ def apart(tmp_path: Path) -> Iterator[tuple[str, Host, Start]]:
             return made
 
         yield path, Host(space, stack, 48 << 20), start
-
-
-def wait_for_socket(path: str) -> None:
-    """Wait until a backend listens: user-mode Linux tries once."""
-    end = time.monotonic() + 60
-    while not (Path(path).exists() and somebody_listens(path)):
-        assert time.monotonic() < end, "no backend"
-        time.sleep(0.01)
 
 
 def kill_amid(guest: GuestProcess, host: Host, backend: subprocess.Popen[bytes]) -> None:
@@ -77,7 +70,7 @@ def test_user_mode_linux_loses_its_device_and_a_new_guest_is_served(tmp_path: Pa
     gone = [f"both 4 {V4_HOST} &", "while [ -e /sys/class/net/eth0 ]; do sleep 0.1; done", "echo GONE"]
     with apart(tmp_path) as (path, host, start):
         first = start()
-        wait_for_socket(path)
+        wait_for(lambda: Path(path).exists() and somebody_listens(path), 60, "no backend")  # user-mode Linux tries once
         with Uml(path, job(*gone), tmp_path) as guest:
             kill_amid(guest, host, first)
             second = start()

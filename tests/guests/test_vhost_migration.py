@@ -9,8 +9,7 @@ from __future__ import annotations
 import mmap
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from guesthost import Host
 from guestwire import V4, V4_HOST, exchanges, hashes, job
 from qemuguest import MAC, Qemu
 from spaces import MACS, namespaces
+from waiting import wait_for
 
 from virtio import Feature
 from virtio.net import Namespace, NetDevice
@@ -40,13 +40,6 @@ class Road:
         self.device = stack.enter_context(NetDevice(self.tap, worker="own", mtu=1500))
         self.path = str(folder / name)
         self.server = stack.enter_context(Server(self.device, self.path))
-
-
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -95,20 +88,20 @@ def test_a_guest_moves_while_its_streams_run(options: str, announced: str, tmp_p
         waits = ("-S", "-incoming", moves)
         target = stack.enter_context(Qemu(there.path, work, tmp_path, device=options, more=waits))
 
-        wait_for(lambda: host.back >= STREAMED, "nothing streams")
+        wait_for(lambda: host.back >= STREAMED, 60, "nothing streams")
         before = host.back
         source.command("migrate-set-parameters", **{"downtime-limit": 1, "max-bandwidth": FIRST})
         source.command("migrate", uri=moves)
-        wait_for(lambda: progress(source)[1] >= 2, "the memory was not sent once")
+        wait_for(lambda: progress(source)[1] >= 2, 60, "the memory was not sent once")
         source.command("migrate-set-parameters", **{"max-bandwidth": HOLD})
         host.orders.put(None)
-        wait_for(lambda: host.arrived == 1, "nothing came in migration")
-        wait_for(lambda: host.back >= before + STREAMED, "nothing streams in migration")
-        wait_for(here.device.memory.dirty_pages, "nothing was logged")
+        wait_for(lambda: host.arrived == 1, 60, "nothing came in migration")
+        wait_for(lambda: host.back >= before + STREAMED, 60, "nothing streams in migration")
+        wait_for(here.device.memory.dirty_pages, 60, "nothing was logged")
         packed = [here.device.negotiated & Feature.RING_PACKED]
         assert progress(source)[0] == "active"
         source.command("migrate-set-parameters", **{"downtime-limit": 60000, "max-bandwidth": LAST})
-        wait_for(lambda: progress(source)[0] == "completed", "it did not end")
+        wait_for(lambda: progress(source)[0] == "completed", 60, "it did not end")
         assert different(source.memory, target.memory) == []
 
         target.command("cont")
@@ -121,7 +114,7 @@ def test_a_guest_moves_while_its_streams_run(options: str, announced: str, tmp_p
         assert space.popen(route, stderr=subprocess.PIPE).wait() == 0
         after = host.back
         host.orders.put(None)
-        wait_for(lambda: host.back >= after + STREAMED, "nothing streams afterwards")
+        wait_for(lambda: host.back >= after + STREAMED, 60, "nothing streams afterwards")
         packed.append(there.device.negotiated & Feature.RING_PACKED)
         host.enough.set()
         said = source.said() + target.finish()

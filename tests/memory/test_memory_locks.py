@@ -8,9 +8,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 import pytest
+from formats import FORMATS
+from netdev import attached
 from nic import ALL, PACKED, attach
-from test_net_stop import running, vtnet_of
-from test_vhost_user import wait_for
+from repetition import repeating
+from waiting import wait_for
 
 from virtio import GuestMemory
 from virtio.net import CallPort, Loopback, NetDevice
@@ -28,7 +30,7 @@ CHANGES: list[Callable[[GuestMemory], None]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=["regions", "log"])
-@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@FORMATS
 def test_no_receive_queue_is_held_while_a_sender_is_waited_for(
     packed: bool, change: Callable[[GuestMemory], None]
 ) -> None:
@@ -62,9 +64,9 @@ def test_no_receive_queue_is_held_while_a_sender_is_waited_for(
 
 def test_memory_changes_under_a_loopback_and_a_pump() -> None:
     with NetDevice(Loopback(), worker="busy") as device:
-        nic = vtnet_of(device)
+        nic = attached(device)
         port = Loopback()
-        with Pump(nic, port, mode="busy"), running(lambda: nic.memory.replace(nic.memory.regions)):
+        with Pump(nic, port, mode="busy"), repeating(lambda: nic.memory.replace(nic.memory.regions)):
             for count in (1000, 2000, 3000):
                 nic.transmit([bytes(60)] * 64)
                 wait_for(lambda count=count: port.statistics()["send_packets"] > count)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from formats import FORMATS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nic import ALL, PACKED, RawNic, attach
 from rawring import BASE, DATA, INDIRECT, SIZE, TABLE, WRITE, RawRing
-from test_hostile_driver import CASES
-from undone import payload, undone
+from ring_faults import CASES
+from undone import NONE, payload, undone
 
 from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
@@ -26,8 +27,6 @@ from virtio.offload import NetHeader
 from virtio.ports.cable import Cable
 
 F = NetFeature
-NONE = NetHeader()
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 QUEUES = pytest.mark.parametrize("index", [0, 1], ids=["receive", "transmit"])
 
 

@@ -6,10 +6,11 @@ import struct
 from typing import Any
 
 import pytest
+from formats import FORMATS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nic import ALL, PACKED, RawNic, attach
-from undone import payload, undone
+from undone import NONE, payload, undone
 
 from bench.kernels.devicebench import ScriptPort
 from virtio.constants import NetFeature
@@ -18,13 +19,11 @@ from virtio.net.device import NetDevice
 from virtio.offload import NetHeader
 
 F = NetFeature
-NONE = NetHeader()
 RX, MAC, VLAN, ANNOUNCE, MQ, OFFLOADS = range(6)
 OK, ERR = 0, 1
 OWN, OTHER = bytes.fromhex("0200000000aa"), bytes.fromhex("0200000000ab")
 MULTI, MULTI2 = bytes.fromhex("01005e000001"), bytes.fromhex("333300000001")
 BROAD = b"\xff" * 6
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
 
 def machine(

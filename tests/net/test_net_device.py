@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from formats import FORMATS
+from net_machine import GUEST, both_ways, machine
 from nic import ALL, PACKED, RawNic, attach
-from undone import payload
+from undone import NONE, payload
 
 from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
@@ -15,35 +17,9 @@ from virtio.errors import ConfigError
 from virtio.event.notifier import Bell
 from virtio.net.device import NetDevice
 from virtio.netdev.receive import NetReceive
-from virtio.offload import NetHeader
 from virtio.ports.port import Port
 
 F = NetFeature
-NONE = NetHeader()
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-GUEST = F.GUEST_CSUM | F.GUEST_TSO4 | F.GUEST_TSO6 | F.GUEST_ECN | F.GUEST_UFO | F.GUEST_USO4 | F.GUEST_USO6
-
-
-def machine(
-    *, packed: bool = False, without: int = 0, legacy: bool = False, offloads: int = 0x1FF, **options: Any
-) -> tuple[NetDevice, RawNic, ScriptPort]:
-    port = ScriptPort(offloads=offloads, queues=options.get("queue_pairs", 1))
-    device = NetDevice(port, **options)
-    wanted = ALL & ~PACKED & ~int(without) | (PACKED if packed else 0)
-    return device, attach(device, wanted, legacy=legacy), port
-
-
-def both_ways(nic: RawNic, port: ScriptPort, pair: int = 0, size: int = 60) -> bool:
-    """Whether a frame passes in each direction."""
-    data = payload(size)
-    nic.post(1, pair=pair)
-    nic.send([(NONE, data)], pair=pair)
-    port.give([(NONE, data)], queue=pair)
-    nic.device.poll()
-    sent = port.take(pair)
-    received = nic.receive(pair=pair)
-    nic.reap(pair=pair)
-    return sent == [(NONE, data)] and [frame for _, frame in received] == [data]
 
 
 # ---- configuration ----

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from net_machine import both_ways
 from nic import ALL, attach
-from test_net_device import F, both_ways
 from undone import ufo, undone
 
 from bench.kernels.devicebench import ScriptPort
 from virtio.constants import Feature
+from virtio.constants import NetFeature as F
 from virtio.errors import NegotiationError
 from virtio.features import LEGACY_BITS, closed
 from virtio.net.device import NetDevice

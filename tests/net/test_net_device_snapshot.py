@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 import pytest
+from formats import FORMATS
+from net_machine import machine
 from nic import RawNic
-from test_net_device import FORMATS, NONE, machine
-from test_net_device_workers import until
-from undone import payload, undone
+from undone import NONE, payload, undone
+from waiting import wait_for
 
 from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
@@ -87,7 +88,7 @@ def test_a_device_takes_a_snapshot_and_goes_on() -> None:
         nic.send([(NONE, payload(60))] * 10)
         state = device.snapshot()
         assert state["queues"][1]["state"]["outstanding"] == []
-        until(lambda: nic.ring(1).nused == 10)
+        wait_for(lambda: nic.ring(1).nused == 10, 20)
         nic.reap()
     assert len(port.take()) == 200
     device.close()

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+from formats import FORMATS
+from net_machine import machine
 from nic import ALL, PACKED, attach
-from test_net_device import FORMATS, NONE, machine
-from undone import payload, undone
+from undone import NONE, payload, undone
+from waiting import wait_for
 
 from bench.kernels.devicebench import ScriptPort
 from virtio.constants import Feature
 from virtio.event.notifier import Bell
 from virtio.event.worker import Worker
 from virtio.net.device import NetDevice
-
-
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it takes too long"
-        time.sleep(0.001)
 
 
 @pytest.mark.threads
@@ -46,7 +40,7 @@ def test_workers(packed: bool, kind: str) -> None:
         for _ in range(5):
             for pair in range(2):
                 nic.send([(NONE, payload(60))] * 50, pair=pair)
-                until(lambda pair=pair: nic.ring(2 * pair + 1).nused == 50)  # type: ignore[misc]
+                wait_for(lambda pair=pair: nic.ring(2 * pair + 1).nused == 50, 20)  # type: ignore[misc]
                 nic.reap(pair=pair)
         figures = device.statistics()
         assert (figures["tx0"]["frames"], figures["tx1"]["frames"]) == (250, 250)
@@ -70,7 +64,7 @@ def test_a_worker_receives_when_the_guest_gives_buffers() -> None:
     try:
         for _ in range(10):
             nic.post(4)
-            until(lambda: nic.ring(0).nused == 4)
+            wait_for(lambda: nic.ring(0).nused == 4, 20)
             got += [frame for _, frame in nic.receive()]
     finally:
         device.close()
@@ -91,10 +85,10 @@ def test_a_worker_goes_on_when_a_full_port_has_room() -> None:
     device, nic, port = machine(worker="own", offloads=0)
     port.room = 3
     nic.send([undone("tcp4", 3000, 500)])
-    until(lambda: port.refused > 0)
+    wait_for(lambda: port.refused > 0, 20)
     assert nic.ring(1).nused == 0
     port.room = -1
-    until(lambda: nic.ring(1).nused == 1)
+    wait_for(lambda: nic.ring(1).nused == 1, 20)
     device.close()
     assert len(port.take()) == 6
 
@@ -106,7 +100,7 @@ def test_a_link_that_comes_up_while_the_worker_sleeps() -> None:
     time.sleep(0.01)
     device.link = True
     nic.send([(NONE, payload(60))])
-    until(lambda: nic.ring(1).nused == 1)
+    wait_for(lambda: nic.ring(1).nused == 1, 20)
     device.close()
     assert len(port.take()) == 1
 
@@ -116,7 +110,7 @@ def test_a_broken_queue_is_reported_from_a_worker() -> None:
     device, nic, _ = machine(worker="own")
     nic.memory.write_u16(nic.queues[1].layout.driver + 2, 1000)
     nic.queues[1].kick.ring()
-    until(lambda: bool(device.status & 64))
+    wait_for(lambda: bool(device.status & 64), 20)
     assert device.reason is not None
     assert "queue 1" in device.reason
     device.close()
@@ -140,7 +134,7 @@ def test_an_interrupt_that_resets_the_device() -> None:
         nic.send([(NONE, payload(60))] * 3)
         device.poll()
         assert done.wait(10)
-        until(lambda device=device: device.tasks == ())  # type: ignore[misc]
+        wait_for(lambda device=device: device.tasks == (), 20)  # type: ignore[misc]
         assert len(port.take()) == 3
         device.close()
 

@@ -14,11 +14,11 @@ import threading
 from typing import Any
 
 import pytest
+from kernel_streams import FAMILIES, UDP_SEGMENT, content, stream_both_ways
 from kernelpath import MACS, PACKED, A, B, KernelPath, kernel_path
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Dot1Q, Ether
-from test_kernel import FAMILIES, UDP_SEGMENT, content, stream_both_ways
 
 from virtio import offload
 from virtio.constants import Feature, NetFeature

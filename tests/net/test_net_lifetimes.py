@@ -9,7 +9,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from formats import FORMATS
 from netdev import attached, frames_of, lie_used
+from waiting import wait_for
 
 from virtio import Device, GuestMemory
 from virtio.constants import Feature, Status
@@ -19,13 +21,6 @@ from virtio.memory.dma import DmaPool
 from virtio.net import CallPort, Loopback, NetDevice, Pump, Sink, Vtnet
 
 FRAMES = frames_of(8)
-
-
-def wait_for(condition: Any, seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)
 
 
 def came_back(nic: Vtnet, count: int) -> bool:
@@ -128,7 +123,7 @@ def test_transmit_while_the_mtu_changes() -> None:
         nic.detach()
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+@FORMATS
 def test_one_queue_may_be_reset_under_traffic(packed: bool) -> None:
     want = Feature.RING_RESET | (Feature.RING_PACKED if packed else 0)
     device = NetDevice(Loopback())

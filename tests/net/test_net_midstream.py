@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 import pytest
+from kernel_streams import stream_both_ways
 from kernelpath import PACKED, A, KernelPath, kernel_path
-from test_kernel import stream_both_ways
 
 from virtio.net import NetDevice, Pump
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from formats import FORMATS
+from mtu_frames import SERVICE, TPID, gso, tcp4
 from nic import ALL, PACKED, RawNic, attach
-from undone import payload
+from undone import NONE, payload
 
 from bench.kernels.devicebench import ScriptPort
 from virtio.constants import NetFeature as F
@@ -16,30 +18,13 @@ from virtio.net.device import NetDevice
 from virtio.net.ports import Cable, CallPort, Generator, Loopback, PcapReader, Port
 from virtio.offload import NetHeader
 
-NONE = NetHeader()
-TPID, SERVICE = b"\x81\x00", b"\x88\xa8"
 GUEST = F.GUEST_TSO4 | F.GUEST_TSO6 | F.GUEST_ECN | F.GUEST_UFO | F.GUEST_USO4 | F.GUEST_USO6
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
 
 def tagged(size: int, *tags: bytes) -> bytes:
     """A frame of ``size`` bytes besides its tags."""
     frame = payload(size)
     return frame[:12] + b"".join(tag + b"\0\5" for tag in tags) + b"\x88\xb5" + frame[14:]
-
-
-def tcp4(length: int) -> bytes:
-    """A TCP segment of ``length`` bytes of payload behind headers of 14, 20 and 32 bytes; its checksum is partial."""
-    ip = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 52 + length, 1, 0, 64, 6, 0, b"\x0a\0\0\1", b"\x0a\0\0\2")
-    total = sum(struct.unpack(">10H", ip))
-    total = (total & 0xFFFF) + (total >> 16)
-    ip = ip[:10] + struct.pack(">H", ~total & 0xFFFF) + ip[12:]
-    header = struct.pack(">HHIIBBHHH", 1, 2, 3, 4, 8 << 4, 16, 5, 0, 0) + bytes(12)
-    return b"\xff" * 12 + b"\x08\0" + ip + header + bytes(length)
-
-
-def gso(size: int) -> NetHeader:
-    return NetHeader(flags=1, gso_type=1, gso_size=size, hdr_len=66, csum_start=34, csum_offset=16)
 
 
 def mtu_nic(port: Port, *, packed: bool = False, without: int = 0, mtu: int = 1500, **options: Any) -> RawNic:

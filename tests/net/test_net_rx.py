@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
+from formats import FORMATS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_device import transmit
-from nic import ALL, PACKED, RawNic, attach
-from undone import CSUM, KINDS, payload, undone
+from net_machine import GUEST, IN_ORDER, IN_PLACE, got, machine
+from nic import ALL, PACKED, attach
+from undone import CSUM, KINDS, NONE, payload, undone
 
 from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
@@ -23,34 +24,6 @@ from virtio.offload import NetHeader
 from virtio.ports.port import Port
 
 F = NetFeature
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-IN_PLACE = pytest.mark.parametrize("in_place", [False, True], ids=["deliver", "reserve"])
-GUEST = F.GUEST_CSUM | F.GUEST_TSO4 | F.GUEST_TSO6 | F.GUEST_ECN | F.GUEST_UFO | F.GUEST_USO4 | F.GUEST_USO6
-NONE = NetHeader()
-IN_ORDER = int(Feature.IN_ORDER)
-
-
-def machine(
-    *,
-    packed: bool = False,
-    without: int = 0,
-    in_place: bool = False,
-    legacy: bool = False,
-    size: int = 256,
-    **options: Any,
-) -> tuple[NetDevice, RawNic, ScriptPort]:
-    port = ScriptPort(in_place=in_place, offloads=0x1FF)
-    device = NetDevice(port, queue_size=size, **options)
-    wanted = ALL & ~PACKED & ~int(without) | (PACKED if packed else 0)
-    return device, attach(device, wanted, legacy=legacy), port
-
-
-def got(nic: RawNic) -> list[tuple[NetHeader, bytes]]:
-    """The frames received; num_buffers, which post() decides, is left out."""
-    frames = nic.receive()
-    for header, _ in frames:
-        header.num_buffers = 0
-    return frames
 
 
 @FORMATS
@@ -136,7 +109,7 @@ def test_header_sizes(legacy: bool, without: F, offer: F, size: int, in_place: b
 @IN_PLACE
 def test_back_pressure(packed: bool, in_place: bool) -> None:
     """What finds no room waits in the port; in order, and none twice."""
-    device, nic, port = machine(packed=packed, in_place=in_place, without=F.MRG_RXBUF, size=8)
+    device, nic, port = machine(packed=packed, in_place=in_place, without=F.MRG_RXBUF, queue_size=8)
     frames = [(NONE, payload(100, i)) for i in range(50)]
     port.give(frames)
     received: list[tuple[NetHeader, bytes]] = []
@@ -184,7 +157,7 @@ def test_a_frame_that_waits_with_us_needs_no_more_of_the_port() -> None:
 
 @FORMATS
 def test_a_frame_that_no_queue_can_take_is_dropped(packed: bool) -> None:
-    device, nic, port = machine(packed=packed, size=8)
+    device, nic, port = machine(packed=packed, queue_size=8)
     nic.post(8, 512)
     port.give([(NONE, payload(8 * 512 - 12 + 1)), (NONE, payload(60))])
     device.poll()
@@ -194,7 +167,7 @@ def test_a_frame_that_no_queue_can_take_is_dropped(packed: bool) -> None:
 
 def test_a_frame_that_no_queue_of_chains_can_take_is_dropped() -> None:
     """All descriptors are there, two to a buffer: no more will come."""
-    device, nic, port = machine(size=8, without=int(Feature.INDIRECT_DESC))
+    device, nic, port = machine(queue_size=8, without=int(Feature.INDIRECT_DESC))
     nic.post(4, pieces=[200, 300])
     port.give([(NONE, payload(4 * 500 - 11)), (NONE, payload(4 * 500 - 12))])
     device.poll()
@@ -204,7 +177,7 @@ def test_a_frame_that_no_queue_of_chains_can_take_is_dropped() -> None:
 
 def test_a_frame_over_more_buffers_than_can_be_held_is_dropped() -> None:
     """More wait, and would be no help. By a worker's rules, which do a burst: by hand, a poll would look for ever."""
-    device, nic, port = machine(size=2048, worker=Worker())
+    device, nic, port = machine(queue_size=2048, worker=Worker())
     nic.post(2000, 16)
     port.give([(NONE, payload(1088 * 16 - 11)), (NONE, payload(1088 * 16 - 12))])
     device.poll()
@@ -227,7 +200,7 @@ def test_a_buffer_too_small_is_not_lost(packed: bool, in_place: bool) -> None:
 @IN_PLACE
 def test_very_many_buffers(in_place: bool) -> None:
     """Buffers of 64 bytes: the largest frame takes more of them than a port may be given pieces."""
-    device, nic, port = machine(in_place=in_place, size=2048)
+    device, nic, port = machine(in_place=in_place, queue_size=2048)
     nic.post(2000, 64)
     port.give([(NONE, payload(65589)), (NONE, payload(40000))])
     device.poll()

@@ -6,9 +6,10 @@ import random
 from typing import Any
 
 import pytest
+from formats import FORMATS
+from net_machine import IN_ORDER, IN_PLACE, got, machine
 from nic import attach
-from test_net_rx import FORMATS, IN_ORDER, IN_PLACE, NONE, got, machine
-from undone import payload
+from undone import NONE, payload
 
 from virtio.net.device import NetDevice
 from virtio.ports.cable import Cable

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from formats import FORMATS
 from naive_device import transmit
-from test_net_rx import FORMATS, GUEST, IN_PLACE, NONE, F, got, machine
-from undone import KINDS, payload, reassemble, udp_right, ufo, undone
+from net_machine import GUEST, IN_PLACE, got, machine
+from undone import KINDS, NONE, payload, reassemble, udp_right, ufo, undone
 
+from virtio.constants import NetFeature as F
 from virtio.offload import NetHeader
 
 
@@ -82,7 +84,7 @@ def test_usos_ip_version_counts() -> None:
 @FORMATS
 def test_a_cut_frame_goes_on_where_it_stopped(packed: bool) -> None:
     """Fewer buffers than segments: no segment twice, none lost, and the frame is not another's."""
-    device, nic, port = machine(packed=packed, without=GUEST | F.MRG_RXBUF, size=8)
+    device, nic, port = machine(packed=packed, without=GUEST | F.MRG_RXBUF, queue_size=8)
     first, second = undone("tcp4", 20000, 700), undone("udp4", 9000, 700)
     port.give([first, (NONE, payload(60)), second])
     received: list[bytes] = []

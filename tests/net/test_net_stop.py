@@ -5,31 +5,28 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from netcommand import PATIENCE, frames, joined, until
-from netdev import frames_of
+from netcommand import PATIENCE, frames, joined
+from netdev import attached, frames_of
 from nic import RawNic, attach
-from test_vhost_user import wait_for
+from repetition import repeating
 from vhost_frontend import Frontend, layout_of
 from vhost_guest import HEADER, RECEIVE, Guest
+from waiting import wait_for
 
 from bench.kernels.devicebench import ScriptPort
 from bench.kernels.portbench import MemorySink, connect
 from virtio import Feature, GuestMemory
 from virtio.constants import NetFeature
-from virtio.direct import DirectTransport
 from virtio.event.worker import Worker
-from virtio.memory.dma import DmaPool
 from virtio.net import Loopback, NetDevice, Splice
 from virtio.net.ports import CallPort, Generator, PcapWriter
 from virtio.net.pump import Pump
-from virtio.net.vtnet import Vtnet
 from virtio.netdev.txq import NetTransmit
 from virtio.offload import NetHeader
 from virtio.vhost_user import Server
@@ -37,34 +34,9 @@ from virtio.vhost_user import Server
 pytestmark = pytest.mark.threads
 
 
-def vtnet_of(device: NetDevice) -> Vtnet:
-    memory = GuestMemory.allocate(64 << 20)
-    nic = Vtnet(DirectTransport(device, memory), DmaPool(memory, 0, 64 << 20))
-    nic.attach()
-    return nic
-
-
 def used(memory: GuestMemory, layout: Any) -> int:
     """How many chains a device gave back, modulo 2^16."""
     return memory.read_u16(layout.device + 2)
-
-
-@contextmanager
-def running(work: Callable[[], object]) -> Iterator[None]:
-    """Do something again and again, on a thread."""
-    end = threading.Event()
-
-    def loop() -> None:
-        while not end.is_set():
-            work()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("ends", ["cable", "loopback"])
@@ -83,8 +55,8 @@ def test_the_command_delivers_all_that_it_completed(ends: str, tmp_path: Path) -
                 one.send(frame)
             two.receive()
 
-        with running(work):
-            until(lambda: frames(status, words[0], "tx0") > 1000)
+        with repeating(work):
+            wait_for(lambda: frames(status, words[0], "tx0") > 1000, PATIENCE)
             process.terminate()
             out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, err) == (0, "")
@@ -99,7 +71,7 @@ def test_the_command_delivers_all_that_it_completed(ends: str, tmp_path: Path) -
 def test_a_device_at_a_loopback_stops_sending_first(how: str) -> None:
     port = Loopback()
     device = NetDevice(port, worker="busy")
-    nic = vtnet_of(device)
+    nic = attached(device)
     out = frames_of(64)
 
     def work() -> None:
@@ -107,7 +79,7 @@ def test_a_device_at_a_loopback_stops_sending_first(how: str) -> None:
         nic.receive()
 
     layouts = [nic.queues[index].layout for index in (0, 1)]
-    with running(work):
+    with repeating(work):
         wait_for(lambda: port.statistics()["send_packets"] > 5000)
         device.close() if how == "close" else device.write_status(0)
         counts = [used(nic.memory, layout) for layout in layouts]
@@ -127,7 +99,7 @@ def test_a_server_that_closes_stops_sending_first(tmp_path: Path) -> None:
                     guest.send(bytes(60))
                 guest.receive()
 
-            with running(work):
+            with repeating(work):
                 wait_for(lambda: port.statistics()["send_packets"] > 1000)
                 server.close()
             assert used(guest.memory, layout_of(1, False)) == used(guest.memory, layout_of(0, False))
@@ -255,7 +227,7 @@ def test_a_splice_of_a_loopback_stops_sending_first() -> None:
 
 def test_a_pump_that_pauses_stops_sending_first() -> None:
     with NetDevice(Loopback(), worker="busy") as device:
-        nic = vtnet_of(device)
+        nic = attached(device)
         port = Loopback()
         pump = Pump(nic, port, mode="busy")
         nic.transmit(frames_of(64))
@@ -273,7 +245,7 @@ def test_a_task_amid_a_burst_is_waited_for_no_longer_than_asked(tmp_path: Path) 
     try:
         port = PcapWriter(str(pipe))
         with NetDevice(port, worker="own") as device:
-            nic = vtnet_of(device)
+            nic = attached(device)
             task = next(task for task in device.tasks if isinstance(task, NetTransmit))
 
             def stuck() -> bool:

@@ -6,14 +6,15 @@ import random
 import select
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
+from formats import FORMATS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_device import transmit
+from net_machine import IN_ORDER, machine
 from nic import ALL, PACKED, RawNic, attach
-from undone import CSUM, EVERY, KINDS, payload, reassemble, sound, ufo, undone
+from undone import CSUM, EVERY, KINDS, NONE, payload, reassemble, sound, ufo, undone
 
 from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
@@ -26,25 +27,7 @@ from virtio.offload import NetHeader
 from virtio.ports.port import Port
 
 F = NetFeature
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-IN_ORDER = int(Feature.IN_ORDER)
 HOST = F.CSUM | F.HOST_TSO4 | F.HOST_TSO6 | F.HOST_ECN | F.HOST_UFO | F.HOST_USO
-NONE = NetHeader()
-
-
-def machine(
-    *,
-    packed: bool = False,
-    without: int = 0,
-    offloads: int = EVERY,
-    legacy: bool = False,
-    segments: int = 0,
-    **options: Any,
-) -> tuple[NetDevice, RawNic, ScriptPort]:
-    port = ScriptPort(offloads=offloads)
-    device = NetDevice(port, **options)
-    wanted = ALL & ~PACKED & ~int(without) | (PACKED if packed else 0)
-    return device, attach(device, wanted, legacy=legacy, segments=segments), port
 
 
 @FORMATS

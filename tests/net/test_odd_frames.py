@@ -8,11 +8,13 @@ Linux means the outer IP version by a tunnel's type, the text the inner one.
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
 
 import netns
 import pytest
+from formats import FORMATS
 from naive_device import transmit
+from net_machine import GUEST, got, machine
+from odd_lengths import MSS, lengths, lie, payload_at, put, split, ufo6
 from offloads import naive_checksum, naive_sum
 from scapy.contrib.mpls import MPLS
 from scapy.layers.inet import GRE, IP, TCP, UDP
@@ -21,10 +23,7 @@ from scapy.layers.l2 import Ether
 from scapy.layers.ppp import PPP, PPPoE
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
-from test_net_rx import GUEST, got
-from test_net_rx import machine as receiving
-from test_net_tx import FORMATS, machine
-from undone import CSUM, ETHER, EVERY, KINDS, V4, V6, payload, reassemble, sound, udp_right, undone
+from undone import CSUM, ETHER, EVERY, KINDS, NONE, V4, V6, payload, reassemble, sound, udp_right, undone
 
 from virtio.constants import NetFeature as F
 from virtio.offload import (
@@ -40,43 +39,6 @@ from virtio.offload import (
     verify,
 )
 from virtio.ports.software_offload import Executor
-
-NONE = NetHeader()
-MSS = 500
-
-
-def put(frame: bytes, at: int, value: int) -> bytes:
-    return frame[:at] + value.to_bytes(2, "big") + frame[at + 2 :]
-
-
-def split(frame: bytes, *ends: int) -> list[bytes]:
-    return [frame[a:b] for a, b in pairwise([0, *(end for end in ends if end < len(frame)), len(frame)])]
-
-
-def lengths(frame: bytes) -> list[tuple[int, int]]:
-    """Where the IP and UDP lengths are, and where what they measure begins; the outermost first."""
-    found = []
-    parsed = parse(frame)
-    for layer in filter(None, (parsed.outer, parsed.inner)):
-        v4 = layer.l3_kind == 1
-        found.append((layer.l3 + (2 if v4 else 4), layer.l3 + (0 if v4 else 40)))
-        if layer.protocol == 17:
-            found.append((layer.l4 + 4, layer.l4))
-    return found
-
-
-def payload_at(frame: bytes) -> int:
-    parsed = parse(frame)
-    return (parsed.inner or parsed.outer).payload
-
-
-def lie(frame: bytes, which: list[tuple[int, int]], said: str, mss: int = MSS) -> bytes:
-    """Write 0, or a segment's, into these lengths."""
-    end = payload_at(frame) + mss
-    for at, start in which:
-        frame = put(frame, at, 0 if said == "zero" else end - start)
-    return frame
-
 
 # ---- lengths before the cut ----
 
@@ -121,7 +83,7 @@ def test_lengths_by_way_of_a_guest(kind: str, said: str) -> None:
 def test_lengths_by_way_of_a_port(packed: bool, kind: str, said: str, in_place: bool, pieces: list[int]) -> None:
     """A TAP gives what another guest of its bridge sent, with its type: cut for a guest that takes types, too."""
     header, frame = undone(kind, 2100, MSS)
-    device, nic, port = receiving(packed=packed, in_place=in_place)
+    device, nic, port = machine(packed=packed, in_place=in_place)
     nic.post(40, pieces=pieces)
     port.give([(header, lie(frame, lengths(frame), said)), (header, frame)])
     device.poll()
@@ -215,17 +177,6 @@ def test_a_frame_without_payload(kind: str) -> None:
 # ---- IPv6 fragments ----
 
 
-def ufo6(size: int, mss: int, *extensions: Packet, seed: int = 1) -> tuple[NetHeader, bytes]:
-    layers: Packet = V6
-    for one in extensions:
-        layers = layers / one
-    frame = bytes(ETHER / layers / UDP(sport=1000, dport=2000) / payload(size, seed))
-    at = parse(frame).outer.l4
-    header = NetHeader(flags=1, gso_type=3, gso_size=mss, hdr_len=at + 8, csum_start=at, csum_offset=6)
-    pseudo = naive_sum(frame[22:54] + struct.pack(">II", size + 8, 17))
-    return header, put(frame, at + 6, pseudo)
-
-
 def number(fragment: bytes, at: int) -> int:
     return int.from_bytes(fragment[at + 4 : at + 8], "big")
 
@@ -289,7 +240,7 @@ def test_fragments_of_ipv6_go_on_where_they_stopped(packed: bool) -> None:
         found += [data for _, data in port.take()]
     half = len(found) // 2
     assert found[:half] == found[half:] == [data for _, data in Executor().execute([(header, frame)])]
-    guest, card, giver = receiving(packed=packed, without=GUEST | F.MRG_RXBUF, size=8)
+    guest, card, giver = machine(packed=packed, without=GUEST | F.MRG_RXBUF, queue_size=8)
     giver.give([(header, frame)])
     received: list[bytes] = []
     for _ in range(30):
@@ -408,7 +359,7 @@ def test_a_type_without_needs_csum_from_a_port() -> None:
     """What a TAP does not say a guest is not told."""
     header, frame = undone("tcp4", 2100, MSS)
     bare = NetHeader(flags=2, gso_type=1, gso_size=MSS)
-    device, nic, port = receiving()
+    device, nic, port = machine()
     nic.post(20)
     port.give([(bare, frame)])
     device.poll()

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from formats import FORMATS
 from naive_device import transmit
 from netdev import attached
 from nic import ALL, PACKED, RawNic, attach
-from undone import payload, undone
+from undone import NONE, payload, undone
 
 from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
@@ -25,8 +26,6 @@ from virtio.offload import NetHeader
 from virtio.ports.splice import PortSplice
 
 F = NetFeature
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-NONE = NetHeader()
 TURN = 16000  # units of work
 SEGMENTS = 2040  # of a frame whose segments have 32 bytes: what a guest can ask for at most is 2048
 GUEST = F.GUEST_CSUM | F.GUEST_TSO4 | F.GUEST_TSO6 | F.GUEST_ECN | F.GUEST_UFO

@@ -8,7 +8,6 @@ coalesced; A's kernel takes the large frames. Real TCP and UDP sockets at both e
 from __future__ import annotations
 
 import functools
-import hashlib
 import operator
 import random
 import socket
@@ -21,7 +20,8 @@ from typing import Any
 
 import netns
 import pytest
-from netns import CSUM, ECN, TSO4, TSO6, TUNNEL, TUNNEL_CSUM, USO4, USO6, Link, Pump
+from kernel_streams import FAMILIES, UDP_SEGMENT, content, stream_both_ways
+from netns import CSUM, ECN, TSO4, TSO6, TUNNEL, TUNNEL_CSUM, USO4, USO6, A, B, Link, Pump
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -29,15 +29,11 @@ from scapy.layers.l2 import Ether
 from virtio import offload
 from virtio.constants import NetFeature
 
-A, B = 0, 1
 ALL = CSUM | TSO4 | TSO6 | ECN | USO4 | USO6
-FAMILIES = {4: (socket.AF_INET, "10.77.0.1", "10.77.0.2"), 6: (socket.AF_INET6, "fd77::1", "fd77::2")}
 FEATURES = functools.reduce(operator.or_, (feature for feature in NetFeature if feature.name.startswith("HOST_")),
                             NetFeature.CSUM)  # fmt: skip
 GUEST_FEATURES = NetFeature.GUEST_CSUM | NetFeature.GUEST_TSO4 | NetFeature.GUEST_TSO6 | NetFeature.GUEST_ECN
-UDP_SEGMENT = 103
 SO_RCVBUFFORCE = 33
-STREAM = 12 << 20  # bytes each way
 
 
 class Nic:
@@ -124,50 +120,6 @@ def joined(request: pytest.FixtureRequest) -> Iterator[tuple[Link, Nic]]:
         finally:
             traffic.stop()
         assert link.errors() == {}
-
-
-def content(seed: int, size: int) -> bytes:
-    return (hashlib.shake_256(seed.to_bytes(4, "big")).digest(1 << 16) * (size // (1 << 16) + 1))[:size]
-
-
-def stream_both_ways(link: Link, version: int, size: int = STREAM, port: int = 5001, options: Any = (),
-                     addresses: tuple[str, str] | None = None) -> None:  # fmt: skip
-    """Send size bytes over TCP from A to B and from B to A at the same time; compare the hashes of what arrives."""
-    family, _, address = FAMILIES[version]
-    address = addresses[B] if addresses else address
-    listener = link.namespaces[B].socket(family, socket.SOCK_STREAM)
-    client = link.namespaces[A].socket(family, socket.SOCK_STREAM)
-    for level, name, value in options:
-        client.setsockopt(level, name, value)
-        listener.setsockopt(level, name, value)
-    listener.bind((address, port))
-    listener.listen(1)
-    client.connect((address, port))
-    server, _ = listener.accept()
-    server.settimeout(30)
-    got: dict[str, str] = {}
-    sent = {"to B": content(1, size), "to A": content(2, size)}
-
-    def take(name: str, end: socket.socket) -> None:
-        digest, left = hashlib.sha256(), size
-        while left and (data := end.recv(1 << 18)):
-            digest.update(data)
-            left -= len(data)
-        got[name] = digest.hexdigest()
-
-    threads = [
-        threading.Thread(target=client.sendall, args=(sent["to B"],)),
-        threading.Thread(target=server.sendall, args=(sent["to A"],)),
-        threading.Thread(target=take, args=("to B", server)),
-        threading.Thread(target=take, args=("to A", client)),
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    for end in (client, server, listener):
-        end.close()
-    assert got == {name: hashlib.sha256(data).hexdigest() for name, data in sent.items()}
 
 
 @pytest.mark.parametrize("version", [4, 6])

@@ -6,6 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from captures import frames_in
 from taps import ALL, interface, listener, sender, udp
 
 from bench.kernels.portbench import MemorySink, connect, send
@@ -15,16 +16,6 @@ from virtio.net.netns import Namespace
 from virtio.net.ports import Cable, Generator, Loopback, PcapReader, PcapWriter, Port, Sink
 from virtio.net.splice import Splice
 from virtio.ports.splice import PortSplice
-
-
-def frames_of(path: Path) -> list[bytes]:
-    """The frames of a capture file."""
-    data, at, found = path.read_bytes(), 24, []
-    while at < len(data):
-        (length,) = struct.unpack_from("=I", data, at + 8)
-        found.append(data[at + 16 : at + 16 + length])
-        at += 16 + length
-    return found
 
 
 def run_dry(splice: Splice) -> None:
@@ -53,7 +44,7 @@ def test_what_the_other_end_cannot_do_is_done_on_the_way(tmp_path: Path) -> None
         assert splice.statistics()[1]["rx0"]["executed"]["segments"] == 7 * 21
         for port in splice.ports:
             port.close()
-    assert {len(frame) <= 1514 for frame in frames_of(path)} == {True}
+    assert {len(frame) <= 1514 for frame in frames_in(path)} == {True}
     sink = Sink()
     with Splice(PcapReader(path), sink) as splice:
         run_dry(splice)
@@ -156,7 +147,7 @@ def test_a_tap_into_a_file(space: Namespace, tmp_path: Path) -> None:
             say(bytes([i]) * 1000)
         run_dry(splice)
         figures = splice.statistics()
-    frames = frames_of(path)
+    frames = frames_in(path)
     assert [frame[42] for frame in frames] == list(range(50))
     assert figures[1]["rx0"]["executed"]["checksums"] == 50
     for frame in frames:

@@ -30,11 +30,13 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from descriptors import open_files
 from fuzz_offloads import CORPUS, HEADER, Mutator, load
-from test_vhost_ghost import nested
-from test_vhost_user import Upper, wait_for
+from odd_sockets import nested
+from vhost_device import Upper
 from vhost_frontend import GPA, SIZE, UADDR, Frontend, layout_of
 from vhost_guest import Guest, Neighbours
+from waiting import wait_for
 
 from virtio import DriverQueue, Feature
 from virtio.constants import NetFeature
@@ -72,15 +74,6 @@ NET = (
 )  # fmt: skip
 RINGS = (Feature.INDIRECT_DESC, Feature.EVENT_IDX, Feature.IN_ORDER)
 GONE = (OSError, EOFError, struct.error, AssertionError)  # a connection that ended, or an answer that is a refusal
-
-
-def open_files() -> list[str]:
-    """Return what the descriptors of this process are for."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # that of the listing itself
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
-    return sorted(found)
 
 
 class Player:

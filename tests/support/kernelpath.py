@@ -8,14 +8,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import netns
-from netns import Namespace
+from netns import A, B, Namespace
 
 from virtio.constants import Feature
 from virtio.direct import DirectTransport
 from virtio.event.worker import Worker
 from virtio.net import Machine, NetDevice, Pump, Tap, Vtnet
 
-A, B = 0, 1
 MACS = ("02:00:00:00:77:01", "02:00:00:00:77:02")
 
 

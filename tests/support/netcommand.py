@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,13 +43,6 @@ def stopped(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert (process.returncode, err) == (0, "")
     found: dict[str, Any] = json.loads(out)
     return found
-
-
-def until(found: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
-    while not found():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.01)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x2, 0x1000, 0x4000
 # offloads of TUNSETOFFLOAD (linux/if_tun.h): what the kernel may leave to whoever reads the TAP
 CSUM, TSO4, TSO6, ECN, USO4, USO6, TUNNEL, TUNNEL_CSUM = 1, 2, 4, 8, 0x20, 0x40, 0x80, 0x100
 FRAME_MAX = 1 << 17
+A, B = 0, 1  # ends of a link
 
 # of /proc/net/snmp, snmp6 and netstat: what must stay 0 while every frame is right. A segment that is not accepted is
 # sent again: a stream alone would hide it.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from netns import refuse
@@ -23,13 +24,13 @@ def need_namespaces() -> None:
 
 
 @contextmanager
-def namespaces(count: int) -> Iterator[list[Namespace]]:
-    """Give so many namespaces, closed afterwards."""
+def namespaces(count: int, kind: Callable[[], Any] = Namespace) -> Iterator[list[Any]]:
+    """Give so many namespaces, closed afterwards: ours, or those that the tests make by iproute2."""
     need_namespaces()
-    made: list[Namespace] = []
+    made: list[Any] = []
     try:
         for _ in range(count):
-            made.append(Namespace())
+            made.append(kind())
         yield made
     finally:
         for space in made:

@@ -12,9 +12,23 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
 from guestprocess import GuestProcess
 from peers import need_peer
 
+TWO_CPUS = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="testpmd and we poll: needs two CPUs")
+MODES = {
+    "split": "mrg_rxbuf=1,in_order=0",
+    "split-unmerged": "mrg_rxbuf=0,in_order=0",
+    "split-in-order": "mrg_rxbuf=1,in_order=1",
+    "split-in-order-unmerged": "mrg_rxbuf=0,in_order=1",
+    "split-vectorised": "mrg_rxbuf=0,in_order=0,vectorized=1",
+    "packed": "packed_vq=1,mrg_rxbuf=1,in_order=0",
+    "packed-unmerged": "packed_vq=1,mrg_rxbuf=0,in_order=0",
+    "packed-in-order": "packed_vq=1,mrg_rxbuf=1,in_order=1",
+    "packed-vectorised": "packed_vq=1,mrg_rxbuf=0,in_order=1,vectorized=1",
+}
+LARGE = ("--max-pkt-len=9100", "--mbuf-size=2176", "--enable-scatter", "--tx-offloads=0x8000")  # MULTI_SEGS
 # without it DPDK's driver leaves out the vectorised paths of packed rings
 SIMD = "--force-max-simd-bitwidth=512"
 _prefixes = itertools.count()

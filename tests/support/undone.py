@@ -16,6 +16,7 @@ from virtio.offload import NetHeader, TransmitOutcome, prepare_transmit, verify
 
 CSUM, TSO4, TSO6, ECN, UFO, USO4, USO6, TUNNEL, TUNNEL_CSUM = (1 << bit for bit in range(9))  # VIRTIO_OFFLOAD_*
 EVERY = 0x1FF
+NONE = NetHeader()  # of a frame with nothing undone
 HOST = F.CSUM | F.HOST_TSO4 | F.HOST_TSO6 | F.HOST_ECN | F.HOST_USO | F.HOST_UDP_TUNNEL_GSO | F.HOST_UDP_TUNNEL_GSO_CSUM
 ETHER = Ether(src="02:00:00:00:00:01", dst="02:00:00:00:00:02")
 V4, V6 = IP(src="10.0.0.1", dst="10.0.0.2", id=77), IPv6(src="2001:db8::1", dst="2001:db8::2")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from test_vhost_user import wait_for
 from vhost_frontend import GPA, Frontend, layout_of
+from waiting import wait_for
 
 from virtio import Feature
 from virtio.event.worker import Worker

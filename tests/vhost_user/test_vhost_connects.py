@@ -17,8 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_vhost_user import Upper, running, wait_for
+from descriptors import open_kinds
+from vhost_device import Upper, running
 from vhost_frontend import SIZE, Frontend, layout_of
+from waiting import wait_for
 
 from virtio import Device
 from virtio.net import Loopback, NetDevice
@@ -133,15 +135,6 @@ def objects() -> Counter[str]:
     return Counter(name for name in names if name.partition(".")[0] in OURS and "virtio.errors" not in name)
 
 
-def descriptors() -> Counter[str]:
-    """What the process has open, by kind."""
-    found: Counter[str] = Counter()
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # the folder itself
-            found[os.readlink(f"/proc/self/fd/{fd}").partition(":")[0]] += 1
-    return found
-
-
 @pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
 @pytest.mark.parametrize("name", DEVICES)
 def test_a_connection_takes_with_it_all_that_it_had(
@@ -161,10 +154,10 @@ def test_a_connection_takes_with_it_all_that_it_had(
 
         once()
         once()
-        files, things = descriptors(), objects()
+        files, things = open_kinds(), objects()
         for _ in range(TIMES):
             once()
-        wait_for(lambda: not descriptors() - files)
+        wait_for(lambda: not open_kinds() - files)
         assert not {kind: n for kind, n in (objects() - things).items() if n >= TIMES}
         assert not device.live
     close = getattr(device, "close", None)
@@ -177,7 +170,7 @@ def test_a_frontend_that_is_turned_away_leaves_nothing(no_collector: None, tmp_p
     with Server(Upper(), tmp_path / "s") as server:
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
         clients = [socket.socket(socket.AF_UNIX) for _ in range(4)]
-        files, things = descriptors(), objects()
+        files, things = open_kinds(), objects()
         held: list[int] = []
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, limits[1]), limits[1]))
         try:
@@ -198,5 +191,5 @@ def test_a_frontend_that_is_turned_away_leaves_nothing(no_collector: None, tmp_p
             for client in clients:
                 client.close()
         assert server.connections == 0
-        assert not descriptors() - files
+        assert not open_kinds() - files
         assert not {kind: n for kind, n in (objects() - things).items() if n >= len(clients)}

@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_vhost_inflight import Keeping, send
-from test_vhost_user import BUFFERS, FORMATS, Upper, exchange, running, served, wait_for
+from formats import FORMATS
+from keeping_device import Draining, Keeping, send
+from vhost_device import BUFFERS, Upper, exchange, running, served
 from vhost_frontend import GPA, SIZE, Frontend, layout_of
+from waiting import wait_for
 
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory
 from virtio.vhost_user import ProtocolFeature, Server
 from virtio.vhost_user.message import STATE, U64, Request
 from virtio.vhost_user.vring import WRAP, packed_position, split_position
-
-
-class Draining(Keeping):
-    """Answers what it keeps when it is told to, on a thread of its own, the last first."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.threads: list[threading.Thread] = []
-
-    def queue_drain(self, index: int) -> bool:
-        self.threads.append(threading.Thread(target=self.answer_all))
-        self.threads[-1].start()
-        return True
-
-    def answer_all(self) -> None:
-        while self.kept:
-            self.answer(len(self.kept) - 1)
 
 
 @contextmanager

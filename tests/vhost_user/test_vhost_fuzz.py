@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_vhost_user import Upper
+from vhost_device import Upper
 
 from virtio.vhost_user import Server
 

@@ -12,25 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_vhost_refused import lingering
-from test_vhost_user import Upper, exchange, running, served, wait_for
+from odd_sockets import lingering, nested
+from vhost_device import Upper, exchange, running, served
 from vhost_frontend import GPA, SIZE, UADDR, Frontend
+from waiting import wait_for
 
 from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
 from virtio.vhost_user.message import CONFIG, INFLIGHT, LOG, REGION, TABLE, U64, Request
 
 R = Request
 KINDS = {"stream": socket.SOCK_STREAM, "datagram": socket.SOCK_DGRAM, "sequential": socket.SOCK_SEQPACKET}
-
-
-def nested(fd: int, kind: int = socket.SOCK_STREAM) -> int:
-    """Return a UNIX socket in whose queue fd waits."""
-    ours, other = socket.socketpair(socket.AF_UNIX, kind)
-    with ours, other:
-        for empty in range(2 * (kind != socket.SOCK_STREAM)):  # records of no bytes, with and without credentials
-            other.send(b"" if not empty else b"x")
-        socket.send_fds(other, [b"x"], [fd])
-        return os.dup(ours.fileno())
 
 
 def deep(fd: int) -> int:

@@ -6,14 +6,17 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
+from descriptors import open_count
+from formats import FORMATS
 from inflight_region import PROTOCOL, Region, negotiate
-from test_vhost_user import BUFFERS, Upper, descriptors, exchange, served, wait_for
+from keeping_device import Keeping, send
+from vhost_device import BUFFERS, Upper, exchange, served
 from vhost_frontend import Frontend, layout_of
+from waiting import wait_for
 
-from virtio import Chain, Device, DeviceQueue, DriverQueue, Feature
+from virtio import DeviceQueue, DriverQueue, Feature
 from virtio import Region as Memory
 from virtio.errors import VhostUserError
 from virtio.net import Loopback, NetDevice
@@ -21,51 +24,7 @@ from virtio.vhost_user import PROTOCOL as ALL
 from virtio.vhost_user import Inflight, ProtocolFeature, Server
 from virtio.vhost_user.message import INFLIGHT, U64, Request
 
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 ENDED = (EOFError, ConnectionError)
-
-
-class Keeping(Device):
-    """Keeps the chains that it pops, until it is told which to answer."""
-
-    device_type = 42
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.kept: list[Chain] = []
-
-    def notified(self, index: int) -> None:
-        queue = self.device_queue(index)
-        while chains := queue.pop_burst():
-            self.kept += chains
-        queue.enable_notification()
-
-    def deactivate(self) -> None:
-        self.kept.clear()
-
-    def queue_reset(self, index: int) -> None:
-        self.kept.clear()
-
-    def answer(self, *numbers: int) -> None:
-        with self._control():
-            chains = [self.kept[number] for number in numbers]
-            self.kept = [chain for chain in self.kept if chain not in chains]
-            for chain in chains:
-                chain.write(chain.read().upper())
-            self.device_queue(0).add_used_burst(chains)
-
-    @property
-    def texts(self) -> list[bytes]:
-        return [chain.read() for chain in self.kept]
-
-
-def send(frontend: Frontend, driver: DriverQueue, numbers: range) -> None:
-    """Make chains available, of two descriptors each."""
-    for number in numbers:
-        at = BUFFERS + 0x100 * number
-        frontend.memory.write(at, b"text%d" % number)
-        driver.enqueue([(at, 5)], [(at + 0x80, 16)], cookie=number)
-    frontend.kick(0)
 
 
 @contextmanager
@@ -242,7 +201,7 @@ def test_bad_messages(name: str, tmp_path: Path) -> None:
     request, payload, file, says = BAD[name]
     with served(Upper(), tmp_path / "s") as (server, frontend):
         negotiate(frontend, False)
-        before = descriptors()
+        before = open_count()
         fds = []
         if file == "/dev/null":
             fds = [os.open(file, os.O_RDWR)]
@@ -257,17 +216,17 @@ def test_bad_messages(name: str, tmp_path: Path) -> None:
         wait_for(lambda: not server.connected)
         with pytest.raises(VhostUserError, match=says):
             raise server.error or AssertionError
-        assert descriptors() < before
+        assert open_count() < before
 
 
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
     with served(Upper(), tmp_path / "s") as (_, frontend):
         negotiate(frontend, False)
-        before = descriptors()
+        before = open_count()
         for _ in range(10):
             with Region(frontend, False) as region:
                 region.give(frontend)
-        assert descriptors() <= before
+        assert open_count() <= before
 
 
 def head(at: int, value: int) -> Callable[[Region], None]:

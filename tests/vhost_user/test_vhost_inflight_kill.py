@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from inflight_backend import FLUSH, Backends
 from inflight_region import Region, negotiate
-from test_vhost_user import BUFFERS, wait_for
+from vhost_device import BUFFERS
 from vhost_frontend import Frontend, layout_of
+from waiting import wait_for
 
 from virtio import Feature
 

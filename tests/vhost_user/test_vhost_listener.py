@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_vhost_user import Upper, wait_for
+from vhost_device import Upper
 from vhost_frontend import Frontend
+from waiting import wait_for
 
 from virtio.cli.status import Status, StatusSocket, running
 from virtio.vhost_user import Server

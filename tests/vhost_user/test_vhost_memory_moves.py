@@ -16,12 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from formats import FORMATS
 from inflight_region import Region as Noted
-from test_vhost_drain import Draining
-from test_vhost_inflight import Keeping, send
-from test_vhost_user import BUFFERS, FORMATS, Upper, exchange, served, wait_for
+from keeping_device import Draining, Keeping, send
+from vhost_device import BUFFERS, Upper, exchange, served
 from vhost_frontend import GPA, PROTOCOL_FEATURES, SIZE, UADDR, Frontend, layout_of
 from vhost_guest import Guest
+from waiting import wait_for
 
 from virtio import Device, DriverQueue, Feature, GuestMemory, Region
 from virtio.net import Loopback, NetDevice

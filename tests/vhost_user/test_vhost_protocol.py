@@ -11,8 +11,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from test_vhost_user import BUFFERS, FORMATS, Upper, running, served, wait_for
+from formats import FORMATS
+from vhost_device import BUFFERS, Upper, running, served
 from vhost_frontend import GPA, SIZE, UADDR, layout_of
+from waiting import wait_for
 
 from virtio import Device, Feature
 from virtio.errors import VhostUserError

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import resource
 import socket
-import struct
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from test_vhost_user import Upper, exchange, running, served, wait_for
+from odd_sockets import lingering
+from vhost_device import Upper, exchange, running, served
 from vhost_frontend import SIZE, UADDR, Frontend, u32s
+from waiting import wait_for
 
 from virtio.errors import VhostUserError
 from virtio.net import Loopback, NetDevice
@@ -70,18 +71,6 @@ def test_a_bad_message_ends_its_connection_and_nothing_else(name: str, tmp_path:
                 os.close(fd)
         with Frontend(str(tmp_path / "s")) as frontend:  # the next is served
             assert exchange(frontend, running(frontend, False), b"next") == b"NEXT"
-
-
-def lingering() -> tuple[socket.socket, list[socket.socket]]:
-    """A TCP socket that is not closed before all has gone that it has to send, and others that keep it from that."""
-    listener, ours = socket.create_server(("127.0.0.1", 0)), socket.socket()
-    ours.connect(listener.getsockname())
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 30))
-    ours.setblocking(False)
-    with suppress(BlockingIOError):
-        while ours.send(bytes(4096)):
-            pass
-    return ours, [listener, listener.accept()[0]]
 
 
 @pytest.mark.parametrize("request_", [R.SET_VRING_CALL, R.SET_VRING_ERR, R.SET_BACKEND_REQ_FD, R.SET_OWNER])

@@ -12,13 +12,14 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from formats import FORMATS
 from inflight_region import Region
 from inflight_region import negotiate as negotiate_inflight
-from test_vhost_drain import Draining
-from test_vhost_inflight import Keeping, send
-from test_vhost_user import BUFFERS, FORMATS, Upper, exchange, running, served, wait_for
+from keeping_device import Draining, Keeping, send
+from vhost_device import BUFFERS, Upper, exchange, running, served
 from vhost_frontend import GPA, PROTOCOL_FEATURES, UADDR, Frontend, layout_of
 from vhost_guest import HEADER, Guest
+from waiting import wait_for
 
 from virtio import Feature
 from virtio.constants import NetFeature, Status

@@ -12,11 +12,14 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
+from descriptors import open_count
+from formats import FORMATS
 from inflight_region import PROTOCOL
 from taps import interface, udp
-from test_vhost_user import Upper, descriptors, exchange, running, served, wait_for
+from vhost_device import Upper, exchange, running, served
 from vhost_frontend import GPA, PROTOCOL_FEATURES, SIZE, UADDR, Frontend, layout_of
 from vhost_guest import HEADER, ROOM, TRANSMIT, Guest, Neighbours
+from waiting import wait_for
 
 from virtio import Feature
 from virtio.errors import RingError, VhostUserError
@@ -26,8 +29,6 @@ from virtio.vhost_user import ProtocolFeature, Server
 from virtio.vhost_user.message import INFLIGHT, LOG, REGION, TABLE, Request
 from virtio.vhost_user.session import LOG_ALL
 from virtio.virtqueue.inflight import Inflight
-
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 
 
 def ends(server: Server, what: str) -> None:
@@ -54,7 +55,8 @@ def memory_file(kind: str, folder: Path) -> int:
 
 PIPES = """
 import os, signal, socket, sys
-from test_vhost_user import BUFFERS, Upper, running, wait_for
+from vhost_device import BUFFERS, Upper, running
+from waiting import wait_for
 from vhost_frontend import Frontend
 from virtio.vhost_user import Server
 from virtio.vhost_user.message import U64, Request
@@ -97,7 +99,7 @@ def neighbours(tmp_path: Path) -> Iterator[Neighbours]:
 def test_memory_is_cut_under_traffic(kind: str, packed: bool, neighbours: Neighbours) -> None:
     neighbours.check()
     wait_for(lambda: not neighbours.server.connected)
-    before = descriptors()
+    before = open_count()
     for left in (0, SIZE // 2, 0x21000):
         if kind == "huge" and left == 0x21000:
             continue
@@ -118,7 +120,7 @@ def test_memory_is_cut_under_traffic(kind: str, packed: bool, neighbours: Neighb
             neighbours.exchange(neighbours.near, neighbours.near)
             ends(neighbours.server, MEMORY)
         neighbours.check()
-    assert descriptors() <= before
+    assert open_count() <= before
 
 
 @FORMATS

@@ -11,15 +11,18 @@ import resource
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from descriptors import open_count
+from formats import FORMATS
+from vhost_device import BUFFERS, Upper, exchange, running, served
 from vhost_frontend import GPA, PROTOCOL_FEATURES, SIZE, UADDR, Frontend, layout_of, u32s
+from waiting import wait_for
 
-from virtio import Device, DriverQueue, Feature
+from virtio import DriverQueue, Feature
 from virtio.constants import NetFeature
 from virtio.errors import Disconnected, VhostUserError
 from virtio.net import CallPort, Loopback, NetDevice
@@ -27,66 +30,8 @@ from virtio.vhost_user import PROTOCOL, ProtocolFeature, Server
 from virtio.vhost_user.message import ADDRESS, CONFIG, NO_FD, REGION, STATE, U64, BackendRequest, Request
 from virtio.vhost_user.session import LOG_ALL
 
-BUFFERS = GPA + 0x100000
 LOG_RING = 1  # flag of SET_VRING_ADDR: log writes to the used ring
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 R = Request
-
-
-class Upper(Device):
-    """Answers each chain in upper case: a device that somebody wrote in Python, of no special kind."""
-
-    device_type = 42
-
-    def __init__(self, **options: Any) -> None:
-        self.config = bytearray(b"upper\0\0\0")
-        super().__init__(**options)
-
-    def queue_sizes(self) -> tuple[int, ...]:
-        return (256, 256)
-
-    def config_written(self, offset: int, data: bytes) -> bool:
-        self.config[offset : offset + len(data)] = data
-        return True
-
-    def notified(self, index: int) -> None:
-        for chain in self.chains(index):
-            chain.write(chain.read().upper())
-
-
-@contextmanager
-def served(device: Device, path: Path, **options: Any) -> Iterator[tuple[Server, Frontend]]:
-    with Server(device, path, **options) as server, Frontend(str(path)) as frontend:
-        yield server, frontend
-
-
-def running(frontend: Frontend, packed: bool, index: int = 0, features: int = 0, protocol: int = 0) -> DriverQueue:
-    """Negotiate, share memory, start one ring; return the driver's end."""
-    want = Feature.VERSION_1 | (Feature.RING_PACKED if packed else 0) | features
-    use = frontend.negotiate(want, ProtocolFeature.REPLY_ACK | protocol)
-    frontend.share_memory()
-    layout = layout_of(index, packed)
-    driver = frontend.driver(index, layout, use)
-    frontend.start(index, layout)
-    return driver
-
-
-def exchange(frontend: Frontend, driver: DriverQueue, text: bytes, index: int = 0) -> bytes:
-    """Send text through a ring; return the answer."""
-    frontend.memory.write(BUFFERS, text)
-    driver.enqueue([(BUFFERS, len(text))], [(BUFFERS + 0x1000, 256)], cookie="c")
-    driver.notify()
-    frontend.kick(index)
-    wait_for(lambda: driver.nused > 0)
-    ((_, length),) = driver.dequeue_burst()
-    return frontend.memory.read(BUFFERS + 0x1000, length)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.001)
 
 
 @FORMATS
@@ -420,11 +365,6 @@ def test_nor_one_that_the_frontend_fills_and_sets_blocking(count: int, tmp_path:
             assert not server._backend.tell(BackendRequest.CONFIG_CHANGE_MSG, b"", [ours.fileno()] * count)
 
 
-def descriptors() -> int:
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_no_descriptor_is_left(tmp_path: Path) -> None:
     """Frontends come, share memory, run rings, some break off amid it all."""
     with Server(NetDevice(Loopback()), tmp_path / "s") as server:
@@ -444,10 +384,10 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
 
         once(0)
         once(1)
-        before = descriptors()
+        before = open_count()
         for i in range(30):
             once(i)
-        assert descriptors() <= before
+        assert open_count() <= before
 
 
 def test_a_connection_ends_whole_without_any_descriptor_left(tmp_path: Path) -> None:
@@ -488,10 +428,10 @@ def test_features_that_contradict_each_other_leave_nothing(tmp_path: Path) -> No
             assert "HOST_TSO4 (needs CSUM)" in str(server.error)
 
         once()
-        before = descriptors()
+        before = open_count()
         for _ in range(5):
             once()
-        assert descriptors() <= before
+        assert open_count() <= before
 
 
 def test_two_servers_may_not_share_a_socket(tmp_path: Path) -> None:

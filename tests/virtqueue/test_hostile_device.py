@@ -6,11 +6,11 @@ import random
 import struct
 
 import pytest
+from formats import FORMATS
 from rawring import AVAIL, BASE, DATA, SIZE, USED, RawRing
 
 from virtio import BadDescriptor, BadIndex, DriverQueue, Feature, VirtioError
 
-BOTH = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 ORDER = pytest.mark.parametrize("in_order", [False, True], ids=["any-order", "in-order"])
 
 
@@ -42,7 +42,7 @@ def expect(ring: RawRing, driver: DriverQueue, error: type[VirtioError], text: s
     assert all(cookie in (0, 1, 2) for cookie in lost)
 
 
-@BOTH
+@FORMATS
 @ORDER
 @pytest.mark.parametrize("ident", [SIZE, 0xFFFF])
 def test_used_id_out_of_range(packed: bool, in_order: bool, ident: int) -> None:
@@ -58,7 +58,7 @@ def test_used_id_of_32_bits() -> None:
     expect(ring, driver, BadIndex, f"used id {0x10000 | heads[0]} out of range")
 
 
-@BOTH
+@FORMATS
 @ORDER
 def test_used_id_never_given_out(packed: bool, in_order: bool) -> None:
     ring, driver, _ = ready(packed, in_order)
@@ -73,7 +73,7 @@ def test_used_id_inside_a_chain() -> None:
     expect(ring, driver, BadIndex, "is not outstanding")
 
 
-@BOTH
+@FORMATS
 @ORDER
 def test_used_id_twice(packed: bool, in_order: bool) -> None:
     ring, driver, heads = ready(packed, in_order)
@@ -83,7 +83,7 @@ def test_used_id_twice(packed: bool, in_order: bool) -> None:
     expect(ring, driver, BadIndex, f"used id {heads[0]} is not outstanding")
 
 
-@BOTH
+@FORMATS
 @ORDER
 @pytest.mark.parametrize("length", [9, 0xFFFFFFFF])
 def test_used_length_over_the_buffers(packed: bool, in_order: bool, length: int) -> None:
@@ -95,7 +95,7 @@ def test_used_length_over_the_buffers(packed: bool, in_order: bool, length: int)
     expect(ring, driver, BadDescriptor, f"used length {length} is more than the chain's 8 writable bytes")
 
 
-@BOTH
+@FORMATS
 @ORDER
 def test_used_length_of_a_chain_only_read(packed: bool, in_order: bool) -> None:
     ring, driver, heads = ready(packed, in_order)
@@ -106,7 +106,7 @@ def test_used_length_of_a_chain_only_read(packed: bool, in_order: bool) -> None:
     expect(ring, driver, BadDescriptor, "used length 1 is more than the chain's 0 writable bytes")
 
 
-@BOTH
+@FORMATS
 def test_lengths_of_careless_devices_can_be_cut(packed: bool) -> None:
     ring, driver, heads = ready(packed, clamp_used_len=True)
     ring.use(heads[0], 4096)
@@ -150,7 +150,7 @@ def test_packed_flags_that_are_not_used(flags: int) -> None:
     assert driver.nused == 0
 
 
-@BOTH
+@FORMATS
 @pytest.mark.parametrize("garbage", [b"\xff" * 4, b"\xff\xff\x02\x00", b"\x34\x12\x03\x00", b"\xff\x7f\x02\x00"])
 def test_event_garbage_costs_the_device_only_its_kicks(packed: bool, garbage: bytes) -> None:
     ring, driver, _ = ready(packed)
@@ -163,7 +163,7 @@ def test_event_garbage_costs_the_device_only_its_kicks(packed: bool, garbage: by
     assert driver.broken is None
 
 
-@BOTH
+@FORMATS
 def test_descriptors_overwritten_by_the_device_are_not_believed(packed: bool) -> None:
     """The driver's free list and lengths are its own: a device that scribbles over the table changes nothing."""
     ring, driver, heads = ready(packed)
@@ -178,7 +178,7 @@ def test_descriptors_overwritten_by_the_device_are_not_believed(packed: bool) ->
     assert driver.full
 
 
-@BOTH
+@FORMATS
 @ORDER
 @pytest.mark.parametrize("start", range(0, 2000, 500))
 def test_random_bytes_everywhere(packed: bool, in_order: bool, start: int) -> None:

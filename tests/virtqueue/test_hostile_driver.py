@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 
 import pytest
+from formats import FORMATS
 from rawring import BASE, DATA, INDIRECT, NEXT, SIZE, TABLE, TOP, WRITE, RawRing
+from ring_faults import CASES, HUGE
 
 from virtio import (
     BadDescriptor,
     BadIndex,
-    ChainLoop,
     ChainTooLong,
     DeviceQueue,
     Feature,
@@ -25,139 +26,6 @@ from virtio import (
     VirtioError,
 )
 
-BOTH = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-HUGE = 0xFFFFFFFF
-
-
-def loop(ring: RawRing) -> None:
-    ring.desc(1, DATA, 8, NEXT, 2)
-    ring.desc(2, DATA, 8, NEXT, 1)
-
-
-def self_loop(ring: RawRing) -> None:
-    ring.desc(1, DATA, 8, NEXT, 1)
-
-
-def next_out_of_range(ring: RawRing) -> None:
-    ring.desc(1, DATA, 8, NEXT, SIZE)
-
-
-def table_loop(ring: RawRing) -> None:
-    ring.desc(1, TABLE, 32, INDIRECT, 1)
-    ring.entry(0, DATA, 8, NEXT, 1)
-    ring.entry(1, DATA, 8, NEXT, 0)
-
-
-def table_next_out_of_range(ring: RawRing) -> None:
-    ring.desc(1, TABLE, 32, INDIRECT, 1)
-    ring.entry(0, DATA, 8, NEXT, 2)
-
-
-def nested(ring: RawRing) -> None:
-    ring.desc(1, TABLE, 32, INDIRECT, 1)
-    ring.entry(0, DATA, 8, NEXT, 1)
-    ring.entry(1, TABLE, 16, INDIRECT)
-
-
-def indirect_with_next(ring: RawRing) -> None:
-    ring.desc(1, TABLE, 16, INDIRECT | NEXT, 2)
-    ring.entry(0, DATA, 8)
-    ring.desc(2, DATA, 8, 0, 1)
-
-
-def empty_table(ring: RawRing) -> None:
-    ring.desc(1, TABLE, 0, INDIRECT, 1)
-
-
-def odd_table(ring: RawRing) -> None:
-    ring.desc(1, TABLE, 24, INDIRECT, 1)
-
-
-def long_table(ring: RawRing) -> None:
-    ring.desc(1, TABLE, 16 * (SIZE + 1), INDIRECT, 1)
-
-
-def table_outside(ring: RawRing) -> None:
-    ring.desc(1, TOP, 16, INDIRECT, 1)
-
-
-def table_overflow(ring: RawRing) -> None:
-    ring.desc(1, (1 << 64) - 16, 32, INDIRECT, 1)
-
-
-def table_half_outside(ring: RawRing) -> None:
-    ring.desc(1, TOP - 16, 32, INDIRECT, 1)
-    ring.memory.write(TOP - 16, DATA.to_bytes(8, "little") + (8).to_bytes(4, "little") + b"\x01\x00\x01\x00")
-
-
-def outside(ring: RawRing) -> None:
-    ring.desc(1, TOP, 8, 0, 1)
-
-
-def half_outside(ring: RawRing) -> None:
-    ring.desc(1, TOP - 8, 9, 0, 1)
-
-
-def below(ring: RawRing) -> None:
-    ring.desc(1, BASE - 1, 2, 0, 1)
-
-
-def overflow(ring: RawRing) -> None:
-    ring.desc(1, (1 << 64) - 8, 16, 0, 1)
-
-
-def last_address(ring: RawRing) -> None:
-    ring.desc(1, (1 << 64) - 1, HUGE, WRITE, 1)
-
-
-def read_after_write(ring: RawRing) -> None:
-    ring.desc(1, DATA, 8, WRITE | NEXT, 2)
-    ring.desc(2, DATA, 8, 0, 1)
-
-
-def zero_length(ring: RawRing) -> None:
-    ring.desc(1, DATA, 0, 0, 1)
-
-
-def zero_length_later(ring: RawRing) -> None:
-    ring.desc(1, DATA, 8, NEXT, 2)
-    ring.desc(2, DATA, 0, WRITE, 1)
-
-
-def long_chain_in_table(ring: RawRing) -> None:
-    """Direct descriptors and a table, together more than the queue size."""
-    for i in range(1, 4):
-        ring.desc(i, DATA, 8, NEXT, i + 1)
-    ring.desc(4, TABLE, 16 * SIZE, INDIRECT, 1)
-    for i in range(SIZE):
-        ring.entry(i, DATA, 8, NEXT if i + 1 < SIZE else 0, i + 1)
-
-
-CASES: list[tuple[Callable[[RawRing], None], type[VirtioError], type[VirtioError] | None, str]] = [
-    # what, the error in a split ring, in a packed ring (None: it means nothing there), words of the message
-    (loop, ChainLoop, None, "9 descriptors walked (table size 8)|8"),
-    (self_loop, ChainLoop, None, "table size 8|8"),
-    (next_out_of_range, BadDescriptor, None, "8 out of range (table size 8)"),
-    (table_loop, ChainLoop, None, "table size 2"),
-    (table_next_out_of_range, BadDescriptor, None, "2 out of range (table size 2)"),
-    (nested, BadDescriptor, BadDescriptor, "entry 1 of an indirect table is indirect"),
-    (indirect_with_next, BadDescriptor, BadDescriptor, "both INDIRECT and NEXT"),
-    (empty_table, BadDescriptor, BadDescriptor, "table of 0 bytes (16 to 128"),
-    (odd_table, BadDescriptor, BadDescriptor, "table of 24 bytes (16 to 128"),
-    (long_table, BadDescriptor, BadDescriptor, "table of 144 bytes (16 to 128"),
-    (table_outside, MemoryFault, MemoryFault, hex(TOP)),
-    (table_overflow, MemoryFault, MemoryFault, hex((1 << 64) - 16)),
-    (table_half_outside, MemoryFault, MemoryFault, hex(TOP)),
-    (outside, MemoryFault, MemoryFault, f"8 bytes at {TOP:#x}"),
-    (half_outside, MemoryFault, MemoryFault, f"9 bytes at {TOP - 8:#x}"),
-    (below, MemoryFault, MemoryFault, f"2 bytes at {BASE - 1:#x}"),
-    (overflow, MemoryFault, MemoryFault, f"16 bytes at {(1 << 64) - 8:#x}"),
-    (last_address, MemoryFault, MemoryFault, f"{HUGE} bytes at {(1 << 64) - 1:#x}"),
-    (read_after_write, BadDescriptor, BadDescriptor, "descriptor 2 is device-readable after a device-writable one"),
-    (zero_length, BadDescriptor, BadDescriptor, "descriptor 1 has length 0"),
-    (zero_length_later, BadDescriptor, BadDescriptor, "descriptor 2 has length 0"),
-    (long_chain_in_table, ChainTooLong, ChainTooLong, "9 or more descriptors (limit 8)"),
-]
 PARAMETERS = [
     pytest.param(packed, case, error, text, id=f"{'packed' if packed else 'split'}-{case.__name__}")
     for case, *errors, text in CASES
@@ -200,7 +68,7 @@ def test_rule_broken(packed: bool, case: Callable[[RawRing], None], error: type[
     assert device.broken is None
 
 
-@BOTH
+@FORMATS
 def test_indirect_without_the_feature(packed: bool) -> None:
     ring = RawRing(packed, features=0)
     device = ring.device()
@@ -211,7 +79,7 @@ def test_indirect_without_the_feature(packed: bool) -> None:
         device.pop()
 
 
-@BOTH
+@FORMATS
 @pytest.mark.parametrize("excess", [0, 1])
 def test_four_gib_are_the_limit(packed: bool, excess: int) -> None:
     """A chain of 2^32 bytes is taken, one of a byte more is not (2.7.5)."""
@@ -310,7 +178,7 @@ def test_packed_flags_that_are_unknown_are_ignored() -> None:
     assert chain.readable_length == 8
 
 
-@BOTH
+@FORMATS
 @pytest.mark.parametrize("garbage", [b"\xff" * 4, b"\xff\xff\x02\x00", b"\x34\x12\x03\x00", b"\xff\x7f\x02\x00"])
 def test_event_garbage_costs_the_driver_only_its_interrupts(packed: bool, garbage: bytes) -> None:
     ring = RawRing(packed)
@@ -329,7 +197,7 @@ def test_event_garbage_costs_the_driver_only_its_interrupts(packed: bool, garbag
     assert device.broken is None
 
 
-@BOTH
+@FORMATS
 def test_the_same_head_again(packed: bool) -> None:
     """A head made available twice is two chains of the same memory: odd, but only the driver is hurt."""
     ring = RawRing(packed)
@@ -344,7 +212,7 @@ def test_the_same_head_again(packed: bool) -> None:
         device.add_used(first)
 
 
-@BOTH
+@FORMATS
 def test_a_popped_chain_is_a_copy(packed: bool) -> None:
     """What the driver writes into its descriptors after the pop changes nothing."""
     ring = RawRing(packed)
@@ -365,7 +233,7 @@ def test_a_popped_chain_is_a_copy(packed: bool) -> None:
 
 
 @pytest.mark.races
-@BOTH
+@FORMATS
 def test_memory_that_changes_between_check_and_use(packed: bool) -> None:
     """A thread flips descriptors and table entries between good and bad while the device pops.
 
@@ -410,7 +278,7 @@ def test_memory_that_changes_between_check_and_use(packed: bool) -> None:
     assert broken > 100
 
 
-@BOTH
+@FORMATS
 @pytest.mark.parametrize("start", range(0, 2000, 500))
 def test_random_bytes_everywhere(packed: bool, start: int) -> None:
     """Rings of random bytes: chains in bounds, or a latched fault; never a crash."""

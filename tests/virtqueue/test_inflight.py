@@ -7,7 +7,8 @@ import random
 import struct
 
 import pytest
-from test_queues import BOTH, DATA, ends
+from formats import FORMATS
+from ring_ends import DATA, ends
 
 from virtio import BadDescriptor, DeviceQueue, DriverQueue, Feature, GuestMemory, Region
 from virtio.device import Device
@@ -45,14 +46,14 @@ def send(driver: DriverQueue, lengths: range) -> None:
         driver.enqueue([(DATA, length)], cookie=length)
 
 
-@BOTH
+@FORMATS
 def test_sizes_are_those_of_other_backends(packed: bool) -> None:
     """A header, an entry for each descriptor, in steps of 64 bytes (libvhost-user, DPDK)."""
     sizes = [Inflight.size(entries, packed) for entries in (1, 128, 32768)]
     assert sizes == ([64, 4160, 1048640] if packed else [64, 2112, 524352])
 
 
-@BOTH
+@FORMATS
 @pytest.mark.parametrize("features", [0, Feature.EVENT_IDX, Feature.IN_ORDER, Feature.INDIRECT_DESC])
 def test_many_lives(packed: bool, features: int) -> None:
     """Many laps; now and then a process ends with what it has, and the next has it again, in order, before all else."""
@@ -91,7 +92,7 @@ def test_many_lives(packed: bool, features: int) -> None:
     assert len(out) == driver.outstanding
 
 
-@BOTH
+@FORMATS
 def test_chains_that_come_again_may_be_put_back(packed: bool) -> None:
     driver, device, region = world(packed)
     send(driver, range(1, 5))
@@ -111,7 +112,7 @@ def test_chains_that_come_again_may_be_put_back(packed: bool) -> None:
     assert [cookie for cookie, _ in driver.dequeue_burst()] == [1]
 
 
-@BOTH
+@FORMATS
 def test_a_snapshot_has_what_waits_too(packed: bool) -> None:
     driver, device, region = world(packed)
     send(driver, range(1, 6))
@@ -129,7 +130,7 @@ def test_a_snapshot_has_what_waits_too(packed: bool) -> None:
     assert [len(chain.read()) for chain in device.pop_burst()] == [2, 4, 5]
 
 
-@BOTH
+@FORMATS
 def test_a_reset_ends_it_and_leaves_the_region(packed: bool) -> None:
     driver, device, region = world(packed)
     send(driver, range(1, 4))
@@ -143,7 +144,7 @@ def test_a_reset_ends_it_and_leaves_the_region(packed: bool) -> None:
     assert bytes(region) == before
 
 
-@BOTH
+@FORMATS
 def test_what_cannot_be_tracked(packed: bool) -> None:
     driver, device = ends(packed, SIZE)
     region = region_of(packed)
@@ -172,7 +173,7 @@ def test_what_cannot_be_tracked(packed: bool) -> None:
         inflight.__init__(region, 0, ENTRIES)  # type: ignore[misc]
 
 
-@BOTH
+@FORMATS
 def test_a_chain_that_was_changed_meanwhile_breaks_the_queue(packed: bool) -> None:
     """What is popped again is checked again: where its descriptors are now (split), or as they were noted (packed)."""
     driver, device, region = world(packed)
@@ -189,7 +190,7 @@ def test_a_chain_that_was_changed_meanwhile_breaks_the_queue(packed: bool) -> No
     assert device.available == 0
 
 
-@BOTH
+@FORMATS
 def test_ids_that_a_driver_gives_twice_cost_nobody_else_anything(packed: bool) -> None:
     """Two chains of one head or id at a time: the driver's own affair, also in the region."""
     driver, device, region = world(packed)
@@ -242,7 +243,7 @@ def test_no_entry_is_missing_for_ids_given_twice() -> None:
     assert len(again(device, region, entries=SIZE).pop_burst()) >= len(device.outstanding)
 
 
-@BOTH
+@FORMATS
 def test_a_region_of_another_time(packed: bool) -> None:
     """Not initialised, it may have anything in it: the ring's own position counts."""
     driver, device = ends(packed, SIZE)
@@ -274,7 +275,7 @@ class Reader(Device):
         self.read += [len(chain.read()) for chain in self.chains(index)]
 
 
-@BOTH
+@FORMATS
 def test_any_device_has_them_first(packed: bool) -> None:
     memory = GuestMemory.allocate(0x200000)
     device = Reader()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import pytest
+from formats import FORMATS
 from stepped import GPA, RING, Stepped
 
 from virtio import DriverQueue, Feature
 
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 SLOT = 64  # bytes of a buffer
 ROUNDS = 6
 

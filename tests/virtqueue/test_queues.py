@@ -7,6 +7,8 @@ import struct
 from typing import Any
 
 import pytest
+from formats import FORMATS
+from ring_ends import BASE, DATA, TABLES, ends
 
 from virtio import (
     BadIndex,
@@ -20,17 +22,6 @@ from virtio import (
     QueueFull,
     QueueLayout,
 )
-
-BASE, TABLES, DATA = 0x10000, 0x140000, 0x180000
-BOTH = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-
-
-def ends(packed: bool, size: int = 8, features: int = 0, **options: Any) -> tuple[DriverQueue, DeviceQueue]:
-    memory = GuestMemory.allocate(4 << 20, BASE)
-    layout = QueueLayout.packed(size, BASE) if packed else QueueLayout.split(size, BASE)
-    features |= Feature.RING_PACKED if packed else 0
-    return DriverQueue(memory, layout, features=features, **options), DeviceQueue(memory, layout, features=features)
-
 
 # ---- layout ----
 
@@ -105,7 +96,7 @@ def test_packed_driver_writes_what_the_spec_says() -> None:
         assert driver.dequeue() == (None, 5)
 
 
-@BOTH
+@FORMATS
 def test_indirect_tables_are_used_from_two_pieces_on(packed: bool) -> None:
     driver, device = ends(packed, features=Feature.INDIRECT_DESC, indirect=TABLES, max_indirect=3)
     driver.enqueue([(DATA, 1)], (), "one")
@@ -120,7 +111,7 @@ def test_indirect_tables_are_used_from_two_pieces_on(packed: bool) -> None:
     assert driver.nfree == 8
 
 
-@BOTH
+@FORMATS
 def test_in_order_device_writes_one_entry_for_a_batch_that_was_read(packed: bool) -> None:
     driver, device = ends(packed, features=Feature.IN_ORDER)
     for i in range(5):
@@ -142,7 +133,7 @@ def test_in_order_device_writes_one_entry_for_a_batch_that_was_read(packed: bool
     assert driver.dequeue_burst() == [(2, 0), (3, 0), (4, 0)]
 
 
-@BOTH
+@FORMATS
 def test_in_order_each_chain_that_was_written_has_an_entry_of_its_own(packed: bool) -> None:
     """Also one that is full, which a batch could leave out: DPDK's driver reads the length of each."""
     driver, device = ends(packed, features=Feature.IN_ORDER)
@@ -164,7 +155,7 @@ def test_in_order_each_chain_that_was_written_has_an_entry_of_its_own(packed: bo
     assert driver.dequeue_burst() == [(2, 3), (3, 8), (4, 5)]
 
 
-@BOTH
+@FORMATS
 def test_in_order_device_refuses_another_order(packed: bool) -> None:
     driver, device = ends(packed, features=Feature.IN_ORDER)
     driver.enqueue_burst([([(DATA, 1)], (), i) for i in range(3)])
@@ -179,7 +170,7 @@ def test_in_order_device_refuses_another_order(packed: bool) -> None:
 # ---- limits and errors ----
 
 
-@BOTH
+@FORMATS
 @pytest.mark.parametrize("size", [1, 32768])
 def test_smallest_and_largest(packed: bool, size: int) -> None:
     driver, device = ends(packed, size)
@@ -194,7 +185,7 @@ def test_smallest_and_largest(packed: bool, size: int) -> None:
         assert [cookie for cookie, _ in driver.dequeue_burst(size + 1)] == list(range(size))
 
 
-@BOTH
+@FORMATS
 def test_enqueue_errors(packed: bool) -> None:
     driver, _ = ends(packed)
     for bad in ([], [(DATA, 0)], [(DATA, 1 << 32)], [(-1, 1)], [(DATA, 0xFFFFFFFF), (DATA, 1)]):
@@ -214,7 +205,7 @@ def test_enqueue_errors(packed: bool) -> None:
     assert driver.nfree == 2
 
 
-@BOTH
+@FORMATS
 def test_any_cookie_and_views(packed: bool) -> None:
     driver, device = ends(packed)
     view = driver.memory.view(DATA, 4)
@@ -240,7 +231,7 @@ def test_any_cookie_and_views(packed: bool) -> None:
     assert driver.memory.read(DATA + 8, 3) == b"yes"
 
 
-@BOTH
+@FORMATS
 def test_chain_over_the_seam_of_two_regions(packed: bool) -> None:
     memory = GuestMemory([(BASE, bytearray(0x10000)), (BASE + 0x10000, bytearray(0x10000))])
     layout = QueueLayout.packed(8, BASE) if packed else QueueLayout.split(8, BASE)
@@ -276,7 +267,7 @@ def test_split_event_index() -> None:
     assert device.enable_notification()  # one waits
 
 
-@BOTH
+@FORMATS
 def test_flags_without_event_index(packed: bool) -> None:
     driver, device = ends(packed)
     device.disable_notification()
@@ -292,7 +283,7 @@ def test_flags_without_event_index(packed: bool) -> None:
     assert driver.enable_intr()
 
 
-@BOTH
+@FORMATS
 @pytest.mark.parametrize(("hint", "after"), [(Postpone.SHORT, 2), (Postpone.LONG, 6), (Postpone.EMPTIED, 7)])
 def test_postponed_interrupts(packed: bool, hint: Postpone, after: int) -> None:
     """With 8 outstanding, the interrupt comes with the completion after a quarter, three quarters, or with the last."""
@@ -349,7 +340,7 @@ def test_a_long_silence_does_not_lose_a_kick() -> None:
 # ---- snapshot, reset, dump ----
 
 
-@BOTH
+@FORMATS
 def test_restored_ends_go_on_and_force_one_notification(packed: bool) -> None:
     driver, device = ends(packed, features=Feature.EVENT_IDX)
     for i in range(4):
@@ -371,7 +362,7 @@ def test_restored_ends_go_on_and_force_one_notification(packed: bool) -> None:
     assert again.nfree == 8
 
 
-@BOTH
+@FORMATS
 @pytest.mark.parametrize(
     ("end", "change"),
     [
@@ -394,7 +385,7 @@ def test_states_that_contradict_themselves(packed: bool, end: str, change: dict[
         (DriverQueue if end == "driver" else DeviceQueue).restore(driver.memory, state)
 
 
-@BOTH
+@FORMATS
 def test_reset_to_another_size(packed: bool) -> None:
     driver, device = ends(packed)
     driver.enqueue([(DATA, 1)], cookie="lost")

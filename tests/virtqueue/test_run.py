@@ -10,6 +10,7 @@ import struct
 from typing import Any
 
 import pytest
+from formats import FORMATS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rawring import AVAIL, NEXT, USED
@@ -24,7 +25,6 @@ from virtio.offload import NetHeader
 
 F = NetFeature
 EVENTS, IN_ORDER = int(Feature.EVENT_IDX), int(Feature.IN_ORDER)
-FORMATS = pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
 ORDERS = pytest.mark.parametrize("order", [0, IN_ORDER], ids=["any", "in-order"])
 LOGS = ("never", "always", "changing", "never, far")
 

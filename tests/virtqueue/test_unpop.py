@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 
 import pytest
-from test_queues import BOTH, DATA, ends
+from formats import FORMATS
+from ring_ends import DATA, ends
 
 from virtio import Feature
 
 
-@BOTH
+@FORMATS
 @pytest.mark.parametrize(
     "features", [0, Feature.IN_ORDER, Feature.INDIRECT_DESC], ids=["plain", "in order", "indirect"]
 )
@@ -44,7 +45,7 @@ def test_popping_and_putting_back_changes_nothing(packed: bool, features: int, s
         back += keep
 
 
-@BOTH
+@FORMATS
 def test_only_the_last_one_goes_back(packed: bool) -> None:
     driver, device = ends(packed)
     for k in range(3):

@@ -8,9 +8,9 @@ from itertools import product
 import pytest
 from naive_device import transmit
 from netdev import HandDevice, attached
+from odd_lengths import MSS, lengths, lie, put, split, ufo6
 from scapy.layers.inet import TCP
-from test_odd_frames import ETHER, MSS, V4, lengths, lie, put, split, ufo6
-from undone import CSUM, EVERY, KINDS, sound, ufo, undone
+from undone import CSUM, ETHER, EVERY, KINDS, V4, sound, ufo, undone
 
 from bench.kernels.devicebench import ScriptPort
 from virtio.constants import NetFeature as F

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from netdev import MAC, HandDevice, attached, frames_of
 from scapy.layers.inet import IP, TCP
 from scapy.layers.l2 import Ether
+from waiting import wait_for
 
 from virtio.errors import ConfigError
 from virtio.event.worker import Worker
@@ -37,13 +37,6 @@ class Ends:
     @property
     def frames(self) -> list[bytes]:
         return [frame for _, frame in self.got]
-
-
-def until(done: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 def test_both_ways_by_hand() -> None:
@@ -123,11 +116,11 @@ def test_ports_that_deliver_of_themselves(threads: bool) -> None:
             got += far.receive()
             return len(got) == 1000
 
-        until(step)
+        wait_for(step, 20)
         assert got == frames
         near.reset()
         sent, got = 0, []
-        until(step)
+        wait_for(step, 20)
         assert got == frames
 
 
@@ -152,7 +145,7 @@ def test_on_threads(worker: Any, mode: Any) -> None:
         pump = stack.enter_context(Pump(nic, ends.port, worker=worker, mode=mode))
         assert len(pump.workers) == {"one": 1, "pair": 1, "direction": 2}[worker]
         ends.waiting = frames_of(2000)
-        until(lambda: len(ends.got) == 2000)
+        wait_for(lambda: len(ends.got) == 2000, 20)
         assert ends.frames == frames_of(2000)
 
 
@@ -165,7 +158,7 @@ def test_several_pairs() -> None:
         stack.callback(nic.detach)
         generator = Generator(200, count=300, queues=3)
         stack.enter_context(Pump(nic, generator, worker="pair"))
-        until(lambda: generator.statistics()["send_packets"] >= 900)
+        wait_for(lambda: generator.statistics()["send_packets"] >= 900, 20)
         counts = nic.statistics()
         assert all(counts[f"txq{i}.opackets"] == 300 for i in range(3))
         assert all(counts[f"rxq{i}.ipackets"] == 300 for i in range(3))
@@ -241,7 +234,7 @@ def test_a_pump_goes_on_over_everything() -> None:
         def works() -> None:
             ends.got.clear()
             ends.waiting = frames_of(10)
-            until(lambda: len(ends.got) >= 10)
+            wait_for(lambda: len(ends.got) >= 10, 20)
 
         def down_and_up() -> None:
             nic.down()
@@ -283,13 +276,13 @@ def test_workers_of_ones_own() -> None:
     with Worker([task for pair in pump.tasks for task in pair]) as worker:
         ends.waiting = frames_of(20)
         got: list[bytes] = []
-        until(lambda: bool(got.extend(device.sent()) or len(got) == 20))
+        wait_for(lambda: bool(got.extend(device.sent()) or len(got) == 20), 20)
         nic.detach()
         nic.attach()
         assert all(task in worker.tasks for pair in pump.tasks for task in pair)
         got.clear()
         ends.waiting = frames_of(20)
-        until(lambda: bool(got.extend(device.sent()) or len(got) == 20))
+        wait_for(lambda: bool(got.extend(device.sent()) or len(got) == 20), 20)
     pump.close()
 
 
@@ -326,8 +319,8 @@ def test_buffers_are_free_soon_after_traffic_stops() -> None:
         nic.transmit([view])
         view.release()
         ends.waiting = frames_of(100)
-        until(lambda: queue.statistics()["opackets"] == 101)
-        until(lambda: queue.small.nfree == queue.small.count, 5)
+        wait_for(lambda: queue.statistics()["opackets"] == 101, 20)
+        wait_for(lambda: queue.small.nfree == queue.small.count, 5)
 
 
 @pytest.mark.threads
@@ -340,7 +333,7 @@ def test_few_interrupts_under_load() -> None:
         generator = Generator(60, count=40_000)
         stack.enter_context(Pump(nic, generator))
         queue = nic.pairs[0].transmit
-        until(lambda: queue.statistics()["opackets"] == 40_000, 60)
+        wait_for(lambda: queue.statistics()["opackets"] == 40_000, 60)
         bell = nic.queues[1].interrupt
         assert bell is not None and bell.rings <= 40
         assert queue.statistics()["intrs"] <= 40_000 // 2048 + 1
@@ -371,6 +364,6 @@ def test_the_driver_is_ticked() -> None:
         nic.on_link = seen.append
         stack.enter_context(Pump(nic, Port(), tick=30))
         device.link = False
-        until(lambda: seen == [False])  # at once, not after half a minute
+        wait_for(lambda: seen == [False], 20)  # at once, not after half a minute
         device.needs_reset("test")
-        until(lambda: nic.counters["resets"] == 1 and nic.attached)
+        wait_for(lambda: nic.counters["resets"] == 1 and nic.attached, 20)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from mtu_frames import SERVICE, TPID, gso, tcp4
 from netdev import HandDevice, attached
-from test_net_mtu import SERVICE, TPID, gso, tcp4
+from undone import NONE
 
 from bench.kernels.devicebench import ScriptPort
 from virtio.net import Pump
@@ -15,7 +16,6 @@ from virtio.net.vtnet import Vtnet
 from virtio.offload import NetHeader, Toeplitz
 from virtio.vtnet.transmit import transmit_by_flow
 
-NONE = NetHeader()
 CSUM = NetHeader(flags=1, csum_start=34, csum_offset=16)
 TSO = "HOST_TSO4 HOST_TSO6 HOST_ECN"
 SEGMENTATION = TSO + " HOST_UFO HOST_USO"  # without it there are no large buffers
