@@ -71,7 +71,7 @@ def sources(everything: bool) -> dict[str, Path]:
         ".".join(path.with_suffix("").parts): path for name in folders for path in sorted(Path(name).rglob("*.pyx"))
     }
     if SANITIZE:  # a module that breaks the rules on purpose: proof that the sanitizer is there and sees it
-        found["sanitize_control"] = Path("tests/sanitize_control.pyx")
+        found["sanitize_control"] = Path("tests/support/sanitize_control.pyx")
     return found
 
 

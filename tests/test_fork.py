@@ -10,12 +10,12 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
+from net_machine import machine
+from netdev import attached
 from nic import attach
-from test_net_device import NONE, machine
-from test_net_device_workers import until
-from test_net_stop import vtnet_of
-from undone import payload
+from undone import NONE, payload
 from virtio_device import Echo, Guest
+from waiting import wait_for
 
 from virtio.event.worker import Worker
 from virtio.net.device import NetDevice
@@ -60,7 +60,7 @@ def test_a_worker() -> None:
         in_child(child)
         assert worker.running
     nic.send([(NONE, payload(60))])
-    until(lambda: nic.ring(1).nused == 1)
+    wait_for(lambda: nic.ring(1).nused == 1, 20)
     device.close()
 
 
@@ -76,7 +76,7 @@ def test_a_network_device_that_workers_run(kind: str) -> None:
     for _ in range(20):  # at any moment of the parent's threads
         nic.send([(NONE, payload(60))] * 5)
         in_child(child)
-        until(lambda: nic.ring(1).nused == 5)
+        wait_for(lambda: nic.ring(1).nused == 5, 20)
         nic.reap()
     device.close()
     assert len(port.take()) == 100
@@ -136,7 +136,7 @@ def test_a_memory_with_which_a_thread_of_the_parent_is_at_work(changing: bool) -
     if changing:
         threads.append(Thread(target=memory.replace, args=(memory.regions,)))
         threads[1].start()
-        until(lambda: not device.queues[1].queue.comes_free(0))
+        wait_for(lambda: not device.queues[1].queue.comes_free(0), 20)
         time.sleep(0.1)  # it has the map by now, and waits
 
     def child() -> None:
@@ -157,7 +157,7 @@ def test_a_memory_with_which_a_thread_of_the_parent_is_at_work(changing: bool) -
 
 def test_a_pump_and_a_driver_are_let_go() -> None:
     with NetDevice(Loopback(), worker="busy") as device:
-        nic = vtnet_of(device)
+        nic = attached(device)
         port = Loopback()
         pump = Pump(nic, port, mode="busy")
         nic.transmit([bytes(60)] * 64)
@@ -172,14 +172,14 @@ def test_a_pump_and_a_driver_are_let_go() -> None:
         for _ in range(10):  # at any moment of the parent's threads
             in_child(child)
         sent = port.statistics()["send_packets"]
-        until(lambda: port.statistics()["send_packets"] > sent + 1000)
+        wait_for(lambda: port.statistics()["send_packets"] > sent + 1000, 20)
         pump.close()
         nic.detach()
 
 
 def test_a_pump_without_workers_is_the_childs_too() -> None:
     device = NetDevice(Loopback())
-    nic = vtnet_of(device)
+    nic = attached(device)
     pump = Pump(nic, Loopback(), worker=None)
 
     def child() -> None:

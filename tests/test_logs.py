@@ -9,8 +9,9 @@ import weakref
 from pathlib import Path
 
 import pytest
-from test_vhost_user import Upper, running, wait_for
+from vhost_device import Upper, running
 from vhost_frontend import Frontend, layout_of
+from waiting import wait_for
 
 from virtio.core.logs import BURST, NAMES_MAX, LineLimit
 from virtio.vhost_user import Server

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from descriptors import open_kinds
 from netdev import attached, frames_of
-from test_vhost_connects import descriptors
-from test_vhost_user import Upper
+from vhost_device import Upper
 
 from virtio.cli.endpoints import Joined, parse
 from virtio.cli.status import Status, StatusSocket
@@ -162,10 +162,10 @@ def no_collector() -> Iterator[None]:
 def test_it_goes_with_its_last_user(case: Callable[[Path], None], no_collector: None, tmp_path: Path) -> None:
     case(tmp_path)
     gc.collect()
-    before = descriptors()
+    before = open_kinds()
     for _ in range(TIMES):
         case(tmp_path)
-    assert not descriptors() - before
+    assert not open_kinds() - before
     gc.set_debug(gc.DEBUG_SAVEALL)
     gc.collect()
     found = {type(it).__qualname__ for it in gc.garbage if type(it).__module__.partition(".")[0] == "virtio"}

@@ -1,14 +1,17 @@
-# to be sourced: parts of the tests, which run one after the other or side by side
+# to be sourced: the test files, and parts of them, which run one after the other or side by side
+test_files() { find tests -name 'test_*.py' | sort; }
+
 part_of() { # test file: the part that it is of
-    case ${1#tests/test_} in
-    batch.* | checksum* | coalesce* | frame* | fuzz_offloads* | net_hdr* | offload_* | segment* | toeplitz*)
-        echo kernels ;;
-    bell* | dirty_log* | dma* | hostile_d* | inflight* | memory* | models* | queues* | region* | ring* | run.* | stress* | truncation* | unpop* | worker*)
-        echo rings ;;
-    vhost*)
-        echo vhost ;;
-    capture* | cli* | iperf* | kernel* | net_any* | net_command* | net_kernel* | net_midstream* | net_supervised* | net_threads* | netns* | readme* | tap* | top_command*)
+    case ${1#tests/} in
+    # what has the kernel behind it, or starts the command
+    cli/* | net/test_net_kernel* | net/test_net_midstream* | offload/test_capture* | offload/test_kernel* | ports/test_tap* | test_readme*)
         echo network ;;
+    guests/* | vhost_user/*)
+        echo vhost ;;
+    offload/*)
+        echo kernels ;;
+    event/* | memory/* | virtqueue/*)
+        echo rings ;;
     *)
         echo devices ;;
     esac

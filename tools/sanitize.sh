@@ -31,7 +31,7 @@ check() { # part: run its tests
     if [ "$1" = thread ]; then
         under -m pytest -q -p no:cacheprovider -m 'threads and not races'
     else
-        for file in tests/test_*.py; do
+        for file in $(test_files); do
             [ "address-$(part_of "$file")" != "$1" ] || files+=("$file")
         done
         under -m pytest -q -p no:cacheprovider -m 'not install' "${files[@]}"

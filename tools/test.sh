@@ -7,7 +7,7 @@ python=$1
 shift
 . tools/parts.sh
 side_by_side=() alone=()
-for file in tests/test_*.py; do
+for file in $(test_files); do
     case $(part_of "$file") in
     vhost | network) alone+=("$file") ;;
     *) side_by_side+=("$file") ;;

@@ -48,8 +48,7 @@ cythonize(["virtio/*.pyx"], include_path=["."], compiler_directives=directives, 
 printf '%s\n' virtio/*.c | xargs -P 2 -I{} sh -c '
     so=$(basename {} .c); '"$compiler"' -O3 -fno-tree-slp-vectorize -Wall -Wextra -Wno-unused-parameter -shared -fPIC \
         -Ivirtio/include -I"$0/usr/include/python$1" -I"$0/usr/include" {} -o "virtio/$so.cpython-$2-aarch64-linux-gnu.so"' "$root" "$version" "$short"
-[ $# -gt 0 ] || set -- tests/test_checksum.py tests/test_frame_checksum.py tests/test_frame.py tests/test_segment.py \
-    tests/test_coalesce.py tests/test_net_hdr.py tests/test_toeplitz.py
+[ $# -gt 0 ] || set -- tests/offload/test_{checksum,frame_checksum,frame,segment,coalesce,net_hdr,toeplitz}.py
 LD_LIBRARY_PATH='' PYTHONPATH=.:$site PYTHONDONTWRITEBYTECODE=1 qemu-aarch64-static -L "$root" "$root/usr/bin/python$version" \
     -c 'import platform, sys, pytest, virtio.offload; print(platform.machine(), virtio.offload.inet_checksum.simd()); sys.exit(pytest.main(sys.argv[1:]))' \
     -q -p no:cacheprovider --hypothesis-profile ci -k 'not guards_guard and not environment_variable and not planted' "$@"  # those start a Python

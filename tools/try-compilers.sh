@@ -5,9 +5,10 @@ set -eu
 cd "$(dirname "$0")/.."
 python=$(realpath -s "$1")
 shift
+. tools/parts.sh
 # those that start foreign programs, install the package or are long say nothing about a compiler
 foreign='test_(vhost_|net_kernel|kernel|iperf|install|readme|stress|fuzz|cli|top_|net_command|net_supervised|ring_stateful)'
-[ $# -gt 0 ] || mapfile -t tests < <(printf '%s\n' tests/test_*.py | grep -vE "$foreign")
+[ $# -gt 0 ] || mapfile -t tests < <(test_files | grep -vE "$foreign")
 [ $# -eq 0 ] || tests=("$@")
 found=()
 [ -z "${CC:-}" ] || found=("$CC")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.peers import MissingPeer, need, withhold
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests/support"))
 
 from qemuguest import MAC, Qemu
 from umlguest import Uml

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bench.peers import MissingPeer
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "tests/support"))
 
 from testpmd import Pmd
 

@@ -90,7 +90,7 @@ class LegacyFunction:
     - the ISR status is read, and cleared, by a read that begins with it; in a wider one it is 0.
 
     Where the specification leaves a choice, or drivers came to rely on something else, it is QEMU's way
-    (tests/test_legacy_corners.py has a row for each):
+    (tests/pci/test_legacy_corners.py has a row for each):
 
     - the ISR status is set with MSI-X, too (virtio-win of 2015 polls it when it hibernates), but for vectors that ring
       a bell and queues without a vector; the line rises only for interrupts of a time without MSI-X;
