@@ -153,7 +153,8 @@ class BuildExtensions(build_ext):
 
     def is_current(self, stamp: Path, flags: str) -> bool:
         """Say whether no source is newer than the last build in place: faster than to ask Cython for each module."""
-        if not stamp.exists() or not all(Path(self.get_ext_fullpath(module.name)).exists() for module in self.extensions):
+        targets = [Path(self.get_ext_fullpath(module.name)) for module in self.extensions]
+        if not stamp.exists() or not all(target.exists() for target in targets):
             return False
         inputs = [Path(flags), Path(__file__)]
         for folder in ("virtio", "bench/kernels", "tests"):

@@ -15,8 +15,9 @@ from collections.abc import Callable
 import pytest
 
 from bench import peers, rings
+from bench.kernels.ringbench import cycle, device_only
 from virtio import DeviceQueue, Feature, GuestMemory, QueueLayout
-from virtio.cli.pair import Pair, cycle, device_only
+from virtio.cli.pair import Pair
 
 COUNT = 1_000_000  # chains a round on one thread
 BARS = {("split", 32): 1.3, ("split", 1): 1.5, ("packed-in-order", 32): 1.5}

@@ -12,8 +12,8 @@ else
     folder=$(mktemp -d)
     trap 'rm -rf "$folder"' EXIT
 fi
-cp -r setup.py pyproject.toml README.md LICENSE virtio net "$folder"
-rm -f "$folder"/virtio/*.so
+cp -r setup.py pyproject.toml README.md LICENSE virtio net bench "$folder"
+find "$folder" -name "*.so" -delete
 (cd "$folder" && "$python" setup.py -q build_ext --inplace) > "$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
 # setuptools' own notes about Python settings, and flags that Python was built with and another compiler does not know,
 # are not about our code

@@ -39,15 +39,15 @@ copy=$work/tree
 rm -rf "$copy"
 mkdir -p "$copy"
 cp -r setup.py pyproject.toml README.md virtio net tests bench "$copy"
-rm -f "$copy"/virtio/*.so
+find "$copy" -name "*.so" -delete
 cd "$copy"
 "$python" -c 'from Cython.Build import cythonize; import ast, re
 text = open("setup.py").read()
 directives = eval(re.search(r"DIRECTIVES = (\{.*?\n\})", text, re.S)[1], {"DEBUG": False})
-cythonize(["virtio/*.pyx"], include_path=["."], compiler_directives=directives, quiet=True, nthreads=2)'
-printf '%s\n' virtio/*.c | xargs -P 2 -I{} sh -c '
-    so=$(basename {} .c); '"$compiler"' -O3 -fno-tree-slp-vectorize -Wall -Wextra -Wno-unused-parameter -shared -fPIC \
-        -Ivirtio/include -I"$0/usr/include/python$1" -I"$0/usr/include" {} -o "virtio/$so.cpython-$2-aarch64-linux-gnu.so"' "$root" "$version" "$short"
+cythonize(["virtio/**/*.pyx", "bench/kernels/*.pyx"], include_path=["."], compiler_directives=directives, quiet=True, nthreads=2)'
+find virtio bench/kernels -name '*.c' | xargs -P 2 -I{} sh -c '
+    so={}; '"$compiler"' -O3 -fno-tree-slp-vectorize -Wall -Wextra -Wno-unused-parameter -shared -fPIC \
+        -Ivirtio/include -I"$0/usr/include/python$1" -I"$0/usr/include" {} -o "${so%.c}.cpython-$2-aarch64-linux-gnu.so"' "$root" "$version" "$short"
 [ $# -gt 0 ] || set -- tests/offload/test_{checksum,frame_checksum,frame,segment,coalesce,net_hdr,toeplitz}.py
 LD_LIBRARY_PATH='' PYTHONPATH=.:$site PYTHONDONTWRITEBYTECODE=1 qemu-aarch64-static -L "$root" "$root/usr/bin/python$version" \
     -c 'import platform, sys, pytest, virtio.offload; print(platform.machine(), virtio.offload.inet_checksum.simd()); sys.exit(pytest.main(sys.argv[1:]))' \

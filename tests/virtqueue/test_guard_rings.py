@@ -14,8 +14,8 @@ from contextlib import suppress
 import pytest
 from guardpages import Children, GuestAreas, at
 
+from bench.kernels.ringbench import cycle
 from virtio import DeviceQueue, DriverQueue, Feature, Postpone, VirtioError
-from virtio.cli.pair import cycle
 from virtio.virtqueue.inflight import Inflight
 
 ENDS = {"ending": True, "beginning": False}

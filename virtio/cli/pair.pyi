@@ -1,19 +1,7 @@
-"""Exercisers of the rings, for benchmarks, stress tests and demonstrations."""
+"""A driver end and a device end that work each other."""
 
 from virtio.virtqueue.device_queue import DeviceQueue
 from virtio.virtqueue.driver_queue import DriverQueue
-
-def cycle(
-    driver: DriverQueue,
-    device: DeviceQueue,
-    batch: int,
-    count: int,
-    *,
-    buffers: int,
-    length: int = 1500,
-    pieces: int = 1,
-) -> float: ...
-def device_only(device: DeviceQueue, batch: int, count: int, *, length: int = 1500) -> float: ...
 
 class Pair:
     count: int

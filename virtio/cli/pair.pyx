@@ -1,4 +1,4 @@
-"""Exercisers of the rings: loops without the GIL, for benchmarks, stress tests and demonstrations.
+"""A driver end and a device end that work each other: for `virtio demo`, stress tests and benchmarks.
 
 They are also the example of how an extension uses the C-level verbs: `cimport` them from virtio._ring, hold the queue's
 lock for a burst, keep the arrays local.
@@ -10,7 +10,7 @@ from virtio._ring cimport (
     device_add_used_burst, device_enable_notification, device_navail, device_needs_notification, device_pop_burst,
     driver_dequeue_burst, driver_enable_intr, driver_enqueue_burst, driver_notify, driver_nused,
 )
-from virtio.core.atomic cimport virtio_load32, virtio_relax, virtio_store16_release, virtio_store32, virtio_store64
+from virtio.core.atomic cimport virtio_load32, virtio_relax, virtio_store32, virtio_store64
 from virtio.core.counters cimport counted
 from virtio.core.iov cimport iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
@@ -28,7 +28,6 @@ cdef extern from "time.h" nogil:
         long tv_nsec
     enum:
         CLOCK_MONOTONIC
-        CLOCK_THREAD_CPUTIME_ID
     int clock_gettime(int clock, timespec *now)
 
 
@@ -51,7 +50,6 @@ cdef enum:
     MAX_BATCH = 256
     # a little more than MAX_BATCH each, so that the arrays of a loop do not all start at the same offset of a page:
     # loads and stores that agree in their low 12 bits wait for each other
-    ROOM_SG = 8 * MAX_BATCH + 4
     ROOM_REQ = MAX_BATCH + 12
     ROOM_OUT = MAX_BATCH + 20
     ROOM_CHAINS = MAX_BATCH + 28
@@ -88,97 +86,6 @@ cdef int check_batch(int batch, int pieces) except -1:
     if not 1 <= pieces <= 8:
         raise ValueError(f"pieces {pieces} out of range (1 to 8)")
     return 0
-
-
-def cycle(DriverQueue driver not None, DeviceQueue device not None, int batch, long count, *, uint64_t buffers,
-          uint32_t length=1500, int pieces=1):
-    """Run chains through both ends on this thread; return nanoseconds of its CPU time per chain.
-
-    Each round enqueues ``batch`` chains of ``pieces`` device-readable pieces, pops them, gives them back and dequeues
-    them, until ``count`` chains are through. Buffers are ``length`` bytes, 2048 apart, from guest address ``buffers``
-    on. Both queues are held for the whole run. Raises RuntimeError when a chain does not come back.
-    """
-    cdef virtio_sg sg[ROOM_SG]
-    cdef virtio_request req[ROOM_REQ]
-    cdef virtio_completion out[ROOM_OUT]
-    cdef virtio_chain chains[ROOM_CHAINS]
-    cdef iovec segs[ROOM_SEGS]
-    cdef virtio_driver_queue *dq = driver.q
-    cdef virtio_device_queue *vq = device.q
-    cdef int i
-    cdef int why = 0
-    cdef uint32_t n = <uint32_t>batch
-    cdef uint32_t got = n
-    cdef long through = 0
-    cdef double start
-    check_batch(batch, pieces)
-    for i in range(batch * pieces):
-        sg[i].gpa = buffers + 2048 * <uint64_t>i
-        sg[i].len = length
-    for i in range(batch):
-        req[i].cookie = i
-        req[i].readable = <uint16_t>pieces
-        req[i].writable = 0
-    with nogil:
-        queue_lock(&dq.lock)
-        queue_lock(&vq.lock)
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
-        while through < count and got == n:
-            driver_enqueue_burst(dq, sg, req, n, &why)
-            got = device_pop_burst(vq, chains, n, segs, ROOM_SEGS)
-            device_add_used_burst(vq, chains, got)
-            got = driver_dequeue_burst(dq, out, n)
-            through += got
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
-        queue_unlock(&vq.lock)
-        queue_unlock(&dq.lock)
-    if got != n:
-        raise RuntimeError(f"{got} of {n} chains came back after {through} (enqueue said {why}); {driver!r}")
-    return start / through
-
-
-def device_only(DeviceQueue device not None, int batch, long count, *, uint32_t length=1500):
-    """Run the device end alone on this thread; return nanoseconds of its CPU time per chain.
-
-    The driver's part is played by plain stores: one-descriptor chains whose buffers lie in each of the memory's regions
-    in turn, published again and again; the used ring is ignored. The queue is reset first. For split queues only.
-    Raises ValueError for a packed queue, RuntimeError when a chain is not popped.
-    """
-    cdef virtio_chain chains[ROOM_CHAINS]
-    cdef iovec segs[ROOM_SEGS]
-    cdef virtio_device_queue *q = device.q
-    cdef uint32_t n = <uint32_t>batch
-    cdef uint32_t got = n
-    cdef long through = 0
-    cdef uint16_t idx = 0
-    cdef int i
-    cdef double start
-    check_batch(batch, 1)
-    if q.packed or q.size % batch:
-        raise ValueError("device_only takes a split queue whose size is a multiple of the batch")
-    device.reset()
-    regions = device.memory.regions
-    for i in range(q.size):
-        region = regions[i % len(regions)]
-        # behind the first 64 KiB, where the rings are; 2 KiB apart
-        at = region.gpa + (65536 + 2048 * i) % (region.size - 2048)
-        virtio_store64(<uint64_t *>(q.desc + i), at)
-        virtio_store64(<uint64_t *>(q.desc + i) + 1, length)
-        q.avail.ring[i] = <uint16_t>i
-    with nogil:
-        queue_lock(&q.lock)
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
-        while through < count and got == n:
-            idx += <uint16_t>n
-            virtio_store16_release(&q.avail.idx, idx)
-            got = device_pop_burst(q, chains, n, segs, ROOM_SEGS)
-            device_add_used_burst(q, chains, got)
-            through += got
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
-        queue_unlock(&q.lock)
-    if got != n:
-        raise RuntimeError(f"{got} of {n} chains were popped after {through}; {device!r}: {device.broken}")
-    return start / through
 
 
 cdef inline uint64_t pattern(uint64_t x) noexcept nogil:
