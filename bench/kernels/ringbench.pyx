@@ -4,7 +4,7 @@ They are also the example of how an extension uses the C-level verbs: `cimport` 
 lock for a burst, keep the arrays local.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from virtio._ring cimport device_add_used_burst, device_pop_burst, driver_dequeue_burst, driver_enqueue_burst
 from virtio.core.atomic cimport virtio_store16_release, virtio_store64
