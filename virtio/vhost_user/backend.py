@@ -22,8 +22,8 @@ from virtio.vhost_user.memory import Slot
 from virtio.vhost_user.memory_messages import MemoryMessages
 from virtio.vhost_user.message import U64, Answer, BackendRequest, Message, Obey, ProtocolFeature, Request
 from virtio.vhost_user.net_operations import queue_count
-from virtio.vhost_user.ring_messages import RingMessages
 from virtio.vhost_user.session import LOG_ALL, PROTOCOL, PROTOCOL_FEATURES, U64_BITS, Session
+from virtio.vhost_user.vring_start import RingMessages
 
 log = limited("virtio.vhost_user")
 
