@@ -6,7 +6,6 @@ costs its driver that time, once.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
@@ -15,6 +14,7 @@ from virtio._bell import Bell
 from virtio._driver_queue import DriverQueue
 from virtio.dma import CACHE_LINE, DmaPool
 from virtio.errors import DeviceBroken
+from virtio.process import ForkAwareLock
 
 UNANSWERED = 0xFF  # what the acknowledgement is before the device writes it: no value that it may write
 PAUSE_MAX = 0.001
@@ -54,7 +54,7 @@ class ControlQueue:
         self._pool = pool
         self._kick = kick
         self._idle = idle
-        self._lock = threading.Lock()
+        self._lock = ForkAwareLock("control queue")
         self._held: dict[int, str] = {}  # buffers that the device may write to, and what was asked by them
         queue.disable_intr()
 

@@ -22,6 +22,7 @@ from typing import Any, Self, TypeVar
 from virtio._tap import Tap
 from virtio.errors import ConfigError
 from virtio.net.netlink import Netlink
+from virtio.process import ForkAwareLock
 
 T = TypeVar("T")
 
@@ -95,7 +96,7 @@ class Namespace:
 
     def __init__(self) -> None:
         self._fd = -1
-        self._lock = threading.Lock()
+        self._lock = ForkAwareLock("namespace")
         self._call(self._make)
         self._netlink.set_link("lo", up=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import struct
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -25,7 +24,7 @@ from virtio.net.filter import ADDR_SET, MAC, ReceiveFilter, check_mac
 from virtio.net.rarp import reverse_arp
 from virtio.net.traffic import QueuePair, Traffic
 from virtio.pci.attach import register_driver
-from virtio.process import Origin
+from virtio.process import ForkAwareLock, Origin
 from virtio.weak import weakly
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ class Vtnet(Traffic, Driver):
         self._software_lro = lro == "software"
         self._idle = idle
         self._lent: list[tuple[Pool, int]] = []  # pools that went while Python had buffers of them
-        self._lock = threading.RLock()
+        self._lock = ForkAwareLock("driver")
         self._origin = Origin("driver")
 
     def __enter__(self) -> Self:

@@ -14,6 +14,8 @@ from virtio._net_hdr cimport NetHeader, virtio_net_hdr
 
 import os
 
+from virtio.process import made_before, watch
+
 
 cdef extern from "Python.h":
     bint PyIndex_Check(object o)
@@ -36,6 +38,7 @@ cdef extern from "time.h" nogil:
 cdef extern from "virtio/atomic.h" nogil:
     bint virtio_trylock(uint32_t *lock)
     void virtio_unlock(uint32_t *lock)
+    bint virtio_is_locked(const uint32_t *lock)
     void virtio_relax()
 
 
@@ -351,6 +354,8 @@ cdef class Coalescer:
 
     cdef virtio_coalescer c
     cdef uint32_t lock
+    cdef int lost         # the process of which a thread was in a call at fork(), if this one is its child
+    cdef object __weakref__
     cdef results spare    # of which one call at a time makes use
     cdef set inputs       # of which frames are held
 
@@ -367,8 +372,21 @@ cdef class Coalescer:
         memcpy(limits.secret, PyBytes_AS_STRING(secret), sizeof(limits.secret))
         if coalescer_open(&self.c, &limits) < 0:
             raise MemoryError()
+        watch(self)
+
+    def _forked(self, int parent):
+        """Be of no use any more, if a thread of the parent was in a call. See virtio.process."""
+        if virtio_is_locked(&self.lock):
+            self.lost, self.lock = parent, 0
+
+    cdef int check(self) except -1:
+        if self.lost:
+            raise made_before("coalescer", self.lost)
+        return 0
 
     def __dealloc__(self):
+        if self.lost:
+            return  # half of a change was done: what it holds stays
         coalescer_close(&self.c)
         free(self.spare.out)
         free(self.spare.pieces)
@@ -498,6 +516,7 @@ cdef class Coalescer:
         cdef uint32_t at = 0
         cdef uint32_t n
         cdef const uint8_t *trust = NULL
+        self.check()
         cdef results r
         cdef list merged = []
         cdef bint single = offsets is None and PyObject_CheckBuffer(frames)
@@ -542,6 +561,7 @@ cdef class Coalescer:
         cdef Batch batch = Batch.__new__(Batch)
         cdef list merged = []
         cdef results r
+        self.check()
         if frame is not None:
             batch.load((frame,), None, False)
         while True:
@@ -560,6 +580,7 @@ cdef class Coalescer:
         """
         cdef virtio_coalesce_counters counters
         cdef uint32_t held, flows
+        self.check()
         self.own()
         memcpy(&counters, &self.c.counters, sizeof(counters))
         held, flows = self.c.held_segments, self.c.held_flows

@@ -16,6 +16,7 @@ from virtio._port cimport (
     virtio_work_bytes
 )
 from virtio._port_counts cimport add_count, add_counts, count_error, counted, port_counts
+from virtio._queue cimport virtio_store32
 from virtio._ring cimport queue_lock, queue_unlock
 from virtio._worker cimport pollfd
 
@@ -318,6 +319,9 @@ cdef class PcapReader(Port):
     cdef pcap_reader _r
     cdef readonly str path
 
+    cdef void free_locks(self) noexcept:
+        virtio_store32(&self._r.lock, 0)
+
     def __init__(self, path, *, speed=None, loops=1, int queues=1):
         if self._r.buffer is not NULL:
             raise TypeError("capture file is open already")
@@ -513,6 +517,9 @@ cdef class PcapWriter(Port):
 
     cdef pcap_writer _w
     cdef readonly str path
+
+    cdef void free_locks(self) noexcept:
+        virtio_store32(&self._w.lock, 0)
 
     def __init__(self, path, *, int snaplen=RECORD_MAX, uint32_t offloads=0, int queues=1):
         if self._w.buffer is not NULL:

@@ -15,6 +15,7 @@ from virtio._queue cimport *
 from virtio.constants import Feature
 from virtio.errors import BadDescriptor, BadIndex, ChainLoop, ChainTooLong, MemoryFault, RingError
 from virtio.layout import QueueLayout
+from virtio.process import made_before, watch
 
 LOOK = 100e-6  # seconds between two tries to take a lock
 
@@ -73,7 +74,15 @@ cdef class Queue(MemoryUser):
         self.layout = layout
         self.memory = memory
         memory.attach(self)
+        watch(self)
         return 0
+
+    def _forked(self, int parent):
+        """Break a queue that a thread of the parent was at work with; reset() heals it. See virtio.process."""
+        if self.lock is not NULL and virtio_is_locked(self.lock):
+            virtio_store32(&self.fault.code, VIRTIO_FAULT_NONE)
+            latch(self.fault, VIRTIO_FAULT_FORKED, UINT32_MAX, parent, 0)
+            virtio_store32(self.lock, 0)
 
     cdef int check_layout(self, object layout) except -1:
         """Raise unless layout fits this queue and lies in memory."""
@@ -125,6 +134,8 @@ cdef class Queue(MemoryUser):
     def comes_free(self, seconds):
         """Say whether no burst is under way, or ends within so many seconds."""
         end = time.monotonic() + seconds
+        if virtio_load32(&self.fault.code) == VIRTIO_FAULT_FORKED:
+            return False
         while not virtio_trylock(self.lock):
             if time.monotonic() >= end:
                 return False
@@ -150,6 +161,8 @@ cdef class Queue(MemoryUser):
         head = None if self.fault.head == UINT32_MAX else self.fault.head
         if code == VIRTIO_FAULT_RING_MEMORY:
             return MemoryFault(self.fault.value, self.fault.limit, "guest memory (a ring area)")
+        if code == VIRTIO_FAULT_FORKED:
+            return made_before("queue", self.fault.value)
         if code == VIRTIO_FAULT_MEMORY:
             return MemoryFault(self.fault.value, self.fault.limit, "guest memory (a descriptor's buffer)")
         kind, text = _FAULTS.get(code, (RingError, "broken: {value} (limit {limit})"))

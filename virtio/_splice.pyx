@@ -11,8 +11,10 @@ from virtio._port cimport (
     VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_WORK_FRAME, Port, port_flush, port_ring, turn_is_full, turn_resume,
     virtio_packet, virtio_sink, virtio_turn, virtio_wait
 )
-from virtio._queue cimport add_count, counted, virtio_trylock
+from virtio._queue cimport add_count, counted, virtio_store32, virtio_trylock
 from virtio._ring cimport queue_lock, queue_unlock
+
+from virtio.process import watch
 
 
 cdef enum:
@@ -190,6 +192,11 @@ cdef class PortSplice(Task):
         self._fill(&self.c.shown.sink)
         self.c.task.poll, self.c.task.arm, self.c.task.disarm = splice_poll, splice_arm, splice_disarm
         self.task, self.lock = &self.c.task, &self.c.lock
+        watch(self)
+
+    def _forked(self, int parent):
+        """Let go of the lock that a thread of the parent has. See virtio.process."""
+        virtio_store32(&self.c.lock, 0)
 
     cdef void _fill(self, virtio_sink *sink) noexcept:
         sink.lock = &self.c.lock

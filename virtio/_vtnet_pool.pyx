@@ -9,6 +9,8 @@ from virtio._memory cimport GuestMemory, MemoryUser, memory_translate, virtio_re
 from virtio._queue cimport virtio_load32, virtio_store32
 from virtio._ring cimport queue_lock, queue_unlock
 
+from virtio.process import watch
+
 cdef enum:
     LINE = 64
 
@@ -65,6 +67,11 @@ cdef class Pool(MemoryUser):
         self.memory = memory
         memory.attach(self)
         self.remap()
+        watch(self)
+
+    def _forked(self, int parent):
+        """Let go of the lock that a thread of the parent has. See virtio.process."""
+        virtio_store32(&self.c.lock, 0)
 
     def __dealloc__(self):
         free(self.c.free)

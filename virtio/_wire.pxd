@@ -12,6 +12,7 @@ from virtio._bell cimport virtio_bell
 from virtio._memory cimport iovec
 from virtio._port cimport virtio_packet, virtio_sink, virtio_turn, virtio_wait
 from virtio._port_counts cimport port_counts
+from virtio._queue cimport virtio_store32
 
 
 cdef struct wire:
@@ -41,6 +42,13 @@ cdef void wire_rang(wire_sender *sender) noexcept nogil
 # Note the owner of a sink that was connected (None: of none). Those before it are let go unless a bell may still be
 # rung; then they stay until the next connect.
 cdef int keep(list owners, object owner, bint ringing) except -1
+
+# In a child of fork(): a thread that was sending is not here, nor are its locks. Locks of sinks are their queues' matter.
+cdef inline void wire_free(wire *w, wire_sender *sender) noexcept nogil:
+    virtio_store32(&w.lock, 0)
+    sender.open = NULL
+    sender.ringing = 0
+
 
 # Set the sink, NULL for none. When it returns, nobody touches the last one.
 cdef void wire_connect(wire *w, virtio_sink *sink) noexcept nogil

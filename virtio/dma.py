@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left, insort
 
 from virtio._memory import GuestMemory
 from virtio.errors import PoolExhausted
+from virtio.process import ForkAwareLock
 
 PAGE = 4096
 CACHE_LINE = 64
@@ -29,7 +29,7 @@ class DmaPool:
         self.memory = memory
         self.gpa = gpa
         self.size = size
-        self._lock = threading.Lock()
+        self._lock = ForkAwareLock("DMA pool")
         self._free: list[tuple[int, int]] = [(gpa, size)]  # (address, bytes), by address; no two touch
         self._used: dict[int, int] = {}
 

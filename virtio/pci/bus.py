@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, Protocol
@@ -11,6 +10,7 @@ from virtio import saved
 from virtio.errors import ConfigError, SnapshotError
 from virtio.pci.config import ConfigSpace, ones
 from virtio.pci.line import Line
+from virtio.process import ForkAwareLock
 from virtio.weak import weakly
 
 ACCESS_MAX = 8
@@ -74,7 +74,7 @@ class Bus:
         self._address = 0
         self._routed: set[int] = set()  # slots whose functions raise our lines
         self._asserted = [0] * LINES  # bit s: slot s asserts the line
-        self._lock = threading.Lock()  # guards _asserted
+        self._lock = ForkAwareLock("PCI bus")  # guards _asserted
         self._lines = [
             Line(partial(weakly(self._level), line), None if intx is None else partial(intx, line))
             for line in range(LINES)

@@ -6,7 +6,6 @@ What the specification leaves open is decided as in QEMU's hw/virtio/virtio-pci.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -32,6 +31,7 @@ from virtio.pci.registers import (
     QUEUE_NOTIFY,
     LegacyRegisters,
 )
+from virtio.process import ForkAwareLock
 from virtio.slot import nobody
 from virtio.weak import weakly
 
@@ -143,7 +143,7 @@ class LegacyFunction:
         vectors = len(device.queues) + 1 if vectors is None else vectors
         self.msix = Msix(self.config, vectors, MSIX_BAR, message, resolve) if vectors else None
         self._registers = LegacyRegisters(device, vectors)
-        self._lock = threading.RLock()
+        self._lock = ForkAwareLock("PCI function")
         self._line = Line(weakly(self._level), listener(intx))
         self._silent = Bell()  # for queues whose interrupts go nowhere: nobody sleeps on it, a ring costs nothing
         self._slow = [Bell(partial(weakly(self._interrupt_queue), slot.index)) for slot in device.queues]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from virtio import saved
 from virtio._bell import Bell
 from virtio.errors import ConfigError, SnapshotError
 from virtio.pci.config import COMMAND_MASTER, ConfigSpace
+from virtio.process import ForkAwareLock
 
 CAPABILITY_ID = 0x11
 CONTROL = 2  # message control: offset in the capability; both bits of it are in the second byte
@@ -64,7 +64,7 @@ class Msix:
         self._config = config
         self._message = message
         self._resolve = resolve
-        self._lock = threading.Lock()  # guards all below
+        self._lock = ForkAwareLock("MSI-X table")  # guards all below
         self._table = bytearray()
         self._pending = 0
         self._routes: dict[int, Bell] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from virtio.device import Device
 from virtio.features import LEGACY_BITS
 from virtio.layout import LEGACY_ALIGN, QueueLayout
 from virtio.pci.config import ones
+from virtio.process import ForkAwareLock
 
 DEVICE_FEATURES, DRIVER_FEATURES, QUEUE_PFN, QUEUE_SIZE, QUEUE_SELECT = 0x00, 0x04, 0x08, 0x0C, 0x0E
 QUEUE_NOTIFY, DEVICE_STATUS, ISR, CONFIG_VECTOR, QUEUE_VECTOR = 0x10, 0x12, 0x13, 0x14, 0x16
@@ -33,7 +33,7 @@ class LegacyRegisters:
     def __init__(self, device: Device, vectors: int) -> None:
         self.device = device
         self.vectors = vectors
-        self._isr_lock = threading.Lock()
+        self._isr_lock = ForkAwareLock("ISR status")
         self.clear()
 
     def clear(self) -> None:
