@@ -43,7 +43,7 @@ cdef void wire_rang(wire_sender *sender) noexcept nogil
 # rung; then they stay until the next connect.
 cdef int keep(list owners, object owner, bint ringing) except -1
 
-# In a child of fork(): a thread that was sending is not here, nor are its locks. Locks of sinks are their queues' matter.
+# In a child of fork(): a thread that was sending is not here, and its lock goes. Locks of sinks are the queues' matter.
 cdef inline void wire_free(wire *w, wire_sender *sender) noexcept nogil:
     virtio_store32(&w.lock, 0)
     sender.open = NULL
