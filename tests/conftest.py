@@ -5,10 +5,15 @@ from __future__ import annotations
 import signal
 
 from guardpages import children
+from hypothesis import HealthCheck, settings
 from offloads import guarded, simd
 from spaces import space
 
 __all__ = ["children", "guarded", "simd", "space"]
+
+# how fast inputs are made says something of the machine, and nothing of the code
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 def pytest_configure() -> None:
