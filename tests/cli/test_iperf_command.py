@@ -20,11 +20,11 @@ import netns
 import pytest
 from netns import refuse
 
-from virtio.cli import main
 from virtio.cli.iperf import run as iperf
 from virtio.cli.iperf.paths import Ends, VtnetPath
 from virtio.cli.iperf.report import Row
 from virtio.cli.iperf.settings import DIRECTIONS, OFFLOADS, Settings
+from virtio.cli.main import main
 from virtio.net.netns import Namespace
 from virtio.net.vtnet import FRAME_MAX
 from virtio.vtnet.pool import pool_size
