@@ -15,9 +15,9 @@ demo: $(VENV)/package
 test: $(VENV)/dev
 	tools/test.sh $(BIN)/python
 
-# the tests that take no peer and no long time, under 60 s
+# the tests that take no peer, no root and no long time, under 60 s
 quick: $(VENV)/dev
-	tools/quick.sh $(BIN)/python
+	$(BIN)/python -m pytest -q -n auto -p no:benchmark -m quick
 
 bench: $(VENV)/dev
 	$(BIN)/python -m bench

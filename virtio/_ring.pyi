@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from virtio.errors import VirtioError
-from virtio.memory.guest_memory import GuestMemory
+from virtio.memory.guest_memory import GuestMemory, MemoryUser
 from virtio.virtqueue.layout import QueueLayout
 
-class Queue:
+class Queue(MemoryUser):
     @property
     def memory(self) -> GuestMemory: ...
     @property
@@ -24,7 +22,3 @@ class Queue:
     @property
     def broken(self) -> VirtioError | None: ...
     def explain_notify(self) -> str: ...
-    def counters(self) -> dict[str, int]: ...
-    def dump(self) -> str: ...
-    def state(self) -> dict[str, Any]: ...
-    def reset(self, layout: QueueLayout | None = None) -> None: ...

@@ -20,11 +20,11 @@ import netns
 import pytest
 from netns import refuse
 
-from virtio.cli import main
 from virtio.cli.iperf import run as iperf
 from virtio.cli.iperf.paths import Ends, VtnetPath
 from virtio.cli.iperf.report import Row
 from virtio.cli.iperf.settings import DIRECTIONS, OFFLOADS, Settings
+from virtio.cli.main import main
 from virtio.net.netns import Namespace
 from virtio.net.vtnet import FRAME_MAX
 from virtio.vtnet.pool import pool_size
@@ -90,6 +90,7 @@ def test_three_rows_a_direction() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.root
 def test_without_root_in_a_user_namespace() -> None:
     before = with_rights(*WITHOUT_ROOT)
     tried = subprocess.run([*before, "unshare", "-U", "-r", "true"], capture_output=True, text=True, check=False)
@@ -100,6 +101,7 @@ def test_without_root_in_a_user_namespace() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.root
 def test_without_namespaces_by_the_generator_and_it_says_so() -> None:
     done = virtio("--json", "--runs", "2", "--seconds", "0.1", before=with_rights(*WITHOUT_NAMESPACES))
     assert kinds(rows_of(done)) == [row for row in ALL_ROWS if row[0] == "vtnet"]
@@ -332,7 +334,7 @@ def children(pid: int) -> set[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if any(word.endswith(b"iperf_stream.py") for word in words) and str(pid).encode() in words:
+        if any(word.endswith(b"/stream.py") for word in words) and str(pid).encode() in words:
             found.add(int(path.parent.name))
     return found
 

@@ -155,6 +155,7 @@ def test_one_file_is_not_both_ends(tmp_path: Path, capture: Path) -> None:
 # ---- with the kernel ----
 
 
+@pytest.mark.root
 def test_a_large_frame_of_a_tap_is_written_as_a_guests_would_be(tmp_path: Path) -> None:
     """A TSO frame, its checksum left undone: the capture has what is to be on a wire, as behind a device."""
     frame = tcp(bytes(range(250)) * 100)
@@ -183,6 +184,7 @@ def pseudo(frame: bytes | bytearray) -> int:
     return (total & 0xFFFF) + (total >> 16)
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("text", ["replay:{},speed=1,loops=none", "gen:size=100,rate=1000"])
 def test_a_file_or_a_generator_into_a_tap(text: str, tmp_path: Path, capture: Path) -> None:
     with (
@@ -200,6 +202,7 @@ def test_a_file_or_a_generator_into_a_tap(text: str, tmp_path: Path, capture: Pa
         assert {len(frame) for frame in seen} == {100}
 
 
+@pytest.mark.root
 def test_a_tap_before_a_loopback_sees_its_own(tmp_path: Path) -> None:
     with (
         namespaces(1, Namespace) as (space,),
@@ -214,6 +217,7 @@ def test_a_tap_before_a_loopback_sees_its_own(tmp_path: Path) -> None:
         assert stopped(process)["loopback"]["rx0"]["frames"] >= 100
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("more", [(), ("--poll", "--workers", "1"), ("--cpus", "0")], ids=["adaptive", "busy", "cpus"])
 def test_two_taps_are_a_cable(more: tuple[str, ...], tmp_path: Path) -> None:
     """A TCP stream of the kernel passes whole, uncut, in both directions, and is counted."""

@@ -281,6 +281,7 @@ def test_fragments_of_ipv6_have_room_for_their_header() -> None:
     assert len(segment(frame, 2008, 3)) == 1
 
 
+@pytest.mark.root
 def test_a_kernel_puts_fragments_of_ipv6_together() -> None:
     """Each datagram once and whole, of frames cut by us and of one that the kernel takes with its type."""
     with netns.link() as link:

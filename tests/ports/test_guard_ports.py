@@ -258,6 +258,7 @@ def kernel(packed: bool, end: str, guest: str) -> None:
                 sender.poll()
 
 
+@pytest.mark.root
 @pytest.mark.parametrize("guest", ["plain", "segmentation", "tunnels"])
 @pytest.mark.parametrize("end", list(ENDS))
 @pytest.mark.parametrize("packed", [False, True])

@@ -32,6 +32,7 @@ def test_every_kind(tmp_path: Path) -> None:
     assert isinstance(port(f"replay:{file},loops=2,speed=0.5"), PcapReader)
 
 
+@pytest.mark.root
 def test_tap() -> None:
     with namespaces(1) as (space,):
         tap = space.run(lambda: port("tap:vm0,queues=2,header_size=12"))

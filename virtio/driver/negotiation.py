@@ -22,7 +22,7 @@ _DONE = (
     | Feature.IN_ORDER
     | Feature.RING_RESET
 )
-_NOT_DONE = sum(feature for feature in Feature if feature not in _DONE)
+_NOT_DONE: int = sum(feature for feature in Feature if feature not in _DONE)
 
 
 def type_name(device_type: int) -> str:

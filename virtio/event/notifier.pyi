@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
-class HasFileno(Protocol):
-    def fileno(self) -> int: ...
+from _typeshed import HasFileno
 
 class Bell:
     def __init__(self, target: int | HasFileno | Callable[[], object] | None = None, *, own: bool = False) -> None: ...

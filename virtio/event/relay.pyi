@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from virtio.event.notifier import Bell
 
 class Relay:
-    def __init__(self, bell: Bell) -> None: ...
+    def __new__(cls, bell: Bell) -> Self: ...

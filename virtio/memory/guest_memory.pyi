@@ -9,7 +9,8 @@ from typing_extensions import Buffer
 
 from virtio.memory.region import Region
 
-class MemoryUser: ...
+class MemoryUser:
+    def comes_free(self, seconds: float) -> bool: ...
 
 class GuestMemory:
     def __init__(self, regions: Iterable[Region | tuple[int, Buffer]] = ()) -> None: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, final
+from typing import Any, Self, final
 
 from typing_extensions import Buffer
 
@@ -32,8 +32,8 @@ class Merged:
 
 @final
 class Coalescer:
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         flows: int = 64,
         segments: int = 64,
@@ -42,7 +42,7 @@ class Coalescer:
         verify: bool = True,
         fixed_id: bool = False,
         rsc_info: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     def receive(
         self,
         frames: Buffer | Sequence[Buffer],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import IntEnum, IntFlag
+from typing import Self
 
 from typing_extensions import Buffer
 
@@ -40,7 +41,7 @@ class HashTunnel(IntFlag):
 class Hashes(Records[tuple[int, HashReport]]): ...
 
 class Toeplitz:
-    def __init__(self, key: Buffer) -> None: ...
+    def __new__(cls, key: Buffer) -> Self: ...
     @property
     def key(self) -> bytes: ...
     def hash(self, data: Buffer) -> int: ...

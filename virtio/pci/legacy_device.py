@@ -36,7 +36,7 @@ from virtio.pci.msix import Message, Msix, Resolve
 from virtio.virtqueue import saved
 
 if TYPE_CHECKING:
-    from virtio.event.notifier import HasFileno
+    from _typeshed import HasFileno
 
 VENDOR = 0x1AF4
 # VIRTIO 1.4, 4.1.2.1. Legacy drivers take 0x1000 to 0x103f and tell the type by the subsystem id (FreeBSD, Linux), so

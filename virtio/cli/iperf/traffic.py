@@ -60,7 +60,7 @@ class End:
     def __init__(self) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            program = str(Path(__file__).with_name("iperf_stream.py"))
+            program = str(Path(__file__).with_name("stream.py"))
             try:
                 # a process group of its own: what the terminal sends on ^C is for us, and we end our children
                 self.process = subprocess.Popen(
