@@ -88,6 +88,7 @@ class ConsoleDevice(Device):
             raise ConfigError(f"max_ports {self.max_ports} without MULTIPORT")
         self._ports: dict[int, ConsolePort] = {}
         self.control = Control(self._ports, rows_first=rows_first)
+        self._size_told = False  # to this driver
         first.rows, first.cols = rows, cols
         for each in made:
             self.add_port(each)
@@ -207,6 +208,7 @@ class ConsoleDevice(Device):
 
     def deactivate(self) -> None:
         """End."""
+        self._size_told = False
         if not self._multiport and 0 in self._ports:
             self.port.set_guest_open(False)
 
@@ -271,7 +273,14 @@ class ConsoleDevice(Device):
             port.given(chain.write(port.peek(chain.writable_length)))
 
     def _take(self, index: int, port: ConsolePort | None) -> None:
-        """Take what the guest sends."""
+        """Take what the guest sends.
+
+        Linux looks at the size in the configuration only when that changes, and has a terminal by the time it writes.
+        """
+        if index == 1 and not self._size_told:
+            self._size_told = True
+            if self.negotiated & ConsoleFeature.SIZE and not self._multiport:
+                self.config_changed()
         for chain in self._each(index, _always if port is None else port.has_room):
             if chain.writable_length:
                 self._refuse("direction", ConsoleError(f"queue {index}: a transmit buffer is writable"))
