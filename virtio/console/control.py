@@ -166,7 +166,9 @@ class Control:
             "pending": [[number, int(event)] for number, event in self._pending],
         }
 
-    def load(self, ready: bool, announced: Iterable[int], answered: Iterable[int], pending: Iterable[list[int]]) -> None:
+    def load(
+        self, ready: bool, announced: Iterable[int], answered: Iterable[int], pending: Iterable[list[int]]
+    ) -> None:
         """Take back what :meth:`save` gave. Raises ValueError for what cannot be."""
         told, known = set(announced), set(answered)
         waiting = {(number, Event(event)): None for number, event in pending}

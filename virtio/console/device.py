@@ -10,13 +10,13 @@ from weakref import ref
 from virtio.console.control import ConsoleError, Control, Event
 from virtio.console.features import ConsoleFeature
 from virtio.console.ports import SIZE_MAX, ConsolePort, Link
+from virtio.console.snapshot import check
 from virtio.constants import DeviceType
 from virtio.device import Device
 from virtio.device.queue_state import Interrupt
 from virtio.errors import ConfigError, SnapshotError
 from virtio.features import Features, parse
 from virtio.memory.guest_memory import GuestMemory
-from virtio.virtqueue import saved
 from virtio.virtqueue.chain import Chain
 
 CONFIG = struct.Struct("<HHII")  # cols, rows, max_nr_ports, emerg_wr
@@ -273,17 +273,12 @@ class ConsoleDevice(Device):
             port.given(chain.write(port.peek(chain.writable_length)))
 
     def _take(self, index: int, port: ConsolePort | None) -> None:
-        """Take what the guest sends.
-
-        Linux looks at the size in the configuration only when that changes, and has a terminal by the time it writes.
-        """
-        if index == 1 and not self._size_told:
-            self._size_told = True
-            if self.negotiated & ConsoleFeature.SIZE and not self._multiport:
-                self.config_changed()
+        """Take what the guest sends."""
         for chain in self._each(index, _always if port is None else port.has_room):
             if chain.writable_length:
                 self._refuse("direction", ConsoleError(f"queue {index}: a transmit buffer is writable"))
+            if index == 1 and not self._size_told:
+                self._tell_size()
             length = chain.readable_length
             if length > CHAIN_MAX:
                 self._refuse("too_long", ConsoleError(f"queue {index}: {length} bytes in a chain (limit {CHAIN_MAX})"))
@@ -291,6 +286,12 @@ class ConsoleDevice(Device):
                 self.counters["portless"] += 1
             elif length:
                 port.take(chain.read(0, min(length, CHAIN_MAX)))
+
+    def _tell_size(self) -> None:
+        """Have the driver look at the size: Linux does so only when told, and has a terminal by the time it writes."""
+        self._size_told = True
+        if self.negotiated & ConsoleFeature.SIZE and not self._multiport:
+            self.config_changed()
 
     def _tell(self, index: int) -> None:
         """Send the control messages that wait."""
@@ -329,26 +330,7 @@ class ConsoleDevice(Device):
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Take back what save() gave; tell the driver where a port is open here and was not there, or the reverse."""
-        number = saved.number(0, self.max_ports - 1)
-        size = saved.number(0, SIZE_MAX)
-        control = {
-            "ready": saved.flag,
-            "announced": saved.entries(number, most=self.max_ports),
-            "answered": saved.entries(number, most=self.max_ports),
-            "pending": saved.entries(saved.tuples(number, saved.number(0, len(Event) - 1)), most=PORTS_MAX * len(Event)),
-        }
-        one = {
-            **{"id": number, "name": saved.text, "open": saved.flag, "guest_open": saved.flag},
-            **{"rows": size, "cols": size, "input": _digits, "output": _digits},
-        }
-        saved.fields({"control": saved.fields(control), "ports": saved.entries(saved.fields(one))})(state)
-        theirs, ours = [(each["id"], each["name"]) for each in state["ports"]], [(p.id, p.name) for p in self.ports]
-        if theirs != ours:
-            raise SnapshotError("ports", f"are {theirs!r:.200}: this device has {ours!r:.200}")
-        for i, (port, each) in enumerate(zip(self.ports, state["ports"], strict=True)):
-            for way, most in (("input", port.limit), ("output", port.limit + CHAIN_MAX)):
-                if len(each[way]) // 2 > most:
-                    raise SnapshotError(f"ports[{i}].{way}", f"has {len(each[way]) // 2} bytes: limit {most}")
+        check(state, self.ports, self.max_ports, CHAIN_MAX)
         try:
             self.control.load(**state["control"])
         except ValueError as error:
@@ -403,9 +385,3 @@ def _nothing() -> None:
 
 def _always() -> bool:
     return True
-
-
-def _digits(value: Any, field: str) -> None:
-    """Take any number of bytes, as hexadecimal digits."""
-    saved.text(value, field)
-    saved.hexadecimal(len(value) // 2)(value, field)

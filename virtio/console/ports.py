@@ -95,7 +95,7 @@ class ConsolePort:
         self._input, self._output = bytearray(), bytearray()
         self._changed = threading.Condition()  # its lock is for the buffers
         self._full = False  # the guest's buffers wait for room
-        self._short = False  # write() took less than it was given
+        self._short = False  # write() found no room, or left none
         self._deliver = weakly(self.deliver)
 
     def __repr__(self) -> str:
@@ -113,7 +113,7 @@ class ConsolePort:
         with self._changed:
             taken = min(len(view), self.limit - len(self._input)) if self._open else 0
             self._input += view[:taken]
-            self._short = self._open and taken < len(view)
+            self._short = self._open and len(self._input) >= self.limit
         if taken:
             self._link.input()
         return taken
@@ -168,6 +168,7 @@ class ConsolePort:
             self._link.opened()
             self._link.input()
             self._link.output()
+            self._call(self.on_ready)
 
     def resize(self, rows: int, cols: int) -> None:
         """Say how large the console is. ValueError unless both are 0 to 65535.
