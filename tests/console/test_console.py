@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 from typing import Any
+from weakref import ref
 
 import pytest
 from virtcon import ALL, WAYS, Virtcon, attach
@@ -348,6 +350,23 @@ def test_consoles_that_cannot_be(options: dict[str, Any], what: str) -> None:
 def test_ports_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"at (least|most)"):
         ConsolePort(**options)
+
+
+def test_nothing_lies_in_a_cycle() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        console = ConsoleDevice(ports=["one"], max_ports=3)
+        driver = attach(console)
+        driver.greet()
+        console.remove_port(console.add_port("two"))
+        console["one"].on_data = list
+        driver.transmit(b"x", 1)
+        gone = [ref(each) for each in (console, console.control, *console.ports)]
+        del driver, console
+        assert [each() for each in gone] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def test_a_port_without_a_device() -> None:

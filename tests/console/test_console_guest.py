@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from guestprocess import GuestProcess
+from peers import need_peer
+from qemuguest import Qemu
 from umlguest import Uml
 from waiting import wait_for
 
@@ -60,34 +67,41 @@ def send(port: ConsolePort, content: bytes) -> None:
         wait_for(lambda: port.out_waiting < port.limit, 60)
 
 
+EXCHANGE = "\n".join(
+    [
+        *(OPEN, size("24 80"), "byte", size("33 99"), "head -c 20000 <&3 | sha256sum"),
+        *("dd if=/bin/busybox bs=1000 count=20 2>/dev/null >&3", "exec 3>&-"),
+    ]
+)
+
+
+def exchanged(console: ConsoleDevice, guest: GuestProcess) -> None:
+    """A guest that does EXCHANGE gets bytes and sizes, and what it sends comes."""
+    console.port.on_data = seen = Collected()
+    seen.wait(b"HELLO\n")
+    assert console.port.guest_open
+    guest.wait_for("24 80")
+    console.resize(33, 99)
+    assert console.port.write(b"x") == 1
+    guest.wait_for("33 99")
+    send(console.port, data(20000))
+    assert digest(data(20000)) in guest.finish()
+    assert bytes(seen.content) == b"HELLO\n" + Path("/bin/busybox").read_bytes()[:20000]
+
+
 @KINDS
 def test_a_terminal_carries_bytes_both_ways_and_changes_its_size(more: dict[str, Any], tmp_path: Path) -> None:
     console = ConsoleDevice(**more)
-    console.port.on_data = seen = Collected()
-    lines = [
-        OPEN, size("24 80"), "byte", size("33 99"), "head -c 20000 <&3 | sha256sum",
-        "dd if=/bin/busybox bs=1000 count=20 2>/dev/null >&3", "exec 3>&-",
-    ]  # fmt: skip
     with Server(console, tmp_path / "s") as server:
-        for _ in range(2):  # it may be booted again
-            seen.content.clear()
+        for boot in (1, 2):
             console.resize(24, 80)
-            with Uml(server.path, "\n".join(lines), tmp_path, kind=DeviceType.CONSOLE) as guest:
-                seen.wait(b"HELLO\n")
-                assert console.port.guest_open
-                guest.wait_for("24 80")
-                console.resize(33, 99)
+            with Uml(server.path, EXCHANGE, tmp_path, kind=DeviceType.CONSOLE) as guest:
+                wait_for(lambda: console.negotiated, 60)
                 negotiated = console.negotiated
-                assert console.port.write(b"x") == 1
-                guest.wait_for("33 99")
-                send(console.port, data(20000))
-                said = guest.finish()
-            assert digest(data(20000)) in said
-            assert not console.port.guest_open
-            busybox = Path("/bin/busybox").read_bytes()[:20000]
-            assert bytes(seen.content) == b"HELLO\n" + busybox
+                exchanged(console, guest)
+            wait_for(lambda: not console.port.guest_open)
+            assert server.connections == boot
         assert server.error is None
-        assert server.connections == 2
     assert not console.refused
     assert bool(negotiated & ConsoleFeature.MULTIPORT) == (console.max_ports > 1)
     assert bool(negotiated & Feature.RING_PACKED) == ("withhold" not in more)
@@ -164,3 +178,42 @@ def test_the_driver_is_unbound_and_bound_again(tmp_path: Path) -> None:
     assert said.count("vport0p1 agent") == 3, said
     assert said.count("GONE") == 3, said
     assert all(f"to-{i:2}\n" in said for i in range(3)), said
+
+
+def test_the_example(tmp_path: Path) -> None:
+    """examples/console.py with a guest: its terminal is a pseudo-terminal, its log is printed."""
+    example = Path(__file__).parents[2] / "examples" / "console.py"
+    lines = [
+        OPEN, PORTS, size("40 120"), "name vport0p1", "echo started > /dev/vport0p1",
+        "head -c 6 <&3 | sed s/^/HEARD/; echo back >&3",
+    ]  # fmt: skip
+    with subprocess.Popen([sys.executable, example, tmp_path / "s"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            terminal = os.open(process.stdout.readline().split()[1], os.O_RDWR | os.O_NOCTTY)
+            with Uml(str(tmp_path / "s"), "\n".join(lines), tmp_path, kind=DeviceType.CONSOLE) as guest:
+                assert process.stdout.readline() == "started\n"
+                os.write(terminal, b"typed\n")
+                assert "HEARDtyped" in guest.finish()
+            assert os.read(terminal, 4096) == b"HELLO\nback\n"
+            os.close(terminal)
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == ""
+    assert process.returncode == 0
+
+
+def test_a_guest_in_qemu(tmp_path: Path) -> None:
+    """A vhost-user device of any type is for QEMU's users from 10.2 on."""
+    program, name = need_peer("qemu-system-x86_64", "qemu-system-x86"), "vhost-user-test-device-pci"
+    known = subprocess.run([program, "-device", "help"], capture_output=True, check=False, text=True).stdout
+    if f'name "{name}"' not in known:
+        pytest.skip(f"this QEMU has no {name}: 10.2 and later do")
+    console = ConsoleDevice(max_ports=3)
+    options = f"chardev=c0,virtio-id={DeviceType.CONSOLE:d},num_vqs={len(console.queues)},config_size=12"
+    with Server(console, tmp_path / "s") as server:
+        words = ["-chardev", f"socket,id=c0,path={server.path}", "-device", f"{name},{options}"]
+        with Qemu(server.path, EXCHANGE, tmp_path, modules=("virtio_console",), devices=words) as guest:
+            exchanged(console, guest)
+        assert server.error is None
+    assert not console.refused

@@ -51,7 +51,7 @@ def moved(
     again.memory, again.next = memory, driver.next
     other.restore(state, memory)
     for index, attached in again.queues.items():
-        cookies = {head: (0, 0) for head in kept[index]}
+        cookies = dict.fromkeys(kept[index], (0, 0))
         attached.queue = type(attached.queue).restore(memory, queues[index], cookies)
         attached.kick = other.queues[index].kick
     return other, again
