@@ -1,4 +1,4 @@
-"""What driver and device say on the control queues of a console (VIRTIO 1.4, 5.3.6.2)."""
+"""Messages on the control queues of a console (VIRTIO 1.4, 5.3.6.2): which are due, and which a driver may send."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class ConsoleError(VirtioError):
 
 
 class Control:
-    """The conversation about ports: what the driver was told, and what it is still to be told.
+    """The control messages of a device: those that were sent, and those that are due.
 
-    What is to be told is kept as (port, event), each once, and becomes a message when there is a buffer for it. So it
-    is bounded whatever the driver says, and a message has the state of the moment at which it is sent. ``rows_first``:
-    struct virtio_console_resize has rows before cols. Threads: under the device's lock.
+    A due message is kept as (port, event), each once. It is built when there is a buffer for it. So their number is
+    bounded whatever a driver does, and a message has the port's state of the moment at which it is sent.
+    ``rows_first``: struct virtio_console_resize has rows before cols. Threads: under the device's lock.
     """
 
     def __init__(self, ports: Mapping[int, ConsolePort], *, rows_first: bool = False) -> None:

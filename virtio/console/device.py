@@ -35,24 +35,30 @@ def queues_of(number: int) -> tuple[int, int]:
 
 
 class ConsoleDevice(Device):
-    """A console device: ``port`` (number 0, a console; made if None) and ``ports``, further ones, from number 1 on.
+    """A console device (VIRTIO 1.4, 5.3): a byte stream each way for each of its ports.
 
-    A name in ``ports`` stands for ``ConsolePort(name)``. ``max_ports`` (1 to 511; None: as many as are given) has room
-    for :meth:`add_port`; with more than 1 the device offers MULTIPORT. A driver without MULTIPORT has port 0 alone.
-    ``rows`` and ``cols`` are the size of port 0's console. ``offer``, ``withhold``, ``queue_size`` (of each queue):
-    as in :class:`~virtio.device.Device`. Raises ConfigError for what cannot be.
+    ``port`` is port 0; by default a :class:`ConsolePort` with ``console``. ``ports`` are further ones, from number 1
+    on; a text stands for ``ConsolePort(text)``. ``max_ports`` (1 to 511; by default as many as are given) leaves room
+    for :meth:`add_port`. MULTIPORT is offered if it is above 1. A driver without MULTIPORT works port 0 alone.
 
-    ``rows_first``: RESIZE says rows before columns, against the specification. Linux read it so before 6.15.
+    ``rows`` and ``cols`` are the size of port 0's console in characters. ``rows_first`` puts rows before columns in
+    RESIZE, against the specification: Linux before 6.15 reads it so, except stable releases with the fix (6.1.176).
+    ``offer``, ``withhold`` and ``queue_size`` (descriptors, of each queue) are those of
+    :class:`~virtio.device.Device`. ConfigError is raised for what cannot be.
 
-    Ports keep what waits in them when the driver resets the device, so input may be written before a guest boots.
-    A snapshot has it, too. It is restored to a device with ports of the same numbers and names.
+    A reset keeps the bytes that wait in ports, so input may be written before a guest boots. A snapshot has these
+    bytes, too; it can be restored to a device whose ports have the same numbers and names.
 
-    What a driver may not do is in ``counters`` and ``refused`` (ConsoleError): ``control`` (messages), ``direction``
-    (a buffer that is readable where it is to be writable, or the reverse), ``too_long`` (a chain of more than 1 MiB to
-    the device: the rest is dropped), ``short`` (a control buffer that no message fits into: it goes back empty).
-    ``counters["portless"]`` are buffers in the transmit queue of a port that is not there.
+    ``counters`` has a number for each fault of a driver, and ``refused`` the last ones (ConsoleError):
 
-    The configuration and control messages are little-endian, for legacy drivers too. Threads: any.
+    - ``control``: a control message that cannot be;
+    - ``direction``: a readable buffer in a receive queue, or a writable one in a transmit queue;
+    - ``too_long``: a transmitted chain of more than 1 MiB, of which the rest is dropped;
+    - ``short``: a control buffer that the next message does not fit into. It is used with length 0;
+    - ``portless`` (in ``counters`` alone): a chain in the transmit queue of a port that does not exist.
+
+    ``counters["emergency_dropped"]`` are bytes of emerg_wr that found port 0 full. Configuration and control messages
+    are little-endian, for legacy drivers too. Threads: any.
     """
 
     device_type: ClassVar[int] = DeviceType.CONSOLE
@@ -113,9 +119,10 @@ class ConsoleDevice(Device):
         raise KeyError(name)
 
     def add_port(self, port: ConsolePort | str, number: int | None = None) -> ConsolePort:
-        """Plug a port, or one of this name, in; return it. ``number`` is by default the lowest that is free.
+        """Plug in a port, or a new one with this name; return it. ``number``: by default the lowest that is free.
 
-        ConfigError if there is no room, or a port with this number or name; ValueError if it is another device's.
+        Raises ConfigError if there is no room, or a port with this number or name already; ValueError if the port
+        belongs to a device.
         """
         with self._control():
             made = ConsolePort(port) if isinstance(port, str) else port
@@ -135,7 +142,7 @@ class ConsoleDevice(Device):
             return made
 
     def remove_port(self, port: ConsolePort) -> None:
-        """Unplug a port. It keeps what waits in it. ConfigError if it is not this device's."""
+        """Unplug a port; bytes that wait stay in it. ConfigError if it is not this device's."""
         with self._control():
             if port.id is None or self._ports.get(port.id) is not port:
                 raise ConfigError(f"{port!r} is not of this device")
@@ -147,11 +154,11 @@ class ConsoleDevice(Device):
             self.serve(queues_of(number)[1])
 
     def resize(self, rows: int, cols: int) -> None:
-        """Say how large the console of port 0 is. ValueError unless both are 0 to 65535."""
+        """Change the size of port 0's console, in characters. ValueError unless both are 0 to 65535."""
         self.port.resize(rows, cols)
 
     def told(self, number: int, event: Event) -> None:
-        """Tell the driver of a change of a port."""
+        """Have the driver told of a change of a port."""
         if event == Event.RESIZE and number == 0:
             before = bytes(self.config)
             self._write_config()
@@ -167,7 +174,7 @@ class ConsoleDevice(Device):
             self.soon(_nothing)
 
     def statistics(self) -> dict[str, dict[str, int]]:
-        """Return what was counted since each port was made: "port0", "port1", ..., and "device": refusals."""
+        """Return what was counted: "port0", "port1", ... since each was made, and "device" since the device was."""
         figures = {f"port{port.id}": dict(port.counters) for port in self.ports}
         return figures | {"device": dict(self.counters)}
 

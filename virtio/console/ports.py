@@ -21,47 +21,45 @@ SIZE_MAX = 0xFFFF  # rows, columns
 
 
 class Link:
-    """What a port has of its device. A port without a device has one that does nothing.
-
-    ``input``: there is something for the guest. ``output``: there is room for what the guest sends. ``event``: an
-    attribute that the driver is told of was changed. ``deliver(work)`` does work in the order of what the guest sends.
-    """
+    """The way from a port to its device. That of a port without a device does nothing."""
 
     def input(self) -> None:
-        """Give the guest what waits in the port."""
+        """Move bytes from the port to the guest's buffers."""
 
     def output(self) -> None:
-        """Take from the guest what waits in its queue."""
+        """Move bytes from the guest's buffers to the port, which has room again."""
 
     def opened(self) -> None:
-        """Tell the driver whether the port is open."""
+        """Send PORT_OPEN: the port was opened or closed."""
 
     def resized(self) -> None:
-        """Tell the driver how large the console is."""
+        """Send RESIZE, or change the configuration: the console has another size."""
 
     def deliver(self, work: Callable[[], object]) -> None:
-        """Do something while nothing is taken from the guest."""
+        """Do something under the device's lock, so that no bytes come from the guest meanwhile."""
         work()
 
 
 class ConsolePort:
     """One port of a :class:`~virtio.console.ConsoleDevice` (VIRTIO 1.4, 5.3).
 
-    ``name`` (at most 120 bytes of UTF-8, no NUL) is shown to the guest, with MULTIPORT. ``console``: the guest makes
-    a terminal of it (Linux: /dev/hvc0), not a byte stream (/dev/virtio-ports/NAME). ``limit``: bytes that wait in
-    the port at most, for each direction. Raises ValueError for what cannot be.
+    ``name`` is shown to a driver with MULTIPORT: at most 120 bytes of UTF-8, no NUL. ``console``: such a driver makes a
+    terminal of the port (Linux: /dev/hvc0), else a byte stream (Linux: /dev/vport0p1, with its name in
+    /sys/class/virtio-ports). ``limit`` is the number of bytes that wait in the port at most, for each direction; one
+    chain of the guest may exceed it. ValueError is raised for a name or a limit that cannot be.
 
-    What the guest sends goes to ``on_data(data)``, if that is not None. Otherwise it waits for :meth:`read`. Once
-    ``limit`` bytes wait, the guest's buffers wait in its queue; a Linux guest that writes to a console then spins.
-    ``lossy``: the oldest bytes are dropped instead, and counted. ``on_open(opened)`` hears when the guest opens or
-    closes the port, with MULTIPORT. ``on_ready()`` hears that there is something to read, or again room to write.
+    Bytes from the guest go to ``on_data(data)``; while that is None they wait for :meth:`read`. Once ``limit`` bytes
+    wait, further chains stay in the guest's queue, and a Linux guest that writes to a terminal spins. With ``lossy``
+    the oldest bytes are dropped instead, and counted. ``on_open(opened)`` is called when the guest opens or closes the
+    port; without MULTIPORT, when its driver comes or goes. ``on_ready()`` is called when :meth:`read` has something to
+    return, and when :meth:`write` has room again after a time without.
 
-    Callbacks run on the thread that serves the device, which waits for them, under its lock. They may call any method
-    but :meth:`wait`, and must not wait for a thread that uses the device. What one raises is logged, and counted as
-    ``callback_errors``.
+    Callbacks run under the device's lock, on the thread that kicked the device or used the port. They may call any
+    method but :meth:`wait`, and must not wait for another thread that uses the device. An exception of theirs is
+    logged, and counted as ``callback_errors``.
 
-    ``counters`` has ``in_bytes`` (given to the guest), ``out_bytes`` (taken from it), ``dropped_bytes`` (taken and
-    dropped: the port was closed, or lossy), ``callback_errors``. Threads: any.
+    ``counters`` has ``in_bytes`` (given to the guest), ``out_bytes`` (taken from it), ``dropped_bytes`` (taken, and
+    dropped because the port was closed or lossy) and ``callback_errors``. Threads: any.
     """
 
     def __init__(
@@ -145,7 +143,7 @@ class ConsolePort:
 
     @property
     def on_data(self) -> Callable[[bytes], object] | None:
-        """Who gets what the guest sends. Once it is set, it gets first what waited for :meth:`read`."""
+        """Function that gets the bytes from the guest. A new one gets first what waited for :meth:`read`."""
         return self._on_data
 
     @on_data.setter
@@ -155,9 +153,9 @@ class ConsolePort:
 
     @property
     def open(self) -> bool:
-        """Whether the port is open on this side: True at first. The guest is told, with MULTIPORT.
+        """Whether the port is open on this side: True at first. A driver with MULTIPORT gets PORT_OPEN (5.3.6.2).
 
-        While it is False, what the guest sends is dropped, and nothing is sent to it.
+        While it is False, bytes from the guest are dropped and counted, and none are sent to it.
         """
         return self._open
 
@@ -171,9 +169,9 @@ class ConsolePort:
             self._call(self.on_ready)
 
     def resize(self, rows: int, cols: int) -> None:
-        """Say how large the console is. ValueError unless both are 0 to 65535.
+        """Change the size of the console, in characters. ValueError unless both are 0 to 65535.
 
-        Without MULTIPORT the driver is told of port 0 only.
+        Without MULTIPORT only port 0 has a size, in the configuration (5.3.4).
         """
         if not (0 <= rows <= SIZE_MAX and 0 <= cols <= SIZE_MAX):
             raise ValueError(f"{rows} rows, {cols} columns: 0 to {SIZE_MAX} each")
