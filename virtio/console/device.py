@@ -42,7 +42,7 @@ class ConsoleDevice(Device):
     for :meth:`add_port`. MULTIPORT is offered if it is above 1. A driver without MULTIPORT works port 0 alone.
 
     ``rows`` and ``cols`` are the size of port 0's console in characters. ``rows_first`` puts rows before columns in
-    RESIZE, against the specification: Linux without commit 5326ab737a47 reads it so (stable releases of 2025 and older).
+    RESIZE, against the specification: Linux without commit 5326ab737a47 reads it so (releases of 2025 and older).
     ``offer``, ``withhold`` and ``queue_size`` (descriptors, of each queue) are those of
     :class:`~virtio.device.Device`. ConfigError is raised for what cannot be.
 
