@@ -22,19 +22,29 @@ class Forked(Protocol):
         """
 
 
-_watched: weakref.WeakSet[Forked] = weakref.WeakSet()
+# Plain references: a WeakSet runs Python code when an object goes, in which a KeyboardInterrupt would be lost
+_watched: list[weakref.ref[Forked]] = []
+_watched_lock = threading.Lock()
+_limit = 64
 
 
 def watch(it: Forked) -> None:
     """Have ``it._forked()`` called in each child of fork(), before anything else there runs. It is not kept alive."""
-    _watched.add(it)
+    global _limit
+    with _watched_lock:
+        if len(_watched) >= _limit:
+            _watched[:] = [reference for reference in _watched if reference() is not None]
+            _limit = max(64, 2 * len(_watched))
+        _watched.append(weakref.ref(it))
 
 
 def _forked() -> None:
-    global _current
+    global _current, _watched_lock
     parent, _current = _current, os.getpid()
-    for it in tuple(_watched):
-        it._forked(parent)
+    _watched_lock = threading.Lock()
+    for reference in tuple(_watched):
+        if (it := reference()) is not None:
+            it._forked(parent)
 
 
 os.register_at_fork(after_in_child=_forked)
