@@ -6,11 +6,11 @@ costs its driver that time, once.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 
+from virtio.core.process import ForkAwareLock
 from virtio.errors import DeviceBroken
 from virtio.event.notifier import Bell
 from virtio.memory.dma import CACHE_LINE, DmaPool
@@ -54,7 +54,7 @@ class ControlQueue:
         self._pool = pool
         self._kick = kick
         self._idle = idle
-        self._lock = threading.Lock()
+        self._lock = ForkAwareLock("control queue")
         self._held: dict[int, str] = {}  # buffers that the device may write to, and what was asked by them
         queue.disable_intr()
 

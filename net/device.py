@@ -203,6 +203,7 @@ class NetDevice(Device):
 
     def frontend_rarp(self, mac: bytes) -> bool:
         """Send the RARP of a guest that moved here."""
+        self._serving.check()
         task = next((task for task in self._tasks.values() if isinstance(task, NetTransmit)), None)
         return task is not None and task.inject(reverse_arp(mac))
 
@@ -526,6 +527,7 @@ class NetDevice(Device):
 
         For a device without workers. Whoever emulates calls it when a queue was kicked or the port has something.
         """
+        self._serving.check()
         total = 0
         for _ in range(ROUNDS):
             done = sum(task.poll(BURST_WORK) for task in tuple(self._tasks.values()))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+from virtio.core.process import ForkAwareLock
 from virtio.errors import ConfigError
 from virtio.net.netlink import Netlink
 from virtio.ports.tap import Tap
@@ -95,7 +96,7 @@ class Namespace:
 
     def __init__(self) -> None:
         self._fd = -1
-        self._lock = threading.Lock()
+        self._lock = ForkAwareLock("namespace")
         self._call(self._make)
         self._netlink.set_link("lo", up=True)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import struct
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from virtio.constants import DeviceType, Feature
 from virtio.constants import NetFeature as Net
 from virtio.core.logs import limited
-from virtio.core.process import Origin
+from virtio.core.process import ForkAwareLock, Origin
 from virtio.core.weak import weakly
 from virtio.driver import AttachedQueue, Driver, QueuePlan, Transport
 from virtio.driver.registry import register_driver
@@ -151,7 +150,7 @@ class Vtnet(Traffic, Driver):
         self._software_lro = lro == "software"
         self._idle = idle
         self._lent: list[tuple[Pool, int]] = []  # pools that went while Python had buffers of them
-        self._lock = threading.RLock()
+        self._lock = ForkAwareLock("driver")
         self._origin = Origin("driver")
 
     def __enter__(self) -> Self:

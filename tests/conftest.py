@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 from guardpages import children
+from hypothesis import HealthCheck, settings
 from offloads import guarded, simd
 from spaces import space
 
 __all__ = ["children", "guarded", "simd", "space"]
 
+# how fast inputs are made says something of the machine, and nothing of the code
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 TESTS = Path(__file__).parent
 # a mark, and the beginnings of the names (folder/file::test) of all tests that have it
 BY_NAME = {

@@ -24,6 +24,7 @@ BELOW = {
     "vtnet": ("virtqueue", "ports"),
     "device": ("virtqueue", "event"),
     "driver": ("virtqueue", "event"),
+    "console": ("device",),
     "direct": ("device", "driver"),
     "pci": ("device", "driver"),
     "vhost_user": ("device", "driver"),

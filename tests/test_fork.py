@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Thread
 
@@ -17,9 +19,12 @@ from undone import NONE, payload
 from virtio_device import Echo, Guest
 from waiting import wait_for
 
+from virtio.core.logs import LineLimit
+from virtio.errors import DeviceBroken
 from virtio.event.worker import Worker
 from virtio.net.device import NetDevice
-from virtio.net.ports import CallPort, Loopback
+from virtio.net.machine import Machine
+from virtio.net.ports import Cable, CallPort, Loopback, PcapWriter, Port
 from virtio.net.pump import Pump
 from virtio.net.splice import Splice
 from virtio.vhost_user.server import Server
@@ -218,3 +223,123 @@ def test_a_server_keeps_its_socket(tmp_path: Path) -> None:
         in_child(child)
         assert path.is_socket()
     assert not path.exists()
+
+
+def held(inside: Event, over: Event) -> Callable[[object], None]:
+    """Return what a port or a lock's owner calls to stay where it is until ``over``; in a child it does not stay."""
+    process = os.getpid()
+
+    def hold(_: object = None) -> None:
+        inside.set()
+        if os.getpid() == process:
+            over.wait()
+
+    return hold
+
+
+@pytest.mark.parametrize("worker", ["own", None])
+def test_a_queue_amid_a_burst(worker: str | None) -> None:
+    """It refuses by name, whoever asks; after a reset of its own it is the child's."""
+    inside, over = Event(), Event()
+    device = NetDevice(CallPort(held(inside, over)), worker=worker)
+    nic = attach(device)
+    nic.send([(NONE, payload(60))] * 3)
+    thread = Thread(target=device.poll)
+    if worker is None:
+        thread.start()
+    inside.wait()
+    queue = device.queues[1].queue
+
+    def child() -> None:
+        for work in (queue.pop, queue.pop_burst):
+            refused(work, "queue")
+        assert not queue.needs_notification()
+        refused(lambda: nic.memory.replace(nic.memory.regions), "guest memory")
+        if worker is None:
+            assert device.poll() == 0
+            assert device.frontend_rarp(bytes(6))  # the port is free
+            queue.reset()
+            assert queue.broken is None
+        else:
+            for work in (device.poll, lambda: device.frontend_rarp(bytes(6)), lambda: device.write_status(0)):
+                refused(work, "device")
+
+    try:
+        in_child(child)
+    finally:
+        over.set()
+    if worker is None:
+        thread.join()
+    device.close()
+    assert queue.broken is None
+
+
+@pytest.mark.parametrize("way", ["transmit", "receive"])
+def test_a_driver_at_any_moment(way: str) -> None:
+    """A driver whose queue a pump's worker has says so by name; one that is free goes on."""
+    with NetDevice(Loopback(), worker="busy") as device:
+        nic = attached(device)
+        with Pump(nic, Loopback(), mode="busy"):
+            nic.transmit([bytes(60)] * 64)
+
+            def child() -> None:
+                with suppress(DeviceBroken):
+                    nic.transmit([bytes(60)] * 4) if way == "transmit" else nic.receive()
+
+            for _ in range(30):
+                in_child(child)
+
+
+def test_registers_that_a_vcpu_writes() -> None:
+    machine = Machine()
+    function = machine.plug(NetDevice())
+    inside, over = Event(), Event()
+
+    def write() -> None:
+        with function._lock:
+            held(inside, over)()
+
+    thread = Thread(target=write)
+    thread.start()
+    inside.wait()
+
+    def child() -> None:
+        for work in (function.reset, function.snapshot, lambda: function.write(18, 1, 0)):
+            refused(work, "PCI function")
+
+    try:
+        in_child(child)
+    finally:
+        over.set()
+        thread.join()
+    in_child(function.reset)
+    function.reset()
+
+
+@pytest.mark.parametrize("make", [lambda: Loopback(full="drop"), lambda: Cable().a, lambda: PcapWriter("/dev/null")])
+def test_a_port_amid_a_send(make: Callable[[], Port]) -> None:
+    """The thread that sends is not in the child, and the port is free there."""
+    port = make()
+    with NetDevice(port, worker="busy") as device:
+        nic = attach(device)
+
+        def child() -> None:
+            port.detach()
+            own = attach(other := NetDevice(port))
+            own.send([(NONE, payload(60))] * 20)
+            other.poll()
+            assert own.ring(1).nused == 20
+
+        for _ in range(20):
+            nic.send([(NONE, payload(60))] * 20)
+            in_child(child)
+            wait_for(lambda: nic.ring(1).nused == 20)
+            nic.reap()
+
+
+def test_a_log_line_that_a_thread_of_the_parent_writes() -> None:
+    limit = LineLimit()
+    record = logging.makeLogRecord({"msg": "a line"})
+    with limit._lock:
+        in_child(lambda: limit.filter(record) or os._exit(1))
+    assert limit.filter(record)

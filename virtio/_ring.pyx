@@ -10,22 +10,23 @@ import time
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT32_MAX
 
 from virtio.core.atomic cimport virtio_load32, virtio_load32_acquire, virtio_store32
-from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
+from virtio.core.lock cimport queue_lock, queue_unlock, virtio_is_locked, virtio_trylock
 from virtio.memory.guest_memory cimport memory_translate, virtio_region
 from virtio.virtqueue.structs cimport (
     VIRTIO_FAULT_AVAIL_JUMP, VIRTIO_FAULT_CHAIN_BYTES, VIRTIO_FAULT_CHAIN_LONG, VIRTIO_FAULT_DRAINED,
-    VIRTIO_FAULT_HEAD_RANGE, VIRTIO_FAULT_INDIRECT_FEATURE, VIRTIO_FAULT_INDIRECT_LEN, VIRTIO_FAULT_INDIRECT_NEXT,
-    VIRTIO_FAULT_LOOP, VIRTIO_FAULT_MEMORY, VIRTIO_FAULT_NESTED_INDIRECT, VIRTIO_FAULT_NEXT_RANGE, VIRTIO_FAULT_NONE,
-    VIRTIO_FAULT_READ_AFTER_WRITE, VIRTIO_FAULT_RING_MEMORY, VIRTIO_FAULT_RING_OVERRUN, VIRTIO_FAULT_SEGMENTS,
-    VIRTIO_FAULT_USED_JUMP, VIRTIO_FAULT_USED_LEN, VIRTIO_FAULT_USED_RANGE, VIRTIO_FAULT_USED_UNKNOWN,
-    VIRTIO_FAULT_ZERO_LENGTH, VIRTIO_NOTIFY_EMPTY, VIRTIO_NOTIFY_EVENT_AHEAD, VIRTIO_NOTIFY_EVENT_CROSSED,
-    VIRTIO_NOTIFY_FLAG_OFF, VIRTIO_NOTIFY_FLAG_ON, VIRTIO_NOTIFY_FORCED, VIRTIO_NOTIFY_NOTHING_NEW,
-    VIRTIO_NOTIFY_RESERVED, VIRTIO_NOTIFY_UNDECIDED, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, VIRTIO_Q_INDIRECT,
-    VIRTIO_Q_NOTIFY_ON_EMPTY, latch, virtio_notify,
+    VIRTIO_FAULT_FORKED, VIRTIO_FAULT_HEAD_RANGE, VIRTIO_FAULT_INDIRECT_FEATURE, VIRTIO_FAULT_INDIRECT_LEN,
+    VIRTIO_FAULT_INDIRECT_NEXT, VIRTIO_FAULT_LOOP, VIRTIO_FAULT_MEMORY, VIRTIO_FAULT_NESTED_INDIRECT,
+    VIRTIO_FAULT_NEXT_RANGE, VIRTIO_FAULT_NONE, VIRTIO_FAULT_READ_AFTER_WRITE, VIRTIO_FAULT_RING_MEMORY,
+    VIRTIO_FAULT_RING_OVERRUN, VIRTIO_FAULT_SEGMENTS, VIRTIO_FAULT_USED_JUMP, VIRTIO_FAULT_USED_LEN,
+    VIRTIO_FAULT_USED_RANGE, VIRTIO_FAULT_USED_UNKNOWN, VIRTIO_FAULT_ZERO_LENGTH, VIRTIO_NOTIFY_EMPTY,
+    VIRTIO_NOTIFY_EVENT_AHEAD, VIRTIO_NOTIFY_EVENT_CROSSED, VIRTIO_NOTIFY_FLAG_OFF, VIRTIO_NOTIFY_FLAG_ON,
+    VIRTIO_NOTIFY_FORCED, VIRTIO_NOTIFY_NOTHING_NEW, VIRTIO_NOTIFY_RESERVED, VIRTIO_NOTIFY_UNDECIDED,
+    VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, VIRTIO_Q_INDIRECT, VIRTIO_Q_NOTIFY_ON_EMPTY, latch, virtio_notify,
 )
 
 from virtio.constants import Feature
 from virtio.errors import BadDescriptor, BadIndex, ChainLoop, ChainTooLong, MemoryFault, RingError
+from virtio.core.process import made_before, watch
 from virtio.virtqueue.layout import QueueLayout
 
 LOOK = 100e-6  # seconds between two tries to take a lock
@@ -85,7 +86,15 @@ cdef class Queue(MemoryUser):
         self.layout = layout
         self.memory = memory
         memory.attach(self)
+        watch(self)
         return 0
+
+    def _forked(self, int parent):
+        """Break a queue that a thread of the parent was at work with; reset() heals it. See virtio.core.process."""
+        if self.lock is not NULL and virtio_is_locked(self.lock):
+            virtio_store32(&self.fault.code, VIRTIO_FAULT_NONE)
+            latch(self.fault, VIRTIO_FAULT_FORKED, UINT32_MAX, parent, 0)
+            virtio_store32(self.lock, 0)
 
     cdef int check_layout(self, object layout) except -1:
         """Raise unless layout fits this queue and lies in memory."""
@@ -137,6 +146,8 @@ cdef class Queue(MemoryUser):
     def comes_free(self, seconds):
         """Say whether no burst is under way, or ends within so many seconds."""
         end = time.monotonic() + seconds
+        if virtio_load32(&self.fault.code) == VIRTIO_FAULT_FORKED:
+            return False
         while not virtio_trylock(self.lock):
             if time.monotonic() >= end:
                 return False
@@ -162,6 +173,8 @@ cdef class Queue(MemoryUser):
         head = None if self.fault.head == UINT32_MAX else self.fault.head
         if code == VIRTIO_FAULT_RING_MEMORY:
             return MemoryFault(self.fault.value, self.fault.limit, "guest memory (a ring area)")
+        if code == VIRTIO_FAULT_FORKED:
+            return made_before("queue", self.fault.value)
         if code == VIRTIO_FAULT_MEMORY:
             return MemoryFault(self.fault.value, self.fault.limit, "guest memory (a descriptor's buffer)")
         kind, text = _FAULTS.get(code, (RingError, "broken: {value} (limit {limit})"))

@@ -21,4 +21,5 @@ class Home:
 
 TYPES: dict[int, Home] = {
     DeviceType.NET: Home("virtio.net", driver="vtnet"),
+    DeviceType.CONSOLE: Home("virtio.console"),
 }

@@ -8,6 +8,7 @@ Linux means the outer IP version by a tunnel's type, the text the inner one.
 from __future__ import annotations
 
 import struct
+from itertools import product
 
 import netns
 import pytest
@@ -39,6 +40,9 @@ from virtio.offload import (
     verify,
 )
 from virtio.ports.software_offload import Executor
+
+ALL_GUEST = sum(feature for feature in F if feature.name.startswith("GUEST_") or feature is F.RSC_EXT)
+
 
 # ---- lengths before the cut ----
 
@@ -115,6 +119,21 @@ def test_a_length_that_cannot_be_meant(length: int) -> None:
     for bad in (put(frame, 16, 30), put(frame, 16, 2153)):
         assert executor.execute([(header, bad)], EVERY) == []
     assert executor.statistics()["dropped"] == {"ip-length": 1, "frame": 2}
+
+
+@pytest.mark.parametrize("said", ["zero", "segment"])
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_short_frame_loses_nothing(kind: str, said: str) -> None:
+    """None but one of 60 bytes, and 4 more for each tag, can be padded."""
+    executor = Executor()
+    padded = {60, 64} if kind == "tcp4-vlan" else {60}
+    for size, mss in product(range(2, 25), range(1, 12)):
+        header, frame = undone(kind, size, mss)
+        if len(frame) in padded or size <= mss:
+            continue
+        made = executor.execute([(header, lie(frame, lengths(frame), said, mss))], 0)
+        assert [data for _, data in made] == transmit(header, frame), (len(frame), mss)
+    assert executor.statistics()["dropped"] == {}
 
 
 @pytest.mark.parametrize("kind", ["tcp4", "udp4"])
@@ -497,3 +516,27 @@ def test_a_merged_frame_is_repaired(kind: str, flags: int) -> None:
     )  # fmt: skip
     assert data == want and verify(data).l4.name == "GOOD"
     assert classify_receive(bare, data, F.GUEST_CSUM).reason is ReceiveReason.HDR_GSO_FEATURE
+
+
+@pytest.mark.parametrize("inner", [0, 0x1234])
+@pytest.mark.parametrize("flags", [0, 2, 8])
+def test_a_merged_frame_in_a_tunnel_is_repaired(flags: int, inner: int) -> None:
+    header, frame = undone("vxlan", 2100, MSS)
+    assert complete_receive(header, right := bytearray(frame), ALL_GUEST).segments == 5 and sound(right)
+    bare = NetHeader.from_bytes(header.to_bytes(24), 24)
+    bare.flags = flags
+    data = bytearray(put(frame, header.csum_start + header.csum_offset, inner))
+    got = complete_receive(bare, data, ALL_GUEST)
+    assert (got.reason, got.segments, got.levels) == (ReceiveReason.GSO_REPAIRED, 5, 2)
+    assert data == right
+
+
+@pytest.mark.parametrize("kind", ["tcp4", "tcp6"])
+def test_a_frame_that_qemu_merged_is_repaired(kind: str) -> None:
+    """RSC_INFO, a type, and nothing of the checksum (hw/net/virtio-net.c, virtio_net_rsc_drain_seg)."""
+    header, frame = undone(kind, 2100, MSS)
+    want = transmit(NetHeader(flags=1, csum_start=header.csum_start, csum_offset=header.csum_offset), frame)[0]
+    data = bytearray(put(frame, header.csum_start + header.csum_offset, 0x1234))
+    got = complete_receive(NetHeader(flags=4, gso_type=header.gso_type, csum_start=5), data, ALL_GUEST)
+    assert (got.verdict, got.reason, got.segments) == (ReceiveVerdict.NEEDS_CHECKSUM, ReceiveReason.GSO_REPAIRED, 5)
+    assert data == want

@@ -195,7 +195,7 @@ REASONS: list[tuple[str, Packet | bytes, dict[str, int], ReceiveVerdict, str, in
     ("tunnel", vxlan(TCP4 / Raw(DATA)), INNER, NEEDS_CHECKSUM, "csum_partial", 3),
     ("tunnel, no type, inner", vxlan(TCP4), SUM4 | {"csum_start": 84}, NEEDS_CHECKSUM, "csum_partial", 1),
     ("rsc", TCP4 / Raw(DATA), RSC4, VERIFIED, "csum_offloaded", 3),
-    ("rsc as QEMU has it", TCP4 / Raw(DATA), RSC4 | {"flags": RSC, "gso_size": 0}, UNKNOWN, "csum_none", 3),
+    ("rsc as QEMU has it", TCP4 / Raw(DATA), RSC4 | {"flags": RSC, "gso_size": 0}, NEEDS_CHECKSUM, "gso_repaired", 3),
     (
         "rsc of a tunnel",
         vxlan(TCP4 / Raw(DATA)),
@@ -204,7 +204,7 @@ REASONS: list[tuple[str, Packet | bytes, dict[str, int], ReceiveVerdict, str, in
         "csum_partial",
         3,
     ),
-    ("rsc, nothing said", TCP4 / Raw(DATA), RSC4 | {"flags": RSC}, UNKNOWN, "csum_none", 3),
+    ("rsc, nothing said", TCP4 / Raw(DATA), RSC4 | {"flags": RSC}, NEEDS_CHECKSUM, "gso_repaired", 3),
     ("rsc, partial", TCP4 / Raw(DATA), RSC4 | {"flags": RSC | NEEDS}, NEEDS_CHECKSUM, "csum_partial", 3),
     ("arp", ARP(psrc="10.0.0.1", pdst="10.0.0.2"), SUM4 | {"csum_offset": 0}, BAD, "csum_bad_ethtype", 1),
     ("llc", bytes(LLC), {"flags": VALID}, UNKNOWN, "csum_bad_ethtype", 1),

@@ -13,14 +13,15 @@ from peers import need_peer
 
 APPLETS = (
     "sh mount ip ifconfig insmod cat echo sleep poweroff reboot ping sha256sum nc timeout ls grep sed seq head cut dd "
-    "test"
+    "test stty sync"
 )
 INIT = """#!/bin/sh
 export PATH=/bin
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmp /tmp
 for module in $(cat /modules/order); do insmod /modules/$module || echo "cannot load $module"; done
 ip link set lo up
-i=0; while [ ! -e /sys/class/net/eth0 ] && [ ! -e /sys/block/vda ] && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
+there() { [ -e /sys/class/net/eth0 ] || [ -e /sys/block/vda ] || [ -e /dev/vport0p0 ]; }
+i=0; while ! there && [ $i -lt 50 ]; do sleep 0.1; i=$((i+1)); done
 . /job
 echo GUEST-DONE
 poweroff -f

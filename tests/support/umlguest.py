@@ -1,4 +1,4 @@
-"""User-mode Linux as a guest: the real kernel's virtio_net at a vhost-user socket of ours, with no emulator between."""
+"""User-mode Linux as a guest: the real kernel's drivers at a vhost-user socket of ours, with no emulator between."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import initramfs
 import pytest
 from guestprocess import GuestProcess
 
+from virtio.constants import DeviceType
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "virtio-tests" / "uml"
+
+MODULES = {DeviceType.NET: ("ipv6", "virtio_net"), DeviceType.CONSOLE: ("virtio_console",)}
 
 
 def kernel() -> tuple[Path, Path]:
@@ -35,16 +39,24 @@ def kernel() -> tuple[Path, Path]:
 
 
 class Uml(GuestProcess):
-    """A guest that runs ``job`` with a network device at a socket."""
+    """A guest that runs ``job`` with a device (of ``kind``, a DeviceType) at a socket, and the modules for it."""
 
-    def __init__(self, sock: str, job: str, folder: Path, memory: int = 192, modules: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        sock: str,
+        job: str,
+        folder: Path,
+        memory: int = 192,
+        modules: tuple[str, ...] = (),
+        kind: int = DeviceType.NET,
+    ) -> None:
         program, folder_of_modules = kernel()
         image = folder / f"{Path(sock).name}.initramfs"
-        image.write_bytes(initramfs.make(job, folder_of_modules, ["ipv6", "virtio_net", *modules]))
+        image.write_bytes(initramfs.make(job, folder_of_modules, [*MODULES[kind], *modules]))
         super().__init__(
             [
                 *(str(program), f"mem={memory}M", f"initrd={image}", "con=null", "con0=null,fd:1", "ssl=null"),
-                *("root=/dev/ram0", "quiet", f"virtio_uml.device={sock}:1"),
+                *("root=/dev/ram0", "quiet", f"virtio_uml.device={sock}:{kind:d}"),
             ],
             120, cwd=folder, env={**os.environ, "TMPDIR": str(folder)},
         )  # fmt: skip

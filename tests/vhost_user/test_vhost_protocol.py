@@ -14,6 +14,7 @@ import pytest
 from formats import FORMATS
 from vhost_device import BUFFERS, Upper, running, served
 from vhost_frontend import GPA, SIZE, UADDR, layout_of
+from vhost_rows import NEGOTIATED, OFFERED
 from waiting import wait_for
 
 from virtio import Device, Feature
@@ -22,7 +23,6 @@ from virtio.net import Loopback, NetDevice
 from virtio.vhost_user import PROTOCOL, ProtocolFeature
 from virtio.vhost_user.message import CONFIG, INFLIGHT, LOG, REGION, STATE, U64, Request
 from virtio.vhost_user.polling import LONG, SHORT, Polling
-from virtio.vhost_user.session import NEGOTIATED, OFFERED
 
 R = Request
 PAYLOADS = {

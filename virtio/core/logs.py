@@ -10,6 +10,8 @@ from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
+from virtio.core.process import watch
+
 BURST = 5  # lines of a kind that are written one after the other,
 SECONDS = 10.0  # and from then on the time between two
 NAMES_MAX = 256  # servers whose lines are told from one another
@@ -34,8 +36,13 @@ class LineLimit(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._lock = threading.Lock()
+        watch(self)
         self._named: dict[str, dict[tuple[str, int], Kind]] = {}
         self._owned: MutableMapping[Any, dict[tuple[str, int], Kind]] = weakref.WeakKeyDictionary()
+
+    def _forked(self, parent: int) -> None:
+        """Go on in a child of fork(), where a thread that counts is not there."""
+        self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether a line is written; add to it how many were not."""

@@ -4,18 +4,45 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
+from typing import Protocol
 
 PATIENCE = 0.25  # seconds that a lock is waited for in a child, where the thread that has it may not be
 
 _current = os.getpid()
 
 
+class Forked(Protocol):
+    """An object that must know that it is in a child."""
+
+    def _forked(self, parent: int) -> None:
+        """Give up a lock that a thread of ``parent`` had at that moment: in this process it has no owner.
+
+        What the lock guards may be half done: it is refused from now on, if that matters.
+        """
+
+
+_watched: weakref.WeakSet[Forked] = weakref.WeakSet()
+
+
+def watch(it: Forked) -> None:
+    """Have ``it._forked()`` called in each child of fork(), before anything else there runs. It is not kept alive."""
+    _watched.add(it)
+
+
 def _forked() -> None:
     global _current
-    _current = os.getpid()
+    parent, _current = _current, os.getpid()
+    for it in tuple(_watched):
+        it._forked(parent)
 
 
 os.register_at_fork(after_in_child=_forked)
+
+
+def made_before(name: str, process: int) -> RuntimeError:
+    """Return the error for an object that cannot be used in this child of ``process``."""
+    return RuntimeError(f"{name} was made before fork() in process {process}, where its threads are")
 
 
 class Origin:
@@ -33,7 +60,7 @@ class Origin:
     def check(self) -> None:
         """Raise RuntimeError in a child."""
         if self.process != _current:
-            raise RuntimeError(f"{self.name} was made before fork() in process {self.process}, where its threads are")
+            raise made_before(self.name, self.process)
 
 
 class ForkAwareLock:

@@ -76,6 +76,11 @@ class Serving:
         self._settling.clear()
         self.origin = Origin(self.origin.name)
 
+    def check(self) -> None:
+        """Raise RuntimeError in a child of fork(), if threads of the parent work the queues."""
+        if self.threaded:
+            self.origin.check()
+
     def soon(self, work: Callable[[], object]) -> None:
         """Do something under the lock: at once if it is free or ours, else whoever has it does. Never waits.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from bisect import bisect_left, insort
 
+from virtio.core.process import ForkAwareLock
 from virtio.errors import PoolExhausted
 from virtio.memory.guest_memory import GuestMemory
 
@@ -29,7 +29,7 @@ class DmaPool:
         self.memory = memory
         self.gpa = gpa
         self.size = size
-        self._lock = threading.Lock()
+        self._lock = ForkAwareLock("DMA pool")
         self._free: list[tuple[int, int]] = [(gpa, size)]  # (address, bytes), by address; no two touch
         self._used: dict[int, int] = {}
 

@@ -9,7 +9,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio.core.atomic cimport virtio_relax
-from virtio.core.lock cimport virtio_trylock, virtio_unlock
+from virtio.core.lock cimport virtio_is_locked, virtio_trylock, virtio_unlock
 from virtio.offload.batch cimport Batch
 from virtio.offload.coalesce cimport (
     VIRTIO_COALESCE_FLOWS_MAX, VIRTIO_COALESCE_SEGMENTS_MAX, VIRTIO_FLUSH_AGE, VIRTIO_FLUSH_ASKED, VIRTIO_FLUSH_BYTES,
@@ -24,6 +24,8 @@ from virtio.offload.coalesce cimport (
 from virtio.offload.net_hdr cimport NetHeader, virtio_net_hdr
 
 import os
+
+from virtio.core.process import made_before, watch
 
 
 cdef extern from "Python.h":
@@ -356,6 +358,8 @@ cdef class Coalescer:
 
     cdef virtio_coalescer c
     cdef uint32_t lock
+    cdef int lost         # the process of which a thread was in a call at fork(), if this one is its child
+    cdef object __weakref__
     cdef results spare    # of which one call at a time makes use
     cdef set inputs       # of which frames are held
 
@@ -372,8 +376,21 @@ cdef class Coalescer:
         memcpy(limits.secret, PyBytes_AS_STRING(secret), sizeof(limits.secret))
         if coalescer_open(&self.c, &limits) < 0:
             raise MemoryError()
+        watch(self)
+
+    def _forked(self, int parent):
+        """Be of no use any more, if a thread of the parent was in a call. See virtio.core.process."""
+        if virtio_is_locked(&self.lock):
+            self.lost, self.lock = parent, 0
+
+    cdef int check(self) except -1:
+        if self.lost:
+            raise made_before("coalescer", self.lost)
+        return 0
 
     def __dealloc__(self):
+        if self.lost:
+            return  # half of a change was done: what it holds stays
         coalescer_close(&self.c)
         free(self.spare.out)
         free(self.spare.pieces)
@@ -503,6 +520,7 @@ cdef class Coalescer:
         cdef uint32_t at = 0
         cdef uint32_t n
         cdef const uint8_t *trust = NULL
+        self.check()
         cdef results r
         cdef list merged = []
         cdef bint single = offsets is None and PyObject_CheckBuffer(frames)
@@ -547,6 +565,7 @@ cdef class Coalescer:
         cdef Batch batch = Batch.__new__(Batch)
         cdef list merged = []
         cdef results r
+        self.check()
         if frame is not None:
             batch.load((frame,), None, False)
         while True:
@@ -565,6 +584,7 @@ cdef class Coalescer:
         """
         cdef virtio_coalesce_counters counters
         cdef uint32_t held, flows
+        self.check()
         self.own()
         memcpy(&counters, &self.c.counters, sizeof(counters))
         held, flows = self.c.held_segments, self.c.held_flows

@@ -282,9 +282,9 @@ cdef int examine(virtio_rx_offload *info, const virtio_net_hdr *hdr, const uint8
         info.reason = VIRTIO_RX_CSUM_PARTIAL
         if info.nmends:  # the sum that is there is of another length, if of any
             info.pseudo = pseudo_of(p, layer, info.csum_end - layer.l4)
-    elif hdr.gso_type and not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO and (not info.inner or info.nmends):
+    elif hdr.gso_type and (not hdr.flags & VIRTIO_NET_HDR_F_RSC_INFO or not hdr.flags & VIRTIO_NET_HDR_F_DATA_VALID):
         find_repair(info, p, layer, field)
-    if info.nmends and info.inner and info.reason:
+    if info.inner and info.reason and (info.nmends or info.reason == VIRTIO_RX_GSO_REPAIRED):
         find_outer(info, p, &frame.outer)
     return VIRTIO_RX_CSUM_NONE
 
@@ -395,12 +395,13 @@ def classify_receive(NetHeader header not None, frame, features, *, bint to_driv
 
     - ``UNKNOWN``: nothing is known; verify it (:func:`verify`).
     - ``VERIFIED``: the peer verified it. Of a tunnel it is the outermost checksum if ``levels`` is 1, both if it is 2.
-      Of a coalesced frame with RSC_INFO alone (as QEMU sends it) it was the segments' checksums; the frame's field is
-      worth nothing, and becomes right when the frame is cut again (:func:`segment`).
+      Of a coalesced frame with RSC_INFO and DATA_VALID it was the segments' checksums; the frame's field is worth
+      nothing, and becomes right when the frame is cut again (:func:`segment`).
     - ``NEEDS_CHECKSUM``: the data can be relied on, but the checksum field, ``csum_offset`` behind ``csum_start``,
       holds the pseudo header's sum: before the frame goes anywhere without a header, :func:`complete_receive` it.
       ``levels`` as above; 0 for a header that is not parsed (reason ``CSUM_ELSEWHERE``). With reason ``GSO_REPAIRED``
-      the peer merged segments and said nothing of the checksum: the field holds what the peer left there.
+      the peer merged segments and said nothing of the checksum (QEMU with RSC_INFO, hardware LRO behind vhost): the
+      field holds what the peer left there.
     - ``BAD``: the header cannot be true of this frame; drop it.
 
     Lengths of 0 or of one segment in a frame with a type stand for the frame's. An IP length of 0 without a type says

@@ -17,8 +17,7 @@ from virtio.offload.segmenter cimport (
 
 cdef enum:
     UDP = 17
-    MINIMUM = 60       # bytes of the shortest Ethernet frame
-    PADDED_MAX = 64    # and of that with a VLAN tag: no longer one is padded, unless it has more tags
+    MINIMUM = 60       # bytes of the shortest Ethernet frame; each VLAN tag may come before or after the padding
     TRAILER_MAX = 64
     FIELDS = 4         # IP and UDP, around a tunnel and within
 
@@ -66,7 +65,8 @@ cdef bint set_layer(length_fields *fields, virtio_frame *f, const virtio_layer *
 cdef int find_end(const length_fields *fields, const virtio_frame *f, const virtio_layer *layer, uint32_t gso_type,
                   uint32_t gso_size, uint32_t *found, uint64_t *value, uint64_t *limit) noexcept nogil:
     """*found: where the packet ends, by what the lengths said."""
-    cdef uint32_t n = f.length, minimum = MINIMUM + 4 * <uint32_t>f.outer.vlans
+    cdef uint32_t n = f.length
+    cdef bint padded = MINIMUM <= n <= MINIMUM + 4 * <uint32_t>f.outer.vlans and not (n - MINIMUM) & 3
     cdef uint32_t segment = layer.payload + gso_size, rounded = segment, of_segment = 0, end, i
     if gso_type == VIRTIO_NET_HDR_GSO_UDP:
         segment = layer.l4 + gso_size
@@ -85,9 +85,9 @@ cdef int find_end(const length_fields *fields, const virtio_frame *f, const virt
     if found[0] == 0:
         found[0] = n
         if of_segment:
-            if n <= PADDED_MAX or n == minimum:
+            if padded:
                 found[0] = of_segment
-        elif n == MINIMUM or n == minimum:  # nothing tells padding from payload
+        elif padded:  # nothing tells padding from payload
             return LENGTHS_TRUE
     if found[0] > n or found[0] < layer.payload:
         return LENGTHS_TRUE

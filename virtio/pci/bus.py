@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, Protocol
 
+from virtio.core.process import ForkAwareLock
 from virtio.core.weak import weakly
 from virtio.errors import ConfigError, SnapshotError
 from virtio.pci.config import ConfigSpace, ones
@@ -74,7 +74,7 @@ class Bus:
         self._address = 0
         self._routed: set[int] = set()  # slots whose functions raise our lines
         self._asserted = [0] * LINES  # bit s: slot s asserts the line
-        self._lock = threading.Lock()  # guards _asserted
+        self._lock = ForkAwareLock("PCI bus")  # guards _asserted
         self._lines = [
             Line(partial(weakly(self._level), line), None if intx is None else partial(intx, line))
             for line in range(LINES)

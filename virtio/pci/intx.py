@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
+
+from virtio.core.process import ForkAwareLock
 
 
 class Line:
@@ -19,7 +20,7 @@ class Line:
         self._listener = listener
         self._told = False
         self._telling = False
-        self._lock = threading.Lock()
+        self._lock = ForkAwareLock("interrupt line")
 
     @property
     def listener(self) -> Callable[[bool], object] | None:

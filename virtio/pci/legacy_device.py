@@ -6,13 +6,13 @@ What the specification leaves open is decided as in QEMU's hw/virtio/virtio-pci.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from virtio.constants import DeviceType, Status
+from virtio.core.process import ForkAwareLock
 from virtio.core.weak import weakly
 from virtio.device import Device
 from virtio.device.queue_state import nobody
@@ -143,7 +143,7 @@ class LegacyFunction:
         vectors = len(device.queues) + 1 if vectors is None else vectors
         self.msix = Msix(self.config, vectors, MSIX_BAR, message, resolve) if vectors else None
         self._registers = LegacyRegisters(device, vectors)
-        self._lock = threading.RLock()
+        self._lock = ForkAwareLock("PCI function")
         self._line = Line(weakly(self._level), listener(intx))
         self._silent = Bell()  # for queues whose interrupts go nowhere: nobody sleeps on it, a ring costs nothing
         self._slow = [Bell(partial(weakly(self._interrupt_queue), slot.index)) for slot in device.queues]

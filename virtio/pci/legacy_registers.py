@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from virtio.core.process import ForkAwareLock
 from virtio.device import Device
 from virtio.features import LEGACY_BITS
 from virtio.pci.config import ones
@@ -33,7 +33,7 @@ class LegacyRegisters:
     def __init__(self, device: Device, vectors: int) -> None:
         self.device = device
         self.vectors = vectors
-        self._isr_lock = threading.Lock()
+        self._isr_lock = ForkAwareLock("ISR status")
         self.clear()
 
     def clear(self) -> None:

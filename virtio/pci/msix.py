@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from virtio.core.process import ForkAwareLock
 from virtio.errors import ConfigError, SnapshotError
 from virtio.event.notifier import Bell
 from virtio.pci.config import COMMAND_MASTER, ConfigSpace
@@ -64,7 +64,7 @@ class Msix:
         self._config = config
         self._message = message
         self._resolve = resolve
-        self._lock = threading.Lock()  # guards all below
+        self._lock = ForkAwareLock("MSI-X table")  # guards all below
         self._table = bytearray()
         self._pending = 0
         self._routes: dict[int, Bell] = {}

@@ -12,7 +12,9 @@ from virtio.offload.net_hdr cimport (
     VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6,
 )
 from virtio.ports.counts cimport add_counts
-from virtio.ports.link cimport keep, wire, wire_arm, wire_connect, wire_flush, wire_rang, wire_send, wire_sender
+from virtio.ports.link cimport (
+    keep, wire, wire_arm, wire_connect, wire_flush, wire_free, wire_rang, wire_send, wire_sender,
+)
 from virtio.ports.port cimport Port, virtio_packet, virtio_port, virtio_sink
 
 
@@ -94,6 +96,11 @@ cdef class CableEnd(Port):
         self.c.arm_send = cable_arm_send
         self.c.offloads = ALL
         self.c.queues = ways.queues
+
+    cdef void free_locks(self) noexcept:
+        cdef uint32_t i
+        for i in range(0 if self._ways is None else self.c.queues):
+            wire_free(&self._out.wires[i], &self._out.senders[i])
 
     cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1:
         cdef bint ringing = False

@@ -8,6 +8,7 @@
 # which may be gone before the sleeper is awake.
 from libc.stdint cimport int64_t, uint32_t
 
+from virtio.core.atomic cimport virtio_store32
 from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport virtio_bell
 from virtio.event.worker cimport virtio_turn, virtio_wait
@@ -42,6 +43,13 @@ cdef void wire_rang(wire_sender *sender) noexcept nogil
 # Note the owner of a sink that was connected (None: of none). Those before it are let go unless a bell may still be
 # rung; then they stay until the next connect.
 cdef int keep(list owners, object owner, bint ringing) except -1
+
+# In a child of fork(): a thread that was sending is not here, and its lock goes. Locks of sinks are the queues' matter.
+cdef inline void wire_free(wire *w, wire_sender *sender) noexcept nogil:
+    virtio_store32(&w.lock, 0)
+    sender.open = NULL
+    sender.ringing = 0
+
 
 # Set the sink, NULL for none. When it returns, nobody touches the last one.
 cdef void wire_connect(wire *w, virtio_sink *sink) noexcept nogil

@@ -12,7 +12,9 @@ from virtio.offload.net_hdr cimport (
     VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6,
 )
 from virtio.ports.counts cimport add_counts
-from virtio.ports.link cimport keep, wire, wire_arm, wire_connect, wire_flush, wire_rang, wire_send, wire_sender
+from virtio.ports.link cimport (
+    keep, wire, wire_arm, wire_connect, wire_flush, wire_free, wire_rang, wire_send, wire_sender,
+)
 from virtio.ports.port cimport Port, virtio_packet, virtio_port, virtio_sink
 
 
@@ -56,6 +58,11 @@ cdef class Loopback(Port):
     cdef readonly str full
     cdef loop_queue *_queues
     cdef dict _owners         # of each queue's sink, and of those before it whose bells may be about to be rung
+
+    cdef void free_locks(self) noexcept:
+        cdef uint32_t i
+        for i in range(0 if self._queues is NULL else self.c.queues):
+            wire_free(&self._queues[i].back, &self._queues[i].sender)
 
     def __init__(self, *, int queues=1, str full="wait"):
         cdef int i

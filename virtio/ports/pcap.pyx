@@ -9,6 +9,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
+from virtio.core.atomic cimport virtio_store32
 from virtio.core.counters cimport add_count, counted
 from virtio.core.iov cimport iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
@@ -320,6 +321,9 @@ cdef class PcapReader(Port):
     cdef pcap_reader _r
     cdef readonly str path
 
+    cdef void free_locks(self) noexcept:
+        virtio_store32(&self._r.lock, 0)
+
     def __init__(self, path, *, speed=None, loops=1, int queues=1):
         if self._r.buffer is not NULL:
             raise TypeError("capture file is open already")
@@ -515,6 +519,9 @@ cdef class PcapWriter(Port):
 
     cdef pcap_writer _w
     cdef readonly str path
+
+    cdef void free_locks(self) noexcept:
+        virtio_store32(&self._w.lock, 0)
 
     def __init__(self, path, *, int snaplen=RECORD_MAX, uint32_t offloads=0, int queues=1):
         if self._w.buffer is not NULL:

@@ -54,6 +54,10 @@ cdef extern from "virtio/port.h" nogil:
 cdef class Port:
     cdef virtio_port c
     cdef object user              # what it is attached to (a NetDevice, a pump), or None
+    cdef object __weakref__
+
+    # Let go of the locks of its own, which a thread that is not in this process may have.
+    cdef void free_locks(self) noexcept
 
     # The queue that frames go to: for ports that deliver of themselves. NULL: it is gone, and is not touched once this
     # returns. Called with the GIL, and no queue's lock held.

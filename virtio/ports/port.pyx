@@ -1,5 +1,7 @@
 """Ports: what lies behind the queues of a network device, or beside those of a driver."""
 
+from virtio.core.process import watch
+
 
 from libc.stdint cimport uint32_t
 
@@ -29,6 +31,14 @@ cdef class Port:
         self.c.arm_send = never_ready
         self.c.arm_receive = never_ready
         self.c.queues = 1
+        watch(self)
+
+    cdef void free_locks(self) noexcept:
+        pass
+
+    def _forked(self, int parent):
+        """Go on in a child of fork(): what a thread of the parent was sending or reading is the parent's."""
+        self.free_locks()
 
     cdef int connect(self, uint32_t queue, virtio_sink *sink, object owner) except -1:
         return 0

@@ -48,5 +48,6 @@ cdef class PortSplice(Task):
     cdef readonly Port giver
     cdef readonly Port taker
     cdef bint connected
+    cdef object __weakref__
 
     cdef void _fill(self, virtio_sink *sink) noexcept

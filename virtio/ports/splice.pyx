@@ -3,6 +3,7 @@
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
+from virtio.core.atomic cimport virtio_store32
 from virtio.core.counters cimport add_count, counted
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell
@@ -10,6 +11,8 @@ from virtio.event.worker cimport VIRTIO_WORK_FRAME, virtio_turn, virtio_wait
 from virtio.offload.net_hdr cimport virtio_net_hdr
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, port_flush, port_ring, turn_is_full, turn_resume
 from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new
+
+from virtio.core.process import watch
 
 
 cdef enum:
@@ -187,6 +190,11 @@ cdef class PortSplice(Task):
         self._fill(&self.c.shown.sink)
         self.c.task.poll, self.c.task.arm, self.c.task.disarm = splice_poll, splice_arm, splice_disarm
         self.task, self.lock = &self.c.task, &self.c.lock
+        watch(self)
+
+    def _forked(self, int parent):
+        """Let go of the lock that a thread of the parent has. See virtio.core.process."""
+        virtio_store32(&self.c.lock, 0)
 
     cdef void _fill(self, virtio_sink *sink) noexcept:
         sink.lock = &self.c.lock

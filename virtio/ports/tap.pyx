@@ -376,6 +376,13 @@ cdef class Tap(Port):
         self.c.arm_receive = tap_arm_receive
         self._fds = ()
 
+    cdef void free_locks(self) noexcept:
+        cdef int direction
+        cdef uint32_t i
+        for direction in range(2):
+            for i in range(0 if self._sides[direction] is NULL else self.c.queues):
+                virtio_store32(&self._sides[direction][i].lock, 0)
+
     def __init__(self, name=None, *, fd=None, fds=None, int queues=1, header_size=None, bint vnet_header=True,
                  mtu=None):
         if self._fds:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 from virtio.core.logs import limited
 from virtio.errors import Disconnected, VhostUserError
 from virtio.vhost_user.connection import Channel
 from virtio.vhost_user.descriptors import make_write_only
-from virtio.vhost_user.message import BackendRequest, Message, Obey, ProtocolFeature, Request
+from virtio.vhost_user.message import BackendRequest, Message, ProtocolFeature
 from virtio.vhost_user.session import Session
+
+if TYPE_CHECKING:
+    from virtio.vhost_user.backend import Backend
 
 log = limited("virtio.vhost_user")
 
@@ -50,10 +53,13 @@ class Requests:
         if self.channel is not None:
             self.channel.close()
 
-    def _set_channel(self, message: Message) -> None:
-        make_write_only(message.only_fd(), message.name)  # no answer is asked for
-        connection = socket.socket(fileno=message.take())
+    def use(self, connection: socket.socket) -> None:
+        """Send on this socket from now on, instead of the last one."""
         self.close()
         self.channel = Channel(connection, patience=0)  # a data thread may be who sends
 
-    OBEY: ClassVar[Obey] = {Request.SET_BACKEND_REQ_FD: _set_channel}
+
+def set_backend_req_fd(backend: Backend, message: Message) -> None:
+    """SET_BACKEND_REQ_FD: the socket of the channel."""
+    make_write_only(message.fds[0], message.name)  # no answer is asked for
+    backend.requests.use(socket.socket(fileno=message.take()))

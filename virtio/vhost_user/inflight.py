@@ -9,6 +9,7 @@ import fcntl
 import os
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from virtio.errors import VhostUserError
 from virtio.event.notifier import Bell
@@ -16,6 +17,9 @@ from virtio.memory.region import Region
 from virtio.vhost_user.message import INFLIGHT, REPLY, Message
 from virtio.virtqueue.inflight import Inflight
 from virtio.virtqueue.layout import QUEUE_SIZE_MAX
+
+if TYPE_CHECKING:
+    from virtio.vhost_user.backend import Backend
 
 ROOM = 1024  # descriptors of the largest ring that a guest of QEMU has, whatever size QEMU asks a region for
 SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -42,7 +46,7 @@ class InflightFile:
     @classmethod
     def answer(cls, message: Message, queues_max: int, packed: bool) -> Message:
         """Return the answer to GET_INFLIGHT_FD: a new file, empty. Raises VhostUserError."""
-        _, _, queues, size = cls._numbers(message, queues_max)
+        _, _, queues, size = cls.numbers(message, queues_max)
         total = queues * cls._stride(size, cls._room(size), packed)
         fd = os.memfd_create("vhost-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -58,9 +62,7 @@ class InflightFile:
     @classmethod
     def take(cls, message: Message, queues_max: int, packed: bool, bell: Bell) -> InflightFile:
         """Map the file that comes with SET_INFLIGHT_FD; ``bell`` as in Region.from_fd. Raises VhostUserError."""
-        total, offset, queues, size = cls._numbers(message, queues_max)
-        if len(message.fds) != 1:
-            raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
+        total, offset, queues, size = cls.numbers(message, queues_max)
         room = cls._room(size)
         if total != queues * cls._stride(size, room, packed):
             room = 0
@@ -120,13 +122,32 @@ class InflightFile:
         return cls._length(size, packed) + cls._length(room, packed)
 
     @staticmethod
-    def _numbers(message: Message, queues_max: int) -> tuple[int, int, int, int]:
-        if not INFLIGHT.size <= len(message.payload) <= INFLIGHT.size + 4:
-            sizes = f"{INFLIGHT.size} to {INFLIGHT.size + 4}"
-            raise VhostUserError(f"{message.name} has {len(message.payload)} bytes ({sizes})")
-        total, offset, queues, size = INFLIGHT.unpack_from(message.payload)
+    def numbers(message: Message, queues_max: int) -> tuple[int, int, int, int]:
+        """Return bytes, offset, queues and size of each. Raises VhostUserError for those that cannot be."""
+        total, offset, queues, size = message.unpack(INFLIGHT)
         if not 1 <= queues <= queues_max:
             raise VhostUserError(f"{message.name}: {queues} queues (1 to {queues_max})")
         if not 1 <= size <= QUEUE_SIZE_MAX:
             raise VhostUserError(f"{message.name}: queue size {size} (1 to {QUEUE_SIZE_MAX})")
         return total, offset, queues, size
+
+
+# ---- rows of the table in dispatch.py: a check, and handlers ----
+
+
+def file_of_queues(backend: Backend, message: Message) -> None:
+    """Raise VhostUserError unless SET_INFLIGHT_FD has one file for queues that there are."""
+    InflightFile.numbers(message, len(backend.rings.rings))
+    if len(message.fds) != 1:
+        raise VhostUserError(f"{message.name} has {len(message.fds)} file descriptors (1)")
+
+
+def get_inflight_fd(backend: Backend, message: Message) -> Message:
+    """GET_INFLIGHT_FD: a new file, empty."""
+    return InflightFile.answer(message, len(backend.rings.rings), backend.session.packed)
+
+
+def set_inflight_fd(backend: Backend, message: Message) -> None:
+    """SET_INFLIGHT_FD: rings that run are stopped, and go on with this file."""
+    rings = backend.rings
+    rings.track(InflightFile.take(message, len(rings.rings), backend.session.packed, backend.lost))

@@ -1,10 +1,18 @@
-"""What vhost-user's messages about network devices need of a device. The base of devices has none of it."""
+"""The messages about network devices, and what they need of a device. The base of devices has none of it."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from virtio.core.logs import limited
 from virtio.device import Device
+from virtio.errors import VhostUserError
+from virtio.vhost_user.message import U64, Message
+
+if TYPE_CHECKING:
+    from virtio.vhost_user.backend import Backend
+
+log = limited("virtio.vhost_user")
 
 
 @runtime_checkable
@@ -32,3 +40,25 @@ def queue_count(device: Device) -> int:
 def frontend_features(device: Device) -> int:
     """Return the features that a frontend may negotiate for a queue that it serves itself."""
     return device.frontend_features if isinstance(device, NetOperations) else 0
+
+
+# ---- handlers: rows of the table in dispatch.py ----
+
+
+def get_queue_num(backend: Backend, message: Message) -> bytes:
+    """GET_QUEUE_NUM: queues; of a network device, pairs."""
+    return U64.pack(queue_count(backend.device))
+
+
+def net_set_mtu(backend: Backend, message: Message) -> None:
+    """NET_SET_MTU: one that the device cannot have is refused."""
+    mtu, device = message.number(), backend.device
+    if not (isinstance(device, NetOperations) and device.frontend_mtu(mtu)):
+        raise VhostUserError(f"{message.name}: MTU {mtu} cannot be")
+
+
+def send_rarp(backend: Backend, message: Message) -> None:
+    """SEND_RARP: the log has it if none was sent."""
+    mac, device = message.number().to_bytes(8, "little")[:6], backend.device
+    if not (isinstance(device, NetOperations) and device.frontend_rarp(mac)):
+        log.info("%s: no RARP was sent", backend.name)

@@ -1,24 +1,36 @@
-"""What a frontend says of a virtqueue, and where the queue then stands."""
+"""A virtqueue as a frontend describes it: the messages about it, their checks, and where its queue then stands.
+
+Size, addresses and base of a ring come by messages of their own. What reads guest memory is checked at SET_VRING_KICK,
+which starts the ring (vring_start.py): :meth:`Ring.layout` checks the addresses.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virtio.core.logs import limited
 from virtio.errors import MemoryFault, RingError, VhostUserError
 from virtio.event.notifier import Bell
 from virtio.memory.guest_memory import GuestMemory
+from virtio.vhost_user.descriptors import make_write_only
 from virtio.vhost_user.inflight import InflightFile
+from virtio.vhost_user.message import ADDRESS, INDEX_MASK, NO_FD, STATE, Message
 from virtio.virtqueue.device_queue import DeviceQueue
-from virtio.virtqueue.layout import QueueLayout
+from virtio.virtqueue.layout import QUEUE_SIZE_MAX, QueueLayout
+
+if TYPE_CHECKING:
+    from virtio.vhost_user.backend import Backend
 
 log = limited("virtio.vhost_user")
 
 WRAP = 0x8000
 DESC_SIZE = 16
 AVAIL_BYTE = USED_BYTE = 0x80  # in the last two bytes of a packed descriptor
+EVENTFD = "anon_inode:[eventfd]"
+SOCKETS = ("socket:", "pipe:")  # that may stand for an eventfd: user-mode Linux is called by a socket
 
 
 @dataclass
@@ -51,8 +63,8 @@ class Ring:
 
     @property
     def complete(self) -> bool:
-        """Whether all was said that it takes to run it."""
-        return self.size > 0 and self.placed and (self.kick is not None or self.polled)
+        """Whether size and addresses are set."""
+        return self.size > 0 and self.placed
 
     def is_away(self, memory: GuestMemory) -> bool:
         """Say whether a part of it begins in no region. One that begins in a region and ends outside cannot be."""
@@ -64,7 +76,7 @@ class Ring:
         return False
 
     def layout(self, memory: GuestMemory, packed: bool) -> QueueLayout:
-        """Return where it lies in guest memory. Raises VhostUserError if that is nowhere, or cannot be."""
+        """Return where it lies in guest memory. Raises VhostUserError for addresses that are nowhere, or cannot be."""
         sizes = (16, 4, 4) if packed else (16, 6, 6)
         try:
             desc, driver, device = (
@@ -171,3 +183,138 @@ def base_of(state: Mapping[str, Any], packed: bool) -> int:
     avail = state["next_avail"] | WRAP * bool(state["avail_wrap"])
     used = state["next_used"] | WRAP * bool(state["used_wrap"])
     return int(avail | used << 16)
+
+
+# ---- the ring of a message, and what rows of the table in dispatch.py check of it ----
+
+
+def ring_at(backend: Backend, index: int) -> Ring:
+    """Return the ring of an index. Raises VhostUserError if there is none."""
+    rings = backend.rings.rings
+    if index >= len(rings):
+        raise VhostUserError(f"ring {index} out of range ({len(rings)} rings)")
+    return rings[index]
+
+
+def ring_of(backend: Backend, message: Message) -> Ring:
+    """Return the ring of SET_VRING_KICK, _CALL or _ERR, whose payload is index and NO_FD."""
+    return ring_at(backend, message.number() & INDEX_MASK)
+
+
+def sized_and_placed(backend: Backend, message: Message) -> None:
+    """Raise VhostUserError unless the ring of SET_VRING_KICK has size and addresses."""
+    ring = ring_of(backend, message)
+    if not ring.complete:
+        raise VhostUserError(f"ring {ring.index} is kicked before its size and addresses are set")
+
+
+def eventfd(backend: Backend, message: Message) -> None:
+    """Raise VhostUserError unless one eventfd came, or NO_FD."""
+    _one_bell(ring_of(backend, message), message, ())
+
+
+def eventfd_or_socket(backend: Backend, message: Message) -> None:
+    """Raise VhostUserError unless one eventfd, socket or pipe came, or NO_FD."""
+    _one_bell(ring_of(backend, message), message, SOCKETS)
+
+
+def _one_bell(ring: Ring, message: Message, others: tuple[str, ...]) -> None:
+    if message.number() & NO_FD:
+        return
+    if len(message.fds) != 1:
+        raise VhostUserError(f"{message.name} of ring {ring.index} has {len(message.fds)} file descriptors (1)")
+    what = kind_of(message.fds[0])
+    if what != EVENTFD and not what.startswith(others):
+        raise VhostUserError(f"{message.name} of ring {ring.index} has {what}, which is no eventfd")
+
+
+def kind_of(fd: int) -> str:
+    """Return what a file descriptor is of, as the kernel shows it."""
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+# ---- handlers ----
+
+# User-mode Linux says the next three of rings that run, when its driver is bound again: it never stops any. QEMU says
+# the same addresses again, and nothing else, to have a ring logged.
+
+
+def set_vring_num(backend: Backend, message: Message) -> None:
+    """SET_VRING_NUM: the ring's size. The device's queue_size is not its limit: the frontend is not told that."""
+    index, size = message.unpack(STATE)
+    ring = ring_at(backend, index)
+    if not 1 <= size <= QUEUE_SIZE_MAX:
+        raise VhostUserError(f"{message.name}: size {size} of ring {index} out of range (1 to {QUEUE_SIZE_MAX})")
+    backend.rings.halt(ring)
+    ring.size = size
+
+
+def set_vring_addr(backend: Backend, message: Message) -> None:
+    """SET_VRING_ADDR: the frontend's addresses of the ring. :meth:`Ring.layout` checks them when it starts."""
+    index, _, desc, used, avail, _ = message.unpack(ADDRESS)
+    ring = ring_at(backend, index)
+    if ring.placed and (ring.desc, ring.used, ring.avail) == (desc, used, avail):
+        return
+    backend.rings.halt(ring)
+    ring.desc, ring.used, ring.avail, ring.placed, ring.stood = desc, used, avail, True, None
+
+
+def set_vring_base(backend: Backend, message: Message) -> None:
+    """SET_VRING_BASE: where the ring stands. Checked when it starts."""
+    index, base = message.unpack(STATE)
+    ring = ring_at(backend, index)
+    backend.rings.halt(ring)
+    ring.base = base
+
+
+def get_vring_base(backend: Backend, message: Message) -> bytes:
+    """GET_VRING_BASE: stops the ring, drained; returns where it stands."""
+    index, _ = message.unpack(STATE)
+    ring = ring_at(backend, index)
+    backend.rings.end(ring)
+    ring.kick, ring.polled = None, False
+    return STATE.pack(index, ring.base)
+
+
+def set_vring_kick(backend: Backend, message: Message) -> None:
+    """SET_VRING_KICK: starts the ring; without an eventfd it is polled."""
+    ring = ring_of(backend, message)
+    bell = _bell(ring, message)
+    backend.rings.end(ring)
+    ring.kick, ring.polled = bell, bell is None
+    backend.rings.start(ring)
+
+
+def set_vring_call(backend: Backend, message: Message) -> None:
+    """SET_VRING_CALL: what interrupts the driver."""
+    ring = ring_of(backend, message)
+    ring.call = _bell(ring, message)
+    backend.device.set_call(ring.index, ring.call or backend.rings.silent)
+    if ring.running:  # whoever has the new one may have missed what the last one was rung for
+        backend.device.interrupt(ring.index)
+
+
+def set_vring_err(backend: Backend, message: Message) -> None:
+    """SET_VRING_ERR: what is rung when the ring breaks."""
+    ring = ring_of(backend, message)
+    ring.error = _bell(ring, message)
+    if ring.error is not None and backend.device.queues[ring.index].broken is not None:
+        ring.error.ring()
+
+
+def set_vring_enable(backend: Backend, message: Message) -> None:
+    """SET_VRING_ENABLE: 0 mutes the ring, 1 does not."""
+    index, enabled = message.unpack(STATE)
+    if enabled > 1:
+        raise VhostUserError(f"{message.name}: {enabled} is neither 0 nor 1")
+    backend.rings.enable(ring_at(backend, index), bool(enabled))
+
+
+def _bell(ring: Ring, message: Message) -> Bell | None:
+    """Return a bell over the descriptor that came; None: NO_FD."""
+    if message.number() & NO_FD:
+        return None
+    if kind_of(message.fds[0]).startswith("socket:"):
+        make_write_only(message.fds[0], f"{message.name} of ring {ring.index}")
+    os.set_blocking(message.fds[0], False)  # neither side may keep the other waiting
+    return Bell(message.take(), own=True)

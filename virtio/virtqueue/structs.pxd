@@ -55,6 +55,7 @@ cdef extern from "virtio/queue.h" nogil:
         VIRTIO_FAULT_USED_RANGE
         VIRTIO_FAULT_USED_UNKNOWN
         VIRTIO_FAULT_USED_LEN
+        VIRTIO_FAULT_FORKED
         VIRTIO_FAULT_DRAINED
 
     ctypedef enum virtio_notify_reason:

@@ -8,6 +8,8 @@ from libc.stdlib cimport calloc, free
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.memory.guest_memory cimport memory_translate, virtio_region
 
+from virtio.core.process import watch
+
 cdef enum:
     LINE = 64
 
@@ -64,6 +66,11 @@ cdef class Pool(MemoryUser):
         self.memory = memory
         memory.attach(self)
         self.remap()
+        watch(self)
+
+    def _forked(self, int parent):
+        """Let go of the lock that a thread of the parent has. See virtio.core.process."""
+        virtio_store32(&self.c.lock, 0)
 
     def __dealloc__(self):
         free(self.c.free)

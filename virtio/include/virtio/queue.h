@@ -51,6 +51,7 @@ typedef enum virtio_fault_code {
     VIRTIO_FAULT_USED_RANGE,        /* value: used id; limit: queue size */
     VIRTIO_FAULT_USED_UNKNOWN,      /* value: used id: not outstanding (never given out, or used before) */
     VIRTIO_FAULT_USED_LEN,          /* value: used length; limit: writable bytes of the chain */
+    VIRTIO_FAULT_FORKED,            /* value: process that had the burst lock at fork(), of which this one is a child */
     VIRTIO_FAULT_DRAINED,           /* value: chains forgotten; our own doing, until reset */
     VIRTIO_FAULT_CODES
 } virtio_fault_code;

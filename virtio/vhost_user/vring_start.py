@@ -1,14 +1,12 @@
-"""The messages about rings: where they lie, where they stand, when they run, and what of them is in flight."""
+"""The rings of a connection: when each starts and stops, and how it goes on when guest memory moves."""
 
 from __future__ import annotations
 
-import os
 import selectors
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import ClassVar
 
 from virtio.constants import Feature, Status
 from virtio.core.logs import limited
@@ -16,28 +14,23 @@ from virtio.device.queue_state import nobody, nothing
 from virtio.errors import MemoryFault, VhostUserError, VirtioError
 from virtio.event.notifier import Bell
 from virtio.memory.guest_memory import GuestMemory
-from virtio.vhost_user.descriptors import make_write_only
 from virtio.vhost_user.inflight import InflightFile
 from virtio.vhost_user.memory import MemoryTable, Slot, overlap
-from virtio.vhost_user.message import ADDRESS, INDEX_MASK, NO_FD, STATE, Message, Obey, Request
 from virtio.vhost_user.polling import SHORT, Polling
 from virtio.vhost_user.session import Session
 from virtio.vhost_user.vring import Ring
 from virtio.virtqueue.device_queue import DeviceQueue
-from virtio.virtqueue.layout import QUEUE_SIZE_MAX
 
 log = limited("virtio.vhost_user")
 
-EVENTFD = "anon_inode:[eventfd]"
 CHECK = 0.02  # seconds between two looks at whether a device has given back what it had
 
 
-class RingMessages:
-    """From messages to the queues of the session's device, whose rings are in the memory of ``table``.
+class Rings:
+    """The queues of the session's device, whose rings are in the guest memory of ``table``.
 
     Kicks that the device wants to be told of are read by ``wait``. ``drain``: seconds that the device may take to give
-    back the chains of a ring that is stopped; no longer once ``ended`` says so. ``bell`` is rung when the
-    frontend cut the inflight file shorter (see Region.from_fd).
+    back the chains of a ring that is stopped; no longer once ``ended`` returns True.
     """
 
     def __init__(
@@ -47,12 +40,11 @@ class RingMessages:
         wait: selectors.BaseSelector,
         drain: float,
         ended: Callable[[], bool],
-        bell: Bell,
     ) -> None:
         self.session = session
         self.device = session.device
         self.table = table
-        self.memory = table.memory
+        self.memory = table.guest
         self.drain = drain
         self.rings = [Ring(index, session.name) for index in range(len(self.device.queues))]
         self.inflight: InflightFile | None = None
@@ -61,7 +53,6 @@ class RingMessages:
         self.polling = Polling(self.device)
         self._wait = wait
         self._ended = ended
-        self._bell_of_files = bell
 
     def attach(self) -> None:
         """Be told when a queue breaks, and asked whether it does."""
@@ -98,7 +89,12 @@ class RingMessages:
         """Enable all rings, for a frontend that knows no SET_VRING_ENABLE."""
         for ring in self.rings:
             if not ring.enabled:  # the others stay as the driver has them: it may use fewer queue pairs
-                self._enable(ring, True)
+                self.enable(ring, True)
+
+    def enable(self, ring: Ring, enabled: bool) -> None:
+        """Have a ring's queue used, or muted."""
+        ring.enabled = enabled
+        self.device.mute_queue(ring.index, not enabled)
 
     def stop_all(self) -> None:
         """Stop all rings, drained. Each starts at its next SET_VRING_KICK: until then it is the old driver's."""
@@ -106,8 +102,7 @@ class RingMessages:
             if ring.running or ring.waiting:
                 self.inflight = None  # what is in there is the old driver's
         for ring in self.rings:
-            self._stop(ring, self.drain)
-            self._watch(ring, None)
+            self.end(ring)
 
     def reset(self, *, drain: bool = False) -> None:
         """Stop all rings; without ``drain`` whatever is in flight, since the driver starts again.
@@ -138,7 +133,7 @@ class RingMessages:
         yield
         for ring in self.rings:
             if ring.waiting:
-                self._start(ring)
+                self.start(ring)
             elif ring.running and self._is_back(ring):
                 self._restart(ring)
 
@@ -192,10 +187,8 @@ class RingMessages:
 
     # ---- starting and stopping ----
 
-    def _start(self, ring: Ring) -> None:
-        """Start a ring, or have it wait for its memory: see :meth:`moving`."""
-        if not ring.complete:
-            raise VhostUserError(f"ring {ring.index} is kicked before its size and addresses are set")
+    def start(self, ring: Ring) -> None:
+        """Start a complete ring, or have it wait for its memory: see :meth:`moving`."""
         self._watch(ring, None)
         ring.waiting = ring.is_away(self.memory)
         if ring.waiting:
@@ -247,7 +240,7 @@ class RingMessages:
             pause = min(2 * pause, CHECK)
         return held
 
-    def _halt(self, ring: Ring) -> None:
+    def halt(self, ring: Ring) -> None:
         """Stop a ring that is set up again while it runs. It starts at its next kick, of the same descriptor too."""
         if not (ring.running or ring.waiting):
             return
@@ -257,9 +250,23 @@ class RingMessages:
             ring.kick.answer()  # that one was for what is stopped
             self._watch(ring, partial(self._kicked_again, ring))
 
+    def end(self, ring: Ring) -> None:
+        """Stop a ring, drained, and read its kicks no more."""
+        self._stop(ring, self.drain)
+        self._watch(ring, None)
+
+    def track(self, file: InflightFile) -> None:
+        """Have the rings that run go on with another inflight file."""
+        running = [ring for ring in self.rings if ring.running]
+        for ring in running:
+            self._stop(ring, self.drain)
+        self.inflight = file
+        for ring in running:
+            self.start(ring)
+
     def _restart(self, ring: Ring) -> None:
         self._stop(ring, self.drain)
-        self._start(ring)
+        self.start(ring)
 
     def _go_live(self) -> None:
         device = self.device
@@ -293,122 +300,10 @@ class RingMessages:
 
     def _kicked_again(self, ring: Ring) -> None:
         if ring.watched is not None and not ring.running:
-            self._start(ring)
+            self.start(ring)
 
     def _broke(self, ring: Ring) -> None:
         """Tell the frontend that the device can work a ring no more; on any thread."""
         log.error("%s: ring %d is broken: %s", self.session.name, ring.index, self.device.queues[ring.index].broken)
         if ring.error is not None:
             ring.error.ring()
-
-    # ---- messages ----
-
-    def _ring(self, index: int) -> Ring:
-        if index >= len(self.rings):
-            raise VhostUserError(f"ring {index} out of range ({len(self.rings)} rings)")
-        return self.rings[index]
-
-    # User-mode Linux says the next three of rings that run, when its driver is bound again: it never stops any. QEMU
-    # says the same addresses again, and nothing else, to have a ring logged.
-
-    def _set_num(self, message: Message) -> None:
-        index, size = message.unpack(STATE)
-        ring = self._ring(index)
-        if not 1 <= size <= QUEUE_SIZE_MAX:  # the frontend's choice: it is not told the device's queue_size
-            raise VhostUserError(f"{message.name}: size {size} of ring {index} out of range (1 to {QUEUE_SIZE_MAX})")
-        self._halt(ring)
-        ring.size = size
-
-    def _set_addr(self, message: Message) -> None:
-        index, _, desc, used, avail, _ = message.unpack(ADDRESS)
-        ring = self._ring(index)
-        if ring.placed and (ring.desc, ring.used, ring.avail) == (desc, used, avail):
-            return
-        self._halt(ring)
-        ring.desc, ring.used, ring.avail, ring.placed, ring.stood = desc, used, avail, True, None
-
-    def _set_base(self, message: Message) -> None:
-        index, base = message.unpack(STATE)
-        ring = self._ring(index)
-        self._halt(ring)
-        ring.base = base
-
-    def _get_base(self, message: Message) -> bytes:
-        index, _ = message.unpack(STATE)
-        ring = self._ring(index)
-        self._stop(ring, self.drain)
-        self._watch(ring, None)
-        ring.kick, ring.polled = None, False
-        return STATE.pack(index, ring.base)
-
-    def _bell(self, message: Message) -> tuple[Ring, Bell | None]:
-        """Return the ring of SET_VRING_KICK, _CALL or _ERR, and a bell over its eventfd; None: there is none."""
-        value = message.number()
-        ring = self._ring(value & INDEX_MASK)
-        if value & NO_FD:
-            return ring, None
-        if len(message.fds) != 1:
-            raise VhostUserError(f"{message.name} of ring {ring.index} has {len(message.fds)} file descriptors (1)")
-        what = os.readlink(f"/proc/self/fd/{message.fds[0]}")
-        # user-mode Linux is called by a socket
-        if what != EVENTFD and (message.request == Request.SET_VRING_KICK or not what.startswith(("socket:", "pipe:"))):
-            raise VhostUserError(f"{message.name} of ring {ring.index} has {what}, which is no eventfd")
-        if what.startswith("socket:"):
-            make_write_only(message.fds[0], f"{message.name} of ring {ring.index}")
-        os.set_blocking(message.fds[0], False)  # neither side may keep the other waiting
-        return ring, Bell(message.take(), own=True)
-
-    def _set_kick(self, message: Message) -> None:
-        ring, bell = self._bell(message)
-        self._stop(ring, self.drain)
-        self._watch(ring, None)
-        ring.kick, ring.polled = bell, bell is None
-        self._start(ring)
-
-    def _set_call(self, message: Message) -> None:
-        ring, bell = self._bell(message)
-        ring.call = bell
-        self.device.set_call(ring.index, bell or self.silent)
-        if ring.running:  # whoever has the new one may have missed what the last one was rung for
-            self.device.interrupt(ring.index)
-
-    def _set_err(self, message: Message) -> None:
-        ring, bell = self._bell(message)
-        ring.error = bell
-        if bell is not None and self.device.queues[ring.index].broken is not None:
-            bell.ring()
-
-    def _set_enable(self, message: Message) -> None:
-        index, enabled = message.unpack(STATE)
-        if enabled > 1:
-            raise VhostUserError(f"{message.name}: {enabled} is neither 0 nor 1")
-        self._enable(self._ring(index), bool(enabled))
-
-    def _enable(self, ring: Ring, enabled: bool) -> None:
-        ring.enabled = enabled
-        self.device.mute_queue(ring.index, not enabled)
-
-    def _get_inflight(self, message: Message) -> Message:
-        return InflightFile.answer(message, len(self.rings), self.session.packed)
-
-    def _set_inflight(self, message: Message) -> None:
-        given = InflightFile.take(message, len(self.rings), self.session.packed, self._bell_of_files)
-        running = [ring for ring in self.rings if ring.running]
-        for ring in running:
-            self._stop(ring, self.drain)
-        self.inflight = given
-        for ring in running:
-            self._start(ring)
-
-    OBEY: ClassVar[Obey] = {
-        Request.SET_VRING_NUM: _set_num,
-        Request.SET_VRING_ADDR: _set_addr,
-        Request.SET_VRING_BASE: _set_base,
-        Request.GET_VRING_BASE: _get_base,
-        Request.SET_VRING_KICK: _set_kick,
-        Request.SET_VRING_CALL: _set_call,
-        Request.SET_VRING_ERR: _set_err,
-        Request.SET_VRING_ENABLE: _set_enable,
-        Request.GET_INFLIGHT_FD: _get_inflight,
-        Request.SET_INFLIGHT_FD: _set_inflight,
-    }
