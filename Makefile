@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: build demo test quick bench lint sanitize fuzz peers pythons compilers debian clean
+.PHONY: build demo test quick coverage bench lint sanitize fuzz peers pythons compilers debian clean
 
 # compile what changed, in place
 build: $(VENV)/tools
@@ -18,6 +18,10 @@ test: $(VENV)/dev
 # the tests that take no peer, no root and no long time, under 60 s
 quick: $(VENV)/dev
 	$(BIN)/python -m pytest -q -n auto -p no:benchmark -m quick
+
+# lines and branches of the Cython code that tests without peers reach, some minutes
+coverage: $(VENV)/dev
+	tools/coverage.sh $(BIN)/python
 
 bench: $(VENV)/dev
 	$(BIN)/python -m bench

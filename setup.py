@@ -1,7 +1,8 @@
 """Builds the extensions: each .pyx below virtio/ is one. Everything else about the package is in pyproject.toml.
 
 Environment: VIRTIO_DEBUG=1 turns Cython's checks on and optimisation off; VIRTIO_SANITIZE=address,undefined or
-VIRTIO_SANITIZE=thread builds for a sanitizer (see tools/sanitize.sh). Each such variant has its own folder in build/.
+VIRTIO_SANITIZE=thread builds for a sanitizer (see tools/sanitize.sh); VIRTIO_COVERAGE=1 counts lines and branches (see
+tools/coverage.sh). Each such variant has its own folder in build/.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 DEBUG = os.environ.get("VIRTIO_DEBUG", "") not in ("", "0")
+COVERAGE = os.environ.get("VIRTIO_COVERAGE", "") not in ("", "0")
 SANITIZE = os.environ.get("VIRTIO_SANITIZE", "")
 SANITIZERS = ("address", "undefined", "address,undefined", "thread")
 if SANITIZE and SANITIZE not in SANITIZERS:
     raise SystemExit(f"setup.py: VIRTIO_SANITIZE={SANITIZE} is none of: {' '.join(SANITIZERS)}")
 
-VARIANT = "-".join(filter(None, ["debug" if DEBUG else "", SANITIZE.replace(",", "-")])) or "release"
+KINDS = ["debug" if DEBUG else "", "coverage" if COVERAGE else "", SANITIZE.replace(",", "-")]
+VARIANT = "-".join(filter(None, KINDS)) or "release"
 BUILD = f"build/{VARIANT}"
 CPUS = os.cpu_count() or 1
 
@@ -39,6 +42,9 @@ LINK = []
 if SANITIZE:
     COMPILE += ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}", "-U_FORTIFY_SOURCE"]
     LINK += [f"-fsanitize={SANITIZE}"]
+elif COVERAGE:
+    COMPILE += ["-O0", "-g0", "--coverage", "-DCYTHON_TRACE=1"]
+    LINK += ["--coverage"]
 elif DEBUG:
     COMPILE += ["-O0", "-g", "-U_FORTIFY_SOURCE"]
 else:
@@ -54,6 +60,8 @@ DIRECTIVES = {
     "embedsignature": True,
     "freethreading_compatible": True,
 }
+if COVERAGE:
+    DIRECTIVES["linetrace"] = True  # a call before the code of each line, which tools/coverage.py looks at
 
 
 def write_if_changed(path: Path, text: str) -> str:

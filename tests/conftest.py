@@ -16,10 +16,11 @@ __all__ = ["children", "guarded", "simd", "space"]
 # how fast inputs are made says something of the machine, and nothing of the code
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
 TESTS = Path(__file__).parent
 # a mark, and the beginnings of the names (folder/file::test) of all tests that have it
 BY_NAME = {
-    "guest": "guests/",
+    "guest": "guests/ console/test_console_guest",
     "root": """
         cli/test_netns net/test_net_kernel net/test_net_midstream offload/test_capture offload/test_kernel
         ports/test_tap
