@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from virtio.registry import TYPES
+
 ROOT = Path(__file__).parent.parent
 
 # what a floor may use, beside itself and what those it names may use
-BELOW = {
+BELOW: dict[str, tuple[str, ...]] = {
     "base": (),  # constants, errors, features, registry: numbers and names
     "core": ("base",),
     "memory": ("core",),
@@ -24,13 +26,18 @@ BELOW = {
     "vtnet": ("virtqueue", "ports"),
     "device": ("virtqueue", "event"),
     "driver": ("virtqueue", "event"),
-    "console": ("device",),
     "direct": ("device", "driver"),
     "pci": ("device", "driver"),
     "vhost_user": ("device", "driver"),
     "net": ("netdev", "vtnet", "direct", "pci"),
     "capi": ("virtqueue",),
     "cli": ("net", "vhost_user"),
+}
+# a device type in one folder
+BELOW |= {
+    home.folder.removeprefix("virtio."): ("device", "driver")
+    for home in TYPES.values()
+    if home.folder.removeprefix("virtio.") not in BELOW
 }
 FILES = {"_ring": "virtqueue", "_capi": "capi", "direct": "direct", "__main__": "cli"}
 BASE = ("constants", "errors", "features", "registry")

@@ -88,7 +88,6 @@ def __getattr__(name: str) -> Any:
 def get_include() -> str:
     """Return the folder of the C headers (``virtio/capi.h`` and others), for a C compiler's ``-I``.
 
-    Cython finds the .pxd files by itself where the package is installed from a wheel; with an editable install, add
-    the folder that holds the package to Cython's include path.
+    Cython finds the .pxd files by itself, of a wheel and of an editable install.
     """
     return os.path.join(os.path.dirname(os.path.abspath(__file__)), "include")

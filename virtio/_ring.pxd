@@ -4,8 +4,12 @@
 # q.fault. Callers hold q.lock (queue_lock), or own the queue outright: one owner per queue at a time.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
-from virtio.virtqueue.inflight cimport inflight_add_used_burst, inflight_pop_burst, inflight_unpop_burst
+from virtio.core.atomic cimport *
+from virtio.core.counters cimport *
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport *
 from virtio.memory.guest_memory cimport GuestMemory, MemoryUser, memory_gpa_of, memory_log
+from virtio.virtqueue.inflight cimport inflight_add_used_burst, inflight_pop_burst, inflight_unpop_burst
 from virtio.virtqueue.notify cimport *
 from virtio.virtqueue.packed_device cimport *
 from virtio.virtqueue.packed_driver cimport *

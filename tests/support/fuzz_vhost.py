@@ -528,8 +528,11 @@ class Fuzzer:
             "region moved, rings run": 0.08,
             "bound again, rings run": 0.05,
         }
+        # three standard deviations: of a hundred sequences chance alone may leave out some
         rare = [
-            f"{name}: {self.seen[name]} of {total}" for name, share in shares.items() if self.seen[name] < share * total
+            f"{name}: {self.seen[name]} of {total}"
+            for name, share in shares.items()
+            if self.seen[name] < share * total - 3 * (share * total) ** 0.5
         ]
         once = ("error: frontend truncated", "leave", "hang_up", "half_message", "bells", "descriptors", "dirty_log")
         return rare + [f"{name}: never" for name in once if not self.seen[name]]
