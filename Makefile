@@ -58,7 +58,7 @@ debian: $(BIN)/python
 	tools/try-debian.sh $(DEBIAN)
 
 clean:
-	rm -rf build dist *.egg-info $(VENV) .venv-* 
+	rm -rf build dist *.egg-info $(VENV) .venv-*
 	find virtio bench -name "*.so" -delete
 
 $(BIN)/python:

@@ -23,7 +23,7 @@ def show(data: bytes) -> None:
 
 
 def main(path: str) -> None:
-    terminal = ConsolePort(console=True, lossy=True)  # the guest does not wait while nobody looks
+    terminal = ConsolePort(console=True, lossy=True)  # a terminal without a reader does not hold the guest up
     console = ConsoleDevice(terminal, ports=[ConsolePort("log", on_data=show)])
     console.resize(rows=40, cols=120)
     with FileBridge.pty(terminal) as bridge, Server(console, path), suppress(KeyboardInterrupt):
