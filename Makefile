@@ -15,7 +15,7 @@ demo: $(VENV)/package
 test: $(VENV)/dev
 	tools/test.sh $(BIN)/python
 
-# the tests that take no peer, no root and no long time, under 60 s
+# the tests that take no peer, no root and no long time
 quick: $(VENV)/dev
 	$(BIN)/python -m pytest -q -n auto -p no:benchmark -m quick
 
