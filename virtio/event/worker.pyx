@@ -63,16 +63,16 @@ cdef struct worker_task:
     worker_guest *guest
 
 
-cdef uint32_t share_out(worker_guest *guests, uint32_t n) noexcept nogil:
-    """Say what each task may do in the next round, of those that had something to do in the last; return how many had.
+cdef bint share_out(worker_guest *guests, uint32_t n) noexcept nogil:
+    """Say what each task may do in the next round, of those that had something to do in the last.
 
     Guests have equal shares, however many queues each has. One that is alone, or has few tasks, has no more than turns.
+    Return whether a guest is alone.
     """
-    cdef uint32_t i, busy = 0, found = 0, least = 0
+    cdef uint32_t i, found = 0, least = 0
     cdef int64_t share
     for i in range(n):
         if guests[i].busy:
-            busy += guests[i].busy
             least = min(least, guests[i].busy) if found else guests[i].busy
             found += 1
     share = max(<int64_t>ROUND // max(found, <uint32_t>1), SHARE_MIN)
@@ -81,22 +81,20 @@ cdef uint32_t share_out(worker_guest *guests, uint32_t n) noexcept nogil:
     for i in range(n):
         guests[i].share = min(<int64_t>VIRTIO_WORK_TURN, share // max(guests[i].busy, <uint32_t>1) + 1)
         guests[i].busy = 0
-    return busy
+    return found <= 1
 
 
-cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t share, int64_t *clock) noexcept nogil:
+cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t *clock) noexcept nogil:
     """Run a task until its turn is over; return how much was done, 0 if it has nothing to do.
 
     Deficit round robin (Shreedhar and Varghese, 1995): a task that went beyond its turn pays with the next ones, and
-    one that has nothing to do keeps nothing. It pays for the time since *clock, which is brought forward; NULL: for
-    the units that it counts. Those bound each poll, but a unit may take ten times as long where caches miss.
+    one that has nothing to do keeps nothing. It pays for the time since *clock, which is brought forward; clock is
+    NULL or *clock is 0: for the units that it counts. Those bound each poll, but a unit may take ten times as long
+    where caches miss.
     """
     cdef uint64_t total = 0
     cdef uint32_t done
     cdef int64_t before, now
-    turn.left += share
-    if turn.left <= 0:
-        return 1
     while turn.left > 0:
         before = turn.left
         done = task.poll(task, turn)
@@ -107,20 +105,49 @@ cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t shar
         turn.left -= POLL
         if clock is not NULL:
             now = now_ns()
-            turn.left = before - min(now - clock[0], TRUST * (before - turn.left))
+            if clock[0]:
+                turn.left = before - min(now - clock[0], TRUST * (before - turn.left))
             clock[0] = now
         total += done
     return total
 
 
-cdef inline uint64_t run_round(worker_task *tasks, uint32_t n, int64_t *clock) noexcept nogil:
-    """Give each task its turn; return how much was done. See run_turn for ``clock``."""
+cdef void forgive(worker_task *tasks, uint32_t n) noexcept nogil:
+    """Pass over the rounds in which all tasks that have something to do would only pay."""
     cdef uint32_t i
-    cdef uint64_t done, total = 0
+    cdef int64_t rounds = -1, owed
     for i in range(n):
-        done = run_turn(tasks[i].task, tasks[i].turn, tasks[i].guest.share, clock)
+        if tasks[i].turn.left < 0:
+            owed = -tasks[i].turn.left // tasks[i].guest.share
+            rounds = owed if rounds < 0 else min(rounds, owed)
+    for i in range(n):
+        if tasks[i].turn.left < 0:
+            tasks[i].turn.left += rounds * tasks[i].guest.share
+
+
+cdef inline uint64_t run_round(worker_task *tasks, uint32_t n, bint alone, int64_t *clock) noexcept nogil:
+    """Give each task its turn; return how much was done, or 1 if all with something to do paid. See run_turn.
+
+    ``alone``: one guest has all there is to do, and owes it to none.
+    """
+    cdef uint32_t i, paid = 0
+    cdef uint64_t done, total = 0
+    cdef virtio_turn *turn
+    for i in range(n):
+        turn = tasks[i].turn
+        turn.left += tasks[i].guest.share
+        if turn.left <= 0 and alone:
+            turn.left = tasks[i].guest.share
+        elif turn.left <= 0:
+            paid += 1
+            tasks[i].guest.busy += 1
+            continue
+        done = run_turn(tasks[i].task, turn, clock)
         tasks[i].guest.busy += done != 0
         total += done
+    if total == 0 and paid:
+        forgive(tasks, n)
+        return 1
     return total
 
 
@@ -325,11 +352,12 @@ cdef class Worker:
         Turns are of work that is counted; of a worker that is started they are of time.
         """
         cdef uint64_t done
+        cdef bint alone
         if self._seen != self._wanted or self._count == 0:
             self._renew()
         with nogil:
-            share_out(self._guests, self._nguests)
-            done = run_round(self._running, self._count, NULL)
+            alone = share_out(self._guests, self._nguests)
+            done = run_round(self._running, self._count, alone, NULL)
         return done
 
     def __enter__(self):
@@ -392,17 +420,17 @@ cdef class Worker:
         cdef worker_task *tasks = self._running
         cdef uint32_t n = self._count
         cdef uint32_t idle = 0
-        cdef int64_t clock
+        cdef int64_t clock = 0  # when the last poll ended that did something; 0: rounds without work followed
         cdef int64_t since = 0  # when the last work was done, 0: just now
-        share_out(self._guests, self._nguests)
+        cdef bint alone = share_out(self._guests, self._nguests)
         while not virtio_load32(&self._attention):
-            clock = now_ns()
-            run_round(tasks, n, &clock)
             add_count(&self._rounds, 1)
-            if share_out(self._guests, self._nguests):
+            if run_round(tasks, n, alone, &clock):
+                alone = share_out(self._guests, self._nguests)
                 idle = 0
                 since = 0
                 continue
+            clock = 0  # and shares stay: a round without work costs the polls alone
             idle += 1
             virtio_relax()
             if self._busy:
