@@ -72,9 +72,12 @@ def write_if_changed(path: Path, text: str) -> str:
     return str(path)
 
 
+FOLDERS = ("virtio", "bench/kernels")  # the second: of benchmarks and tests
+
+
 def sources(everything: bool) -> dict[str, Path]:
     """Return the .pyx of each extension by the extension's name; everything: those of benchmarks and tests as well."""
-    folders = ["virtio", "bench/kernels"] if everything else ["virtio"]
+    folders = FOLDERS if everything else FOLDERS[:1]
     found = {
         ".".join(path.with_suffix("").parts): path for name in folders for path in sorted(Path(name).rglob("*.pyx"))
     }
@@ -88,6 +91,15 @@ def extensions(everything: bool) -> list[Extension]:
         Extension(name, [str(path)], include_dirs=["virtio/include"], extra_compile_args=COMPILE, extra_link_args=LINK)
         for name, path in sources(everything).items()
     ]
+
+
+def remove_stale() -> None:
+    """Remove each extension whose .pyx has moved or gone: Python would import it still."""
+    for folder in FOLDERS:
+        for path in sorted(Path(folder).rglob("*.cpython-*.so")):
+            if not path.with_name(path.name.split(".")[0] + ".pyx").exists():
+                path.unlink()
+                print(f"removed {path}: it has no .pyx any more", file=sys.stderr)
 
 
 def translate(modules: list[Extension], flags: str) -> None:
@@ -132,6 +144,11 @@ class BuildExtensions(build_ext):
             self.distribution.ext_modules = extensions(everything=True)
         super().finalize_options()
 
+    def run(self) -> None:
+        if self.stays:
+            remove_stale()
+        super().run()
+
     def build_extensions(self) -> None:
         program = self.compiler.compiler[0]
         if shutil.which(program) is None:
@@ -165,7 +182,7 @@ class BuildExtensions(build_ext):
         if not stamp.exists() or not all(target.exists() for target in targets):
             return False
         inputs = [Path(flags), Path(__file__)]
-        for folder in ("virtio", "bench/kernels", "tests"):
+        for folder in (*FOLDERS, "tests"):
             inputs += (path for suffix in ("pyx", "pxd", "h") for path in Path(folder).rglob(f"*.{suffix}"))
         return max(path.stat().st_mtime for path in inputs) < stamp.stat().st_mtime
 

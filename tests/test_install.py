@@ -90,9 +90,10 @@ def take_along_what_is_built(source: Path) -> None:
     for generated in (here / "release").glob("cython-*"):
         shutil.copytree(generated, there / "release" / generated.name)
     built = there / "release" / f"lib.{sysconfig.get_platform()}-{sys.implementation.cache_tag}" / "virtio"
-    built.mkdir(parents=True)
-    for module in (ROOT / "virtio").glob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
-        shutil.copy2(module, built)
+    for module in (ROOT / "virtio").rglob(f"*{sysconfig.get_config_var('EXT_SUFFIX')}"):
+        copy = built / module.relative_to(ROOT / "virtio")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(module, copy)
     shift = time.time() - min(path.stat().st_mtime for path in there.rglob("*") if path.is_file())
     for path in source.rglob("*"):
         when = path.stat().st_mtime + shift
@@ -203,3 +204,23 @@ def test_net_folder_is_no_package_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", "import net"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "import virtio.net" in done.stderr.splitlines()[-1]
+
+
+def test_a_build_in_place_removes_extensions_without_source(tmp_path: Path) -> None:
+    """A module that has moved leaves its extension, and Python would import it still."""
+    need_peer("gcc", "gcc")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    suffix = ".cpython-311-x86_64-linux-gnu.so"
+    stale = [f"virtio/gone{suffix}", f"virtio/old/_gone{suffix}", f"bench/kernels/gone{suffix}"]
+    others = ["virtio/plain.so", f"bench/gone{suffix}", f"build/gone{suffix}", f"net/gone{suffix}"]
+    current = ["virtio/old/kept.pyx", f"virtio/old/kept{suffix}", "virtio/__init__.py", "virtio/old/__init__.py"]
+    for name in (*stale, *others, *current):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "virtio" / "net").symlink_to("../net")
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [line.split()[1] for line in done.stderr.splitlines() if line.startswith("removed ")] == stale
+    assert not any((tmp_path / name).exists() for name in stale)
+    assert all((tmp_path / name).exists() for name in (*others, *current))
