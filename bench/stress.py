@@ -9,43 +9,29 @@ import argparse
 import json
 import os
 import sys
-import threading
 from typing import Any
 
 from bench import rings
 from virtio import Feature
 from virtio.cli.pair import Pair
+from virtio.cli.progress import Progress
 
 
-def watch(pair: Pair, done: threading.Event, label: str) -> None:
-    while not done.wait(1):
-        share = 100 * pair.returned / pair.count
-        print(
-            f"\r{label}: {pair.returned:>12,} of {pair.count:,} buffers ({share:.0f} %)",
-            end="",
-            file=sys.stderr,
-            flush=True,
-        )
-    print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
-def stress(mode: str, buffers: int, *, batch: int = 32, sleep: bool = False) -> dict[str, Any]:
+def stress(mode: str, buffers: int, progress: Progress, *, batch: int = 32, sleep: bool = False) -> dict[str, Any]:
     """Run one format; return its row. Raises what Pair.drive and Pair.serve raise."""
     driver, device = rings.ends(mode, features=Feature.EVENT_IDX)
     fds = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)] if sleep else [-1, -1]
     pair = Pair(
         driver, device, count=buffers, batch=batch, buffers=rings.BUFFERS, verify=True, kick=fds[0], call=fds[1]
     )
-    done = threading.Event()
-    watcher = threading.Thread(target=watch, args=(pair, done, mode))
-    if sys.stderr.isatty():
-        watcher.start()
+
+    def returned(seconds: float) -> str:
+        return f"{pair.returned:,} of {buffers:,} buffers ({100 * pair.returned / buffers:.0f} %)"
+
     try:
-        ns = rings.two_cores(pair)
+        with progress.during(mode, returned):
+            ns = rings.two_cores(pair)
     finally:
-        done.set()
-        if watcher.ident:
-            watcher.join()
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
@@ -66,7 +52,8 @@ def main() -> int:
     if options.buffers < 1:
         parser.error(f"--buffers {options.buffers} is not positive")
     modes = ["split", "packed"] if options.format == "both" else [options.format]
-    rows = [stress(mode, options.buffers, batch=options.batch, sleep=options.sleep) for mode in modes]
+    progress = Progress(quiet=options.json)
+    rows = [stress(mode, options.buffers, progress, batch=options.batch, sleep=options.sleep) for mode in modes]
     if options.json:
         print(json.dumps(rows))
         return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 from collections.abc import Sequence
 
 import pytest
@@ -12,6 +13,7 @@ from virtio.cli.iperf.paths import Counts
 from virtio.cli.iperf.run import measure
 from virtio.cli.iperf.settings import DIRECTIONS, Direction, Settings
 from virtio.cli.iperf.traffic import Result, TrafficError
+from virtio.cli.progress import Progress
 from virtio.constants import Feature, NetFeature
 
 
@@ -48,15 +50,21 @@ class FakePath:
         return ""
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 def test_paths_take_turns_after_a_warm_up_that_is_not_counted() -> None:
-    said: list[str] = []
-    found = measure([FakePath("vtnet"), FakePath("tap-loop")], Settings(runs=2), said.append)
+    terminal = Terminal()
+    found = measure([FakePath("vtnet"), FakePath("tap-loop")], Settings(runs=2), Progress(terminal))
+    rows = [f"{direction}, {label}" for direction in DIRECTIONS for label in ("vtnet", "tap-loop")]
+    said = [text.rpartition(", ")[0] for text in terminal.getvalue().split("\r\x1b[K") if text]
     assert said == [
-        "guest-to-host, vtnet: warm-up", "guest-to-host, tap-loop: warm-up",
-        "host-to-guest, vtnet: warm-up", "host-to-guest, tap-loop: warm-up",
-        *(f"run {n} of 2, {direction}, {label}" for n in (1, 2) for direction in DIRECTIONS
-          for label in ("vtnet", "tap-loop")),
-    ]  # fmt: skip
+        f"  row {place} of 4, {run}: {row}"
+        for run in ("warm-up", "run 1 of 2", "run 2 of 2")
+        for place, row in enumerate(rows, 1)
+    ]
     assert found.faults == []
     assert [(row.nic, row.direction, row.mbit_s, row.verified) for row in found.rows] == [
         (nic, direction, [8.0, 8.0], True) for direction in DIRECTIONS for nic in ("vtnet", "tap-loop")
@@ -68,13 +76,13 @@ def test_paths_take_turns_after_a_warm_up_that_is_not_counted() -> None:
 
 
 def test_one_direction() -> None:
-    found = measure([FakePath("vtnet")], Settings(runs=1, directions=("host-to-guest",)), lambda _: None)
+    found = measure([FakePath("vtnet")], Settings(runs=1, directions=("host-to-guest",)), Progress(io.StringIO()))
     assert [row.direction for row in found.rows] == ["host-to-guest"]
 
 
 def test_a_path_that_fails_its_warm_up_is_not_run() -> None:
     paths = [FakePath("vtnet", [TrafficError("no connection to 10.77.0.2: timed out")]), FakePath("tap-loop")]
-    found = measure(paths, Settings(runs=2), lambda _: None)
+    found = measure(paths, Settings(runs=2), Progress(io.StringIO()))
     assert [(row.verified, len(row.mbit_s)) for row in found.rows] == [(False, 0), (True, 2), (True, 2), (True, 2)]
     assert found.faults == ["vtnet, guest-to-host: no connection to 10.77.0.2: timed out"]
 
@@ -83,7 +91,7 @@ def test_a_path_that_fails_its_warm_up_is_not_run() -> None:
 def test_wrong_bytes_are_a_fault(number: int) -> None:
     results: list[Result | TrafficError] = [Result(10**6, 1.0)] * number
     results += [Result(10**6, 1.0, "byte 0 is 0x01, not 0x00")]
-    found = measure([FakePath("vtnet", results)], Settings(runs=3, directions=DIRECTIONS[:1]), lambda _: None)
+    found = measure([FakePath("vtnet", results)], Settings(runs=3, directions=DIRECTIONS[:1]), Progress(io.StringIO()))
     assert not found.rows[0].verified
     where = f"run {number}: " if number else ""
     assert found.faults == [f"vtnet, guest-to-host: {where}byte 0 is 0x01, not 0x00"]
@@ -93,7 +101,7 @@ def test_wrong_bytes_are_a_fault(number: int) -> None:
 def test_a_run_that_fails_does_not_stop_the_others() -> None:
     results: list[Result | TrafficError]
     results = [Result(1, 1.0), Result(10**6, 1.0), TrafficError("stalled for 10 s"), Result(2 * 10**6, 1.0)]
-    found = measure([FakePath("vtnet", results)], Settings(runs=3, directions=DIRECTIONS[:1]), lambda _: None)
+    found = measure([FakePath("vtnet", results)], Settings(runs=3, directions=DIRECTIONS[:1]), Progress(io.StringIO()))
     assert found.rows[0].mbit_s == [8.0, 16.0]
     assert not found.rows[0].verified
     assert found.faults == ["vtnet, guest-to-host: run 2: stalled for 10 s"]

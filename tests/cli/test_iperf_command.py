@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from virtio.cli.iperf.paths import Ends, VtnetPath
 from virtio.cli.iperf.report import Row
 from virtio.cli.iperf.settings import DIRECTIONS, OFFLOADS, Settings
 from virtio.cli.main import main
+from virtio.cli.progress import Progress
 from virtio.net.netns import Namespace
 from virtio.net.vtnet import FRAME_MAX
 from virtio.vtnet.pool import pool_size
@@ -136,23 +138,38 @@ def test_what_it_says(tmp_path: Path) -> None:
         assert Path(plot[1]).read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.usefixtures("kernel")
-def test_progress_on_a_terminal() -> None:
+def on_a_terminal(*arguments: str) -> tuple[str, str]:
+    """Run the command with a terminal for stderr; return what it wrote to stdout and to the terminal."""
     ours, terminal = pty.openpty()
-    command = [*COMMAND, "--json", "--runs", "1", "--seconds", "0.05", "--rows", "tap-loop"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
+    with subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
         os.close(terminal)
         assert process.stdout is not None
-        assert json.loads(process.stdout.read())["rows"]
+        out = process.stdout.read()
     said = ""
     with suppress(OSError):  # EIO: no terminal is left
         while data := os.read(ours, 1 << 16):
             said += data.decode()
     os.close(ours)
     assert process.returncode == 0
-    assert "\r\x1b[K  guest-to-host, tap-loop: warm-up" in said
-    assert "\r\x1b[K  run 1 of 1, host-to-guest, tap-loop" in said
+    return out, said
+
+
+@pytest.mark.usefixtures("kernel")
+def test_progress_on_a_terminal() -> None:
+    out, said = on_a_terminal("--runs", "1", "--seconds", "1.2", "--rows", "tap-loop")
+    assert "\r\x1b[K  row 1 of 2, warm-up: guest-to-host, tap-loop, 0 s" in said
+    run = re.findall(r"\r\x1b\[K  row 2 of 2, run 1 of 1: host-to-guest, tap-loop, \d+ s([^\r]*)", said)
+    assert run[0] == ""
+    assert re.fullmatch(r", [\d,]+ Mbit/s", run[1])  # frames since the run began
     assert said.endswith("\r\x1b[K")  # and the line is clean in the end
+    assert "row " not in out
+
+
+def test_no_progress_beside_json() -> None:
+    options = ("--json", "--generator", "--runs", "1", "--seconds", "0.05", "--rows", "vtnet")
+    out, said = on_a_terminal(*options)
+    assert len(json.loads(out)["rows"]) == 2
+    assert said == ""
 
 
 def has_matplotlib() -> bool:
@@ -192,7 +209,7 @@ N_TSO = OFFLOADS["tso4"] | OFFLOADS["tso6"]
 )
 def test_every_way_of_it_is_verified(changes: dict[str, object]) -> None:
     settings = Settings(runs=1, seconds=0.05, rows=("vtnet", "vtnet-off"), **changes)  # type: ignore[arg-type]
-    found = iperf.run(settings, say=ignore, progress=ignore, note=pytest.fail)
+    found = iperf.run(settings, say=ignore, progress=Progress(quiet=True), note=pytest.fail)
     assert found.faults == []
     assert len(found.rows) == 4
     for row in found.rows:
@@ -215,7 +232,7 @@ def test_iperf3_over_the_same_paths() -> None:
 
     need_peer("iperf3", "iperf3")
     settings = Settings(runs=1, seconds=1, rows=("vtnet",), directions=DIRECTIONS[1:], streams=2, iperf3=True)
-    found = iperf.run(settings, say=ignore, progress=ignore, note=pytest.fail)
+    found = iperf.run(settings, say=ignore, progress=Progress(quiet=True), note=pytest.fail)
     assert found.faults == []
     assert found.rows[0].verified
     assert found.rows[0].mbit_s[0] > 0
@@ -225,7 +242,7 @@ def test_iperf3_over_the_same_paths() -> None:
 def test_the_generator_is_verified(changes: dict[str, object]) -> None:
     settings = Settings(runs=1, seconds=0.05, generator=True, **changes)  # type: ignore[arg-type]
     notes: list[str] = []
-    found = iperf.run(settings, say=ignore, progress=ignore, note=notes.append)
+    found = iperf.run(settings, say=ignore, progress=Progress(quiet=True), note=notes.append)
     assert notes == ["there is no tap-loop without network namespaces"]
     assert found.faults == []
     assert [(row.nic, row.offloads, row.verified, len(row.mbit_s)) for row in found.rows] == [
@@ -386,7 +403,7 @@ def test_no_namespace_tap_thread_or_descriptor_is_left() -> None:
         return namespaces(), threading.active_count(), len(os.listdir("/proc/self/fd"))
 
     settings = Settings(runs=1, seconds=0.02)
-    iperf.run(settings, say=ignore, progress=ignore, note=pytest.fail)
+    iperf.run(settings, say=ignore, progress=Progress(quiet=True), note=pytest.fail)
     before = state()
-    iperf.run(settings, say=ignore, progress=ignore, note=pytest.fail)
+    iperf.run(settings, say=ignore, progress=Progress(quiet=True), note=pytest.fail)
     assert state() == before

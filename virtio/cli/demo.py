@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 from virtio import DeviceQueue, DriverQueue, Feature, GuestMemory, QueueLayout
+from virtio.cli.progress import Progress
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -49,7 +49,7 @@ def by_hand(packed: bool, say: Any) -> DeviceQueue:
     return device
 
 
-def two_threads(packed: bool, chains: int, progress: bool) -> dict[str, Any]:
+def two_threads(packed: bool, chains: int, progress: Progress) -> dict[str, Any]:
     """Run a driver thread and a device thread that sleep on eventfds; every byte is checked. Return the figures."""
     from virtio.cli.pair import Pair
 
@@ -71,8 +71,7 @@ def two_threads(packed: bool, chains: int, progress: bool) -> dict[str, Any]:
             thread.start()
         while any(thread.is_alive() for thread in threads):
             threads[1].join(0.2)
-            if progress:
-                print(f"\r  {pair.returned:,} of {chains:,} chains", end="", file=sys.stderr, flush=True)
+            progress(f"{pair.returned:,} of {chains:,} chains")
     finally:
         pair.stop()
         for thread in threads:
@@ -80,8 +79,7 @@ def two_threads(packed: bool, chains: int, progress: bool) -> dict[str, Any]:
                 thread.join()
         os.close(kick)
         os.close(call)
-        if progress:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        progress("")
     if errors:
         raise errors[0]
     seconds = time.perf_counter() - start
@@ -114,7 +112,7 @@ def demo(options: argparse.Namespace) -> int:
         say("")
     say(f"driver and device on a thread each, sleeping when idle: {options.chains:,} chains, every byte checked")
     for packed in (False, True):
-        rows.append(two_threads(packed, options.chains, progress=sys.stderr.isatty() and not options.json))
+        rows.append(two_threads(packed, options.chains, progress=Progress(quiet=options.json)))
     if options.json:
         print(json.dumps({"rows": rows}))
         return 0

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from virtio import features as feature_sets
 from virtio.cli.iperf.settings import DIRECTIONS, OFFLOADS, ROWS, SPIN_US, Settings
+from virtio.cli.progress import Progress
 from virtio.constants import DeviceType, Feature, NetFeature
 
 # what --no-NAME withholds, and how it is said; every other bit by --withhold
@@ -212,23 +213,12 @@ def signals() -> Iterator[None]:
             signal.signal(one, handler)
 
 
-class Progress:
-    """A line on the terminal that says what is under way; nothing where there is no terminal."""
-
-    def __init__(self) -> None:
-        self.on = sys.stderr.isatty()
-
-    def __call__(self, text: str) -> None:
-        if self.on:
-            print(f"\r\033[K  {text}" if text else "\r\033[K", end="", file=sys.stderr, flush=True)
-
-
 def run(options: argparse.Namespace) -> int:
     """Run the command; return its exit code."""
     from virtio.cli.iperf import report as iperf_report
     from virtio.cli.iperf import run as iperf
 
-    progress = Progress()
+    progress = Progress(quiet=options.json)
 
     def say(text: str) -> None:
         if not options.json:

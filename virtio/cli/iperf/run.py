@@ -16,6 +16,7 @@ from virtio.cli.iperf.paths import Counts, Path, TapLoopPath, Traffic, VtnetPath
 from virtio.cli.iperf.report import Row
 from virtio.cli.iperf.settings import Direction, Settings
 from virtio.cli.iperf.traffic import Result, TrafficError
+from virtio.cli.progress import Progress
 from virtio.errors import ConfigError, VirtioError
 from virtio.net.netns import Namespace, become_root
 
@@ -49,7 +50,7 @@ def add_run(row: Row, before: Counts, after: Counts, result: Result) -> None:
     row.copied += after.copied - before.copied
 
 
-def measure(paths: Sequence[Path], settings: Settings, progress: Say) -> Found:
+def measure(paths: Sequence[Path], settings: Settings, progress: Progress) -> Found:
     """Warm each path up in each direction, then run them in turns."""
     rows = [
         (path, Row(path.nic, direction, path.offloads, path.label))
@@ -58,12 +59,20 @@ def measure(paths: Sequence[Path], settings: Settings, progress: Say) -> Found:
     ]
     found = Found([row for _, row in rows])
 
-    def attempt(path: Path, row: Row, number: int) -> None:
+    def attempt(path: Path, row: Row, number: int, place: str) -> None:
         """Do one run; number 0 is the warm-up."""
         where = f"run {number}: " if number else ""
         before = path.counts()
+
+        def rate(seconds: float) -> str:
+            """Return the bits of frames per second until now; "" for a path that counts at its end."""
+            moved = path.counts().frame_bytes[row.direction] - before.frame_bytes[row.direction]
+            return f"{moved * 8 / seconds / 1e6:,.0f} Mbit/s" if moved else ""
+
+        what = f"run {number} of {settings.runs}" if number else "warm-up"
         try:
-            result = path.run(row.direction) if number else path.warm_up(row.direction)
+            with progress.during(f"{place}, {what}: {row.direction}, {row.label}", rate):
+                result = path.run(row.direction) if number else path.warm_up(row.direction)
         except TrafficError as error:
             fault = str(error)
         else:
@@ -74,14 +83,14 @@ def measure(paths: Sequence[Path], settings: Settings, progress: Say) -> Found:
             row.verified = False
             found.faults.append(f"{row.label}, {row.direction}: {where}{fault}")
 
-    for path, row in rows:
-        progress(f"{row.direction}, {row.label}: warm-up")
-        attempt(path, row, 0)
+    def attempt_all(number: int) -> None:
+        for place, (path, row) in enumerate(rows, 1):
+            attempt(path, row, number, f"row {place} of {len(rows)}")
+
+    attempt_all(0)
     rows = [(path, row) for path, row in rows if row.verified]  # what does not work is not waited for again
     for number in range(1, settings.runs + 1):
-        for path, row in rows:
-            progress(f"run {number} of {settings.runs}, {row.direction}, {row.label}")
-            attempt(path, row, number)
+        attempt_all(number)
     return found
 
 
@@ -95,10 +104,10 @@ def without_kernel() -> str:
         return str(error)
 
 
-def run(settings: Settings, say: Say, progress: Say, note: Say) -> Found:
+def run(settings: Settings, say: Say, progress: Progress, note: Say) -> Found:
     """Make the paths that the settings ask for, measure them, and take them down again.
 
-    ``say`` is told what is measured, ``progress`` what is under way, ``note`` what is other than was to be expected.
+    ``say`` is told what is measured, ``note`` what is other than was to be expected; ``progress`` shows how far it is.
     Raises IperfError. To be called while the process has one thread, unless it is root's.
     """
     if not settings.generator and (reason := without_kernel()):
