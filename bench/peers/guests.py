@@ -82,7 +82,7 @@ def address(space: Namespace, name: str) -> None:
 
 def ours(space: Namespace, stack: ExitStack, folder: Path) -> None:
     """`virtio net`, between the socket and a TAP."""
-    start(space, stack, [sys.executable, "-m", "virtio", "net", f"vhost-user:{folder}/s,queue-size=1024", "tap:tap0"])
+    start(space, stack, [sys.executable, "-m", "virtio", "net", f"vhost-user:{folder}/s", "tap:tap0"])
     until((folder / "s").exists, "the socket")
     address(space, "tap0")
 
