@@ -1,6 +1,6 @@
 # The receive queue of a network device: frames from a port into a guest's buffers.
 #
-# It is a virtio_sink (include/virtio/port.h) over a DeviceQueue; virtio.netdev.receive is the task that asks the port.
+# It is a virtio_sink (include/virtio/port.h) over a DeviceQueue, and the task that asks the port for frames.
 # A frame is copied once, or read by the port straight into the guest's memory; its virtio_net_hdr is written beside it.
 # What the guest does not accept undone (sink.offloads) is done here: a checksum during or after the copy, segments
 # straight into the buffers.
@@ -10,11 +10,13 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from virtio.core.iov cimport iovec
-from virtio.event.notifier cimport virtio_bell
-from virtio.event.worker cimport virtio_task, virtio_turn
+from virtio.event.notifier cimport Bell, virtio_bell
+from virtio.event.relay cimport Relay
+from virtio.event.worker cimport Task, virtio_task, virtio_turn
 from virtio.netdev.filter cimport net_filter
 from virtio.offload.segmenter cimport virtio_segmenter
-from virtio.ports.port cimport virtio_packet, virtio_port, virtio_sink
+from virtio.ports.port cimport Port, virtio_packet, virtio_port, virtio_sink
+from virtio.virtqueue.device_queue cimport DeviceQueue
 from virtio.virtqueue.structs cimport virtio_chain, virtio_device_queue
 
 
@@ -95,12 +97,11 @@ cdef struct net_rx:
     uint64_t dropped[6]      # RX_DROPS
 
 
-# Set the sink up. q, header, chains, segs and scratch are there; flags, mergeable and sink.offloads come later.
-cdef void rx_start(net_rx *rx) noexcept nogil
-# Whether frames are taken; and what is answered if they are not: those of a queue that is only paused may wait.
-cdef bint rx_is_open(const net_rx *rx) noexcept nogil
-cdef uint32_t rx_refuse(net_rx *rx, uint32_t n) noexcept nogil
-# Put the frame in that waits in scratch; False: there is still no room for all of it, or the turn is over.
-cdef bint rx_settle(net_rx *rx) noexcept nogil
-# Turn kicks on; say whether there is room already for what found none.
-cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil
+cdef class NetReceive(Task):
+    cdef net_rx rx
+    cdef DeviceQueue queue
+    cdef Port port
+    cdef Relay relay
+    cdef Bell kick_bell
+    cdef Bell trouble_bell
+    cdef readonly bint connected
