@@ -16,7 +16,7 @@ cdef enum:
 
 
 cdef inline void set_written(virtio_chain *chain, uint32_t written) noexcept nogil:
-    """chain.written, stored with the word that it is loaded with later."""
+    """Store chain.written with the word that it is loaded with later."""
     virtio_put64(&chain.written, virtio_get64(&chain.written) >> 32 << 32 | written)
 
 
@@ -41,7 +41,7 @@ cdef inline void put_back(net_rx *rx) noexcept nogil:
 
 
 cdef inline uint32_t refill(net_rx *rx, uint32_t limit) noexcept nogil:
-    """Pop chains, the free ones anew; return how many there are: 0 when none waits."""
+    """Pop chains, the free ones again; return how many there are: 0 when none waits."""
     cdef const virtio_chain *last
     put_back(rx)
     rx.popped = device_pop_burst(rx.q, rx.chains, min(limit, <uint32_t>RX_CHAINS), rx.segs, rx.nsegs)
@@ -98,7 +98,7 @@ cdef inline uint32_t look(net_rx *rx, uint64_t total, uint32_t ahead, uint64_t *
 
 
 cdef inline void stall(net_rx *rx, uint64_t total) noexcept nogil:
-    """Take note that a frame found no room."""
+    """Note that a frame found no room."""
     add_count(&rx.stalls, not rx.stalled)
     rx.stalled = 1
     rx.wanted = total
@@ -124,21 +124,23 @@ cdef inline int gather(net_rx *rx, uint64_t total, uint32_t ahead) noexcept nogi
 
 
 cdef inline void drop_never(net_rx *rx) noexcept nogil:
+    """Count a frame for which gather answered NEVER."""
     add_count(&rx.dropped[RX_DROP_BROKEN if rx.q.fault.code != VIRTIO_FAULT_NONE else RX_DROP_TOO_LARGE], 1)
 
 
 cdef inline uint32_t pieces_of(const net_rx *rx, uint32_t n) noexcept nogil:
-    """Pieces of the n chains from rx.used on, which start at room_of."""
+    """Return the number of pieces of the n chains from rx.used on; room_of is the first."""
     cdef const virtio_chain *last = rx.chains + rx.used + n - 1
     return last.first + last.nwritable - rx.chains[rx.used].first
 
 
 cdef inline iovec *room_of(const net_rx *rx) noexcept nogil:
+    """Return the pieces of the chains from rx.used on."""
     return rx.segs + rx.chains[rx.used].first
 
 
 cdef inline void take(net_rx *rx, uint32_t n, uint64_t total) noexcept nogil:
-    """The n chains from rx.used on have a frame: total bytes, header included."""
+    """Use the n chains from rx.used on, which have a frame: total bytes, header included."""
     cdef virtio_chain *chain
     add_count(&rx.frames, 1)
     add_count(&rx.bytes, total - rx.header)

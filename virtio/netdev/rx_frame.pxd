@@ -1,4 +1,5 @@
-# A frame in pieces, into the buffers of a receive queue. For rxq.pyx alone.
+# A frame that is not plain, on its way into the buffers of a receive queue: its header, the filter, the MTU. It is put
+# in whole or cut, or waits in scratch for room. For rxq.pyx alone.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memmove, memset
 
@@ -37,7 +38,7 @@ cdef enum:
 
 cdef inline void write_header(net_rx *rx, const iovec *to, const virtio_net_hdr *hdr, uint32_t length,
                               uint32_t buffers) noexcept nogil:
-    """The header, at the start of the pieces; one that says nothing unless the guest accepts what it says."""
+    """Write the header at the start of the pieces: an empty one if the guest does not know one of its flags."""
     cdef uint8_t bytes[24]
     cdef virtio_net_hdr none
     if hdr.flags & ~rx.flags:
@@ -72,9 +73,9 @@ cdef inline bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npiec
 
 
 cdef inline uint32_t beyond(const net_rx *rx, const virtio_net_hdr *hdr, uint32_t needs) noexcept nogil:
-    """What of `needs` the guest does not accept: VIRTIO_OFFLOAD_*.
+    """Return which of `needs` the guest does not accept, as VIRTIO_OFFLOAD_*.
 
-    All of it if there is a flag that the guest does not know: then write_header leaves out what the header says.
+    All of them if there is a flag that the guest does not know: write_header then writes an empty header.
     """
     return needs & ~(0 if hdr.flags & ~rx.flags else rx.sink.offloads)
 
@@ -156,21 +157,22 @@ cdef inline bint place(net_rx *rx, const virtio_packet *packet, const iovec *sou
     return True
 
 
-cdef inline bint rx_is_open(const net_rx *rx) noexcept nogil:
-    return rx.task.task.active and not rx.closed and rx.q.fault.code == VIRTIO_FAULT_NONE
+cdef inline bint is_open(const net_rx *rx) noexcept nogil:
+    """Say whether frames are put in: the task runs, the link is up, the guest did not break the queue."""
+    return rx.task.active and not rx.closed and rx.q.fault.code == VIRTIO_FAULT_NONE
 
 
-cdef inline uint32_t rx_refuse(net_rx *rx, uint32_t n) noexcept nogil:
-    """What deliver answers when it is not open: that it took them, unless it is only paused."""
-    if not rx.task.task.active:
+cdef inline uint32_t refuse(net_rx *rx, uint32_t n) noexcept nogil:
+    """Drop n frames of a queue that is not open; return how many: 0 of one that is only paused, whose frames wait."""
+    if not rx.task.active:
         return 0
     add_count(&rx.dropped[RX_DROP_CLOSED if rx.closed else RX_DROP_BROKEN], n + rx.pending)
     rx.pending = 0
     return n
 
 
-cdef inline bint rx_settle(net_rx *rx) noexcept nogil:
-    """Put the frame in that waits in scratch; False: there is still no room for all of it, or the turn is over."""
+cdef inline bint settle(net_rx *rx) noexcept nogil:
+    """Put the frame in that waits in scratch. False: there is still no room for all of it, or the turn is over."""
     cdef bint placed
     if not rx.pending:
         return True
@@ -197,11 +199,11 @@ cdef inline void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t lengt
         add_count(&rx.filtered, 1)
         return
     rx.pending = 1
-    rx_settle(rx)
+    settle(rx)
 
 
 cdef inline bint is_exact_there(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
-    """is_exact() of a frame with a type that was read in place."""
+    """Return is_exact() of a frame with a type that was read in place."""
     cdef const iovec *to = room_of(rx)
     cdef uint32_t there = <uint32_t>min(rx.room, <uint64_t>length), n = min(there, <uint32_t>VIRTIO_SEGMENT_HEADERS_MAX)
     cdef uint8_t headers[VIRTIO_SEGMENT_HEADERS_MAX]

@@ -35,16 +35,9 @@ cdef enum:
     RX_NO_LIMIT = 0xffffffff
 
 
-cdef struct net_rx
-
-
-cdef struct net_rx_task:
-    virtio_task task         # first: a virtio_task * is one of these
-    net_rx *rx
-
-
 cdef struct net_rx:
     virtio_sink sink         # first: a virtio_sink * is one of these
+    virtio_task task         # second: rx_of counts on it
     virtio_device_queue *q
     uint32_t header          # bytes of virtio_net_hdr
     uint32_t mergeable
@@ -72,8 +65,7 @@ cdef struct net_rx:
     net_filter filter
     virtio_segmenter plan    # of a frame that is cut
     virtio_turn *turn        # of the task that delivers or reserves
-    # the task
-    net_rx_task task
+    # of the task
     virtio_port *port
     uint32_t pair
     uint32_t by_hand         # no worker arms it: poll leaves the notifications as they are to be

@@ -14,7 +14,7 @@ from virtio.memory.guest_memory cimport VIRTIO_REGIONS_MAX
 from virtio.netdev.filter cimport FILTER_PROMISC, FILTER_TABLE
 from virtio.netdev.rx_buffers cimport look, pieces_of, put_back, refill, room_of, stall, take
 from virtio.netdev.rx_frame cimport (
-    beyond, is_exact_there, is_wanted, place, put_aside, rx_is_open, rx_refuse, rx_settle, write_header,
+    beyond, is_exact_there, is_open, is_wanted, place, put_aside, refuse, settle, write_header,
 )
 from virtio.offload.inet_checksum cimport store_sum16, sum_copy, sum_fold
 from virtio.offload.mtu cimport MTU_TAGS, exceeds
@@ -40,10 +40,10 @@ cdef extern from "virtio/net_copy.h" nogil:
 
 cdef enum:
     ETHERNET = 14  # bytes of its header
-    RESERVES = 3      # frames that are popped for when a port reads one: it is not alone
+    RESERVES = 3   # frames that are popped for when a port reads one: it is not alone
 
 
-# ---- the sink ----
+# ---- runs of plain frames ----
 
 cdef inline void copy_complete(uint8_t *to, const uint8_t *p, uint32_t length,
                                const virtio_net_hdr *hdr) noexcept nogil:
@@ -56,7 +56,7 @@ cdef inline void copy_complete(uint8_t *to, const uint8_t *p, uint32_t length,
 
 
 cdef inline bint is_plain(const virtio_packet *packet) noexcept nogil:
-    """Whether a frame is in one piece, and not to be cut."""
+    """Say whether a frame is in one piece, and not to be cut."""
     return packet.nsegs == 1 and net_hdr_says(&packet.hdr) <= 0xff
 
 
@@ -121,6 +121,8 @@ cdef inline uint32_t within_mtu(const net_rx *rx, const virtio_packet *packets, 
     return n
 
 
+# ---- the sink ----
+
 cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
                          virtio_turn *turn) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
@@ -129,9 +131,9 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
     cdef bint all = rx.filter.modes & FILTER_PROMISC
     cdef uint32_t i = 0
     rx.turn = turn
-    if virtio_unlikely(not rx_is_open(rx)):
-        return rx_refuse(rx, n)
-    if virtio_unlikely(rx.pending) and not rx_settle(rx):
+    if virtio_unlikely(not is_open(rx)):
+        return refuse(rx, n)
+    if virtio_unlikely(rx.pending) and not settle(rx):
         return 0
     put_back(rx)
     if all:
@@ -147,12 +149,12 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
             break
         i += 1
     if virtio_unlikely(i < n and rx.q.fault.code != VIRTIO_FAULT_NONE):
-        return i + rx_refuse(rx, n - i)
+        return i + refuse(rx, n - i)
     return i
 
 
 cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
-    """Room for a frame: as much of it as there is in the guest's buffers, the rest in scratch."""
+    """Give room for a frame: as much of it as there is in the guest's buffers, the rest in scratch."""
     cdef net_rx *rx = <net_rx *>sink
     cdef uint64_t left = sink.frame_max, skip = rx.header, have = 0, part
     cdef const iovec *piece
@@ -161,10 +163,10 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_tu
     rx.reserved = 0
     rx.room = 0
     rx.turn = turn
-    if not rx.task.task.active:
+    if not rx.task.active:
         return 0
-    if rx_is_open(rx):
-        if not rx_settle(rx):
+    if is_open(rx):
+        if not settle(rx):
             return 0
         rx.reserved = look(rx, rx.header + (left if rx.mergeable else VIRTIO_FRAME_MIN), RESERVES, &have)
         if rx.reserved == 0 and rx.q.fault.code == VIRTIO_FAULT_NONE:
@@ -199,7 +201,7 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
     cdef uint64_t total = rx.header + <uint64_t>length, have = 0
     cdef iovec *to
     if rx.reserved == 0:
-        rx_refuse(rx, 1)
+        refuse(rx, 1)
         return
     if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
         cut = undone or not is_exact_there(rx, hdr, length)
@@ -241,8 +243,8 @@ cdef virtio_bell *rx_flush(virtio_sink *sink) noexcept nogil:
     return rx.call if device_needs_notification(rx.q) else NULL
 
 
-cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil:
-    """Turn kicks on; say whether there is room already for what found none.
+cdef bint ask_for_room(net_rx *rx) noexcept nogil:
+    """Turn kicks on; say whether there is room already for the frame that found none.
 
     Chains that are too few were announced before: the kick is to come for the next ones, so it is asked for behind
     them.
@@ -263,17 +265,17 @@ cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil:
 
 cdef bint rx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
-    if not rx.task.task.active:
+    if not rx.task.active:
         wait.full = 1  # it will be, or the port will be told that it is gone
         return False
-    if rx.closed or rx_ask_for_room(rx):
+    if rx.closed or ask_for_room(rx):
         return True
     return virtio_wait_bell(wait, rx.kick)
 
 
 cdef void rx_disarm(virtio_sink *sink) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
-    if rx.task.task.active:
+    if rx.task.active:
         device_disable_notification(rx.q)
 
 
@@ -288,8 +290,13 @@ cdef void rx_start(net_rx *rx) noexcept nogil:
 
 # ---- the task ----
 
+cdef inline net_rx *rx_of(virtio_task *task) noexcept nogil:
+    """Return the queue of this task, which lies right behind the sink."""
+    return <net_rx *>(<virtio_sink *>task - 1)
+
+
 cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
-    cdef net_rx *rx = (<net_rx_task *>task).rx
+    cdef net_rx *rx = rx_of(task)
     cdef virtio_bell *bell = NULL
     cdef uint32_t done = 0, before
     if not virtio_trylock(&rx.q.lock):
@@ -299,19 +306,19 @@ cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
         rx.turn = turn
         turn.resume = 0
         if rx.pending:  # the port may have no more
-            if rx_is_open(rx):
+            if is_open(rx):
                 before = rx.waiting.done
-                done += rx_settle(rx) or rx.waiting.done > before
+                done += settle(rx) or rx.waiting.done > before
             else:
-                rx_refuse(rx, 0)
+                refuse(rx, 0)
         if not rx.pending and not rx.draining:
             done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST, turn)
         if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
             device_disable_notification(rx.q)
         rx.blocked = rx.stalled
-        if not (rx.by_hand and rx.blocked and rx_ask_for_room(rx)):
+        if not (rx.by_hand and rx.blocked and ask_for_room(rx)):
             break
-    bell = rx.sink.flush(&rx.sink)
+    bell = rx_flush(&rx.sink)
     queue_unlock(&rx.q.lock)
     if bell is not NULL:
         virtio_bell_ring(bell)
@@ -319,13 +326,13 @@ cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
 
 
 cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
-    cdef net_rx *rx = (<net_rx_task *>task).rx
+    cdef net_rx *rx = rx_of(task)
     cdef bint work = False
     if not virtio_trylock(&rx.q.lock):
         return True
     if task.active and not rx.idle:
         if rx.blocked:
-            work = rx.sink.arm(&rx.sink, wait)
+            work = rx_arm(&rx.sink, wait)
         elif not rx.draining:
             work = rx.port.arm_receive(rx.port, rx.pair, wait)
     queue_unlock(&rx.q.lock)
@@ -333,11 +340,11 @@ cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
 
 
 cdef void task_disarm(virtio_task *task) noexcept nogil:
-    cdef net_rx *rx = (<net_rx_task *>task).rx
+    cdef net_rx *rx = rx_of(task)
     queue_lock(&rx.q.lock)
     if task.active and not rx.idle:
         if rx.blocked:
-            rx.sink.disarm(&rx.sink)
+            rx_disarm(&rx.sink)
         elif rx.port.disarm is not NULL:
             rx.port.disarm(rx.port, rx.pair)
     queue_unlock(&rx.q.lock)
@@ -387,11 +394,10 @@ cdef class NetReceive(Task):
         rx.kick, rx.call, rx.trouble = &kick.c, &self.relay.c.bell, &trouble.c
         rx_start(rx)
         rx.sink.frame_max = frame_max
-        rx.task.rx = rx
-        rx.task.task.poll, rx.task.task.arm, rx.task.task.disarm = task_poll, task_arm, task_disarm
+        rx.task.poll, rx.task.arm, rx.task.disarm = task_poll, task_arm, task_disarm
         self.accept(features)
         self.lock = &queue.q.lock
-        self.task = &rx.task.task
+        self.task = &rx.task
         queue.memory.hold_last(queue)
         queue.disable_notification()
 
