@@ -279,15 +279,6 @@ cdef void rx_disarm(virtio_sink *sink) noexcept nogil:
         device_disable_notification(rx.q)
 
 
-cdef void rx_start(net_rx *rx) noexcept nogil:
-    rx.filter.modes = FILTER_PROMISC
-    rx.size_seen = 1526
-    rx.limit = RX_NO_LIMIT
-    rx.sink.lock = &rx.q.lock
-    rx.sink.deliver, rx.sink.reserve, rx.sink.commit = rx_deliver, rx_reserve, rx_commit
-    rx.sink.flush, rx.sink.arm, rx.sink.disarm = rx_flush, rx_arm, rx_disarm
-
-
 # ---- the task ----
 
 cdef inline net_rx *rx_of(virtio_task *task) noexcept nogil:
@@ -392,8 +383,12 @@ cdef class NetReceive(Task):
         rx.header = header_size_of(features)
         rx.port, rx.pair, rx.by_hand = &port.c, pair, by_hand
         rx.kick, rx.call, rx.trouble = &kick.c, &self.relay.c.bell, &trouble.c
-        rx_start(rx)
-        rx.sink.frame_max = frame_max
+        rx.filter.modes = FILTER_PROMISC
+        rx.size_seen = 1526
+        rx.limit = RX_NO_LIMIT
+        rx.sink.lock, rx.sink.frame_max = &queue.q.lock, frame_max
+        rx.sink.deliver, rx.sink.reserve, rx.sink.commit = rx_deliver, rx_reserve, rx_commit
+        rx.sink.flush, rx.sink.arm, rx.sink.disarm = rx_flush, rx_arm, rx_disarm
         rx.task.poll, rx.task.arm, rx.task.disarm = task_poll, task_arm, task_disarm
         self.accept(features)
         self.lock = &queue.q.lock
