@@ -23,7 +23,7 @@ from virtio.features import Features, parse
 from virtio.memory.guest_memory import GuestMemory
 from virtio.net.ctrl_device import COMMAND_MAX, GUEST_OFFLOAD_FEATURES, Control
 from virtio.net.rarp import reverse_arp
-from virtio.netdev.receive import NetReceive, guest_offloads
+from virtio.netdev.rxq import NetReceive, guest_offloads
 from virtio.netdev.txq import NetTransmit
 from virtio.offload import net_header_size
 from virtio.ports.port import Port

@@ -17,7 +17,7 @@ from waiting import wait_for
 from virtio import GuestMemory
 from virtio.net import CallPort, Loopback, NetDevice
 from virtio.net.pump import Pump
-from virtio.netdev.receive import NetReceive
+from virtio.netdev.rxq import NetReceive
 from virtio.offload import NetHeader
 
 pytestmark = pytest.mark.threads

@@ -17,7 +17,7 @@ from bench.kernels.devicebench import ScriptPort
 from virtio import Feature
 from virtio.constants import NetFeature as F
 from virtio.net.ports import Cable, Loopback
-from virtio.netdev.receive import NetReceive
+from virtio.netdev.rxq import NetReceive
 from virtio.netdev.txq import NetTransmit
 from virtio.offload import NetHeader
 from virtio.ports.software_offload import Executor

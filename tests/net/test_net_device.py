@@ -16,7 +16,7 @@ from virtio.constants import NetFeature
 from virtio.errors import ConfigError
 from virtio.event.notifier import Bell
 from virtio.net.device import NetDevice
-from virtio.netdev.receive import NetReceive
+from virtio.netdev.rxq import NetReceive
 from virtio.ports.port import Port
 
 F = NetFeature

@@ -19,7 +19,7 @@ from virtio.constants import Feature, NetFeature
 from virtio.event.notifier import Bell
 from virtio.event.worker import Worker
 from virtio.net.device import NetDevice
-from virtio.netdev.receive import NetReceive, guest_offloads
+from virtio.netdev.rxq import NetReceive, guest_offloads
 from virtio.offload import NetHeader
 from virtio.ports.port import Port
 

@@ -11,7 +11,7 @@ from virtio import DeviceQueue, DriverQueue, Feature
 from virtio.constants import NetFeature as F
 from virtio.event.notifier import Bell
 from virtio.net.ports import Port
-from virtio.netdev.receive import NetReceive
+from virtio.netdev.rxq import NetReceive
 from virtio.netdev.txq import NetTransmit
 from virtio.offload import NetHeader, net_header_size
 

@@ -14,7 +14,7 @@ from bench.kernels.devicebench import ScriptPort
 from virtio import DeviceQueue, DriverQueue, GuestMemory, QueueLayout
 from virtio.constants import Feature, NetFeature
 from virtio.event.notifier import Bell
-from virtio.netdev.receive import NetReceive
+from virtio.netdev.rxq import NetReceive
 from virtio.netdev.txq import NetTransmit
 from virtio.offload import NetHeader
 from virtio.ports.cable import Cable

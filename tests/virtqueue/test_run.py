@@ -20,7 +20,7 @@ from undone import CSUM, EVERY, sound
 from bench.kernels.devicebench import ScriptPort
 from virtio.constants import Feature, NetFeature
 from virtio.errors import BadIndex
-from virtio.netdev.receive import NetReceive
+from virtio.netdev.rxq import NetReceive
 from virtio.offload import NetHeader
 
 F = NetFeature

@@ -1,6 +1,6 @@
 # The receive queue of a network device: frames from a port into a guest's buffers.
 #
-# It is a virtio_sink (include/virtio/port.h) over a DeviceQueue; virtio.netdev.receive is the task that asks the port.
+# It is a virtio_sink (include/virtio/port.h) over a DeviceQueue, and the task that asks the port for frames.
 # A frame is copied once, or read by the port straight into the guest's memory; its virtio_net_hdr is written beside it.
 # What the guest does not accept undone (sink.offloads) is done here: a checksum during or after the copy, segments
 # straight into the buffers.
@@ -10,11 +10,13 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from virtio.core.iov cimport iovec
-from virtio.event.notifier cimport virtio_bell
-from virtio.event.worker cimport virtio_task, virtio_turn
+from virtio.event.notifier cimport Bell, virtio_bell
+from virtio.event.relay cimport Relay
+from virtio.event.worker cimport Task, virtio_task, virtio_turn
 from virtio.netdev.filter cimport net_filter
 from virtio.offload.segmenter cimport virtio_segmenter
-from virtio.ports.port cimport virtio_packet, virtio_port, virtio_sink
+from virtio.ports.port cimport Port, virtio_packet, virtio_port, virtio_sink
+from virtio.virtqueue.device_queue cimport DeviceQueue
 from virtio.virtqueue.structs cimport virtio_chain, virtio_device_queue
 
 
@@ -33,16 +35,9 @@ cdef enum:
     RX_NO_LIMIT = 0xffffffff
 
 
-cdef struct net_rx
-
-
-cdef struct net_rx_task:
-    virtio_task task         # first: a virtio_task * is one of these
-    net_rx *rx
-
-
 cdef struct net_rx:
     virtio_sink sink         # first: a virtio_sink * is one of these
+    virtio_task task         # second: rx_of counts on it
     virtio_device_queue *q
     uint32_t header          # bytes of virtio_net_hdr
     uint32_t mergeable
@@ -70,8 +65,7 @@ cdef struct net_rx:
     net_filter filter
     virtio_segmenter plan    # of a frame that is cut
     virtio_turn *turn        # of the task that delivers or reserves
-    # the task
-    net_rx_task task
+    # of the task
     virtio_port *port
     uint32_t pair
     uint32_t by_hand         # no worker arms it: poll leaves the notifications as they are to be
@@ -95,12 +89,11 @@ cdef struct net_rx:
     uint64_t dropped[6]      # RX_DROPS
 
 
-# Set the sink up. q, header, chains, segs and scratch are there; flags, mergeable and sink.offloads come later.
-cdef void rx_start(net_rx *rx) noexcept nogil
-# Whether frames are taken; and what is answered if they are not: those of a queue that is only paused may wait.
-cdef bint rx_is_open(const net_rx *rx) noexcept nogil
-cdef uint32_t rx_refuse(net_rx *rx, uint32_t n) noexcept nogil
-# Put the frame in that waits in scratch; False: there is still no room for all of it, or the turn is over.
-cdef bint rx_settle(net_rx *rx) noexcept nogil
-# Turn kicks on; say whether there is room already for what found none.
-cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil
+cdef class NetReceive(Task):
+    cdef net_rx rx
+    cdef DeviceQueue queue
+    cdef Port port
+    cdef Relay relay
+    cdef Bell kick_bell
+    cdef Bell trouble_bell
+    cdef readonly bint connected

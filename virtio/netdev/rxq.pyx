@@ -1,32 +1,34 @@
-"""The receive queue of a network device, as a sink."""
+"""The receive queue of a network device, as a sink; and the task that takes frames from a port into it."""
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memcpy, memset
 
-from virtio._ring cimport (
-    device_add_used_burst, device_disable_notification, device_enable_notification, device_log_written, device_navail,
-    device_needs_notification, device_pop_burst, device_unpop_burst,
+from virtio._ring cimport device_disable_notification, device_enable_notification, device_needs_notification
+from virtio.core.atomic cimport virtio_likely, virtio_load32, virtio_store32, virtio_unlikely
+from virtio.core.counters cimport add_count, counted
+from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
+from virtio.event.notifier cimport virtio_bell_ring
+from virtio.event.worker cimport VIRTIO_WORK_FRAME, virtio_wait, virtio_wait_bell, virtio_work_bytes
+from virtio.memory.guest_memory cimport VIRTIO_REGIONS_MAX
+from virtio.netdev.filter cimport FILTER_PROMISC, FILTER_TABLE
+from virtio.netdev.rx_buffers cimport look, pieces_of, put_back, refill, room_of, stall, take
+from virtio.netdev.rx_frame cimport (
+    beyond, is_exact_there, is_open, is_wanted, place, put_aside, refuse, settle, write_header,
 )
-from virtio.core.atomic cimport virtio_get64, virtio_likely, virtio_put64, virtio_unlikely
-from virtio.core.counters cimport add_count
-from virtio.event.worker cimport (
-    VIRTIO_WORK_FRAME, VIRTIO_WORK_PIECE, VIRTIO_WORK_SEGMENT, virtio_wait, virtio_wait_bell, virtio_work_bytes,
-)
-from virtio.netdev.filter cimport FILTER_HEAD, FILTER_PROMISC, filter_passes
 from virtio.offload.inet_checksum cimport store_sum16, sum_copy, sum_fold
-from virtio.offload.mtu cimport MTU_TAGS, exceeds, limit_of
-from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, virtio_net_hdr
-from virtio.offload.pieces cimport collect, complete, scatter
-from virtio.offload.segment_write cimport segment_copy
-from virtio.offload.segmenter cimport (
-    VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_header_size, segment_payload_size, segment_plan_pieces,
+from virtio.offload.mtu cimport MTU_TAGS, exceeds
+from virtio.offload.net_hdr cimport (
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_RSC_INFO,
+    VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM, VIRTIO_NET_HDR_GSO_NONE, VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_MRG,
+    VIRTIO_OFFLOAD_RSC, VIRTIO_OFFLOAD_TO_DRIVER, VIRTIO_OFFLOAD_TUNNEL_CSUM, header_size_of, offloads_of,
+    virtio_net_hdr,
 )
-from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MIN, turn_resume
-from virtio.ports.software_offload cimport (
-    EXECUTE_SEGMENTS_MAX, is_exact, is_exact_plain, net_hdr_needs, packet_needs, segment_options,
-)
+from virtio.offload.pieces cimport complete
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN
+from virtio.ports.software_offload cimport net_hdr_needs
 from virtio.virtqueue.fastpath cimport run_ahead, run_commit, run_keep, run_next, run_start, virtio_run
-from virtio.virtqueue.structs cimport VIRTIO_DESC_F_WRITE, VIRTIO_FAULT_NONE, VIRTIO_Q_INDIRECT
+from virtio.virtqueue.structs cimport VIRTIO_DESC_F_WRITE, VIRTIO_FAULT_NONE
 
 
 cdef extern from "virtio/net_copy.h" nogil:
@@ -37,275 +39,11 @@ cdef extern from "virtio/net_copy.h" nogil:
 
 
 cdef enum:
-    NO_ROOM = 0
-    NEVER = -1
-    TCP_FIELD = 16
-    UDP_FIELD = 6
-    RESERVES = 3      # frames that are popped for when a port reads one: it is not alone
+    ETHERNET = 14  # bytes of its header
+    RESERVES = 3   # frames that are popped for when a port reads one: it is not alone
 
 
-cdef inline void set_written(virtio_chain *chain, uint32_t written) noexcept nogil:
-    """chain.written, stored with the word that it is loaded with later."""
-    virtio_put64(&chain.written, virtio_get64(&chain.written) >> 32 << 32 | written)
-
-
-# ---- chains ----
-
-cdef void publish(net_rx *rx) noexcept nogil:
-    """Give the written chains back to the guest."""
-    cdef uint32_t i
-    if rx.used == 0:
-        return
-    if virtio_unlikely(rx.q.memory.log is not NULL):
-        for i in range(rx.used):
-            device_log_written(rx.q, &rx.chains[i], rx.segs)
-    device_add_used_burst(rx.q, rx.chains, rx.used)
-    rx.published = 1
-
-
-cdef void put_back(net_rx *rx) noexcept nogil:
-    """Hold no chain any more."""
-    publish(rx)
-    if rx.popped > rx.used:
-        device_unpop_burst(rx.q, rx.chains + rx.used, rx.popped - rx.used)
-    rx.used = rx.popped = 0
-
-
-cdef uint32_t refill(net_rx *rx, uint32_t limit) noexcept nogil:
-    """Pop chains, the free ones anew; return how many there are: 0 when none waits."""
-    cdef const virtio_chain *last
-    put_back(rx)
-    rx.popped = device_pop_burst(rx.q, rx.chains, min(limit, <uint32_t>RX_CHAINS), rx.segs, rx.nsegs)
-    if rx.popped:
-        last = &rx.chains[rx.popped - 1]
-        rx.turn.left -= (<int64_t>(last.first + last.nreadable + last.nwritable + rx.chains[0].slots)
-                         * VIRTIO_WORK_PIECE)
-    return rx.popped
-
-
-cdef bint is_whole_queue(net_rx *rx) noexcept nogil:
-    """Say whether no more chains can come while those popped are not used."""
-    cdef bint by_pieces = not rx.q.packed and not rx.q.flags & VIRTIO_Q_INDIRECT
-    cdef uint32_t i, descriptors = 0
-    for i in range(rx.popped):
-        descriptors += rx.chains[i].nwritable if by_pieces else rx.chains[i].slots
-    return descriptors >= rx.q.size
-
-
-cdef uint32_t look(net_rx *rx, uint64_t total, uint32_t ahead, uint64_t *have) noexcept nogil:
-    """Return how many chains from rx.used on it takes for total bytes, header included; or all that there are.
-
-    *have: their bytes. Their pieces are one list. Not mergeable: the next chain, if there is one. Enough are popped for
-    `ahead` frames of that size, if buffers are as large as the last one was.
-    """
-    cdef uint32_t i = rx.used, before = 0
-    cdef uint32_t limit = <uint32_t>(total // rx.size_seen + 1) * ahead
-    cdef bint last = False
-    cdef virtio_chain *chain
-    while True:
-        have[0] = 0
-        while i < rx.popped:
-            chain = rx.chains + i
-            i += 1
-            if virtio_unlikely(chain.nreadable != 0 or chain.writable < rx.header):
-                # no buffer for a frame. In order, so with those before it
-                while rx.used < i:
-                    set_written(&rx.chains[rx.used], 0)
-                    rx.used += 1
-                add_count(&rx.bad_chains, 1)
-                have[0] = 0
-                continue
-            have[0] += chain.writable
-            if have[0] >= total or not rx.mergeable:
-                rx.size_seen = max(chain.writable, <uint32_t>64)
-                return i - rx.used
-        if last:
-            return rx.popped - rx.used
-        # not enough of them are held: pop again, as many as there are
-        last = refill(rx, limit) <= before
-        limit = RX_CHAINS
-        before = rx.popped
-        i = 0
-
-
-cdef void stall(net_rx *rx, uint64_t total) noexcept nogil:
-    """Take note that a frame found no room."""
-    add_count(&rx.stalls, not rx.stalled)
-    rx.stalled = 1
-    rx.wanted = total
-
-
-cdef int gather(net_rx *rx, uint64_t total, uint32_t ahead) noexcept nogil:
-    """Return how many chains from rx.used on take total bytes; NO_ROOM: not now; NEVER: never."""
-    cdef uint64_t have = 0
-    cdef uint32_t n, before = 0
-    while True:
-        n = look(rx, total, ahead, &have)
-        if have >= total:
-            return <int>n
-        # or the queue is broken; or all that there can be is there
-        if n and not rx.mergeable or rx.q.fault.code != VIRTIO_FAULT_NONE or n and is_whole_queue(rx):
-            return NEVER
-        if n == 0 or not device_navail(rx.q):
-            stall(rx, total)
-            return NO_ROOM
-        if n == before:  # more waits than can be held
-            return NEVER
-        before = n  # they may have come since we looked
-
-
-cdef void drop_never(net_rx *rx) noexcept nogil:
-    add_count(&rx.dropped[RX_DROP_BROKEN if rx.q.fault.code != VIRTIO_FAULT_NONE else RX_DROP_TOO_LARGE], 1)
-
-
-cdef inline uint32_t pieces_of(const net_rx *rx, uint32_t n) noexcept nogil:
-    """Pieces of the n chains from rx.used on, which start at room_of."""
-    cdef const virtio_chain *last = rx.chains + rx.used + n - 1
-    return last.first + last.nwritable - rx.chains[rx.used].first
-
-
-cdef inline iovec *room_of(const net_rx *rx) noexcept nogil:
-    return rx.segs + rx.chains[rx.used].first
-
-
-cdef void take(net_rx *rx, uint32_t n, uint64_t total) noexcept nogil:
-    """The n chains from rx.used on have a frame: total bytes, header included."""
-    cdef virtio_chain *chain
-    add_count(&rx.frames, 1)
-    add_count(&rx.bytes, total - rx.header)
-    add_count(&rx.merged, n > 1)
-    rx.turn.left -= VIRTIO_WORK_FRAME + virtio_work_bytes(total)
-    for _ in range(n):
-        chain = rx.chains + rx.used
-        set_written(chain, <uint32_t>min(total, <uint64_t>chain.writable))
-        total -= chain.written
-        rx.used += 1
-
-
-# ---- frames in pieces ----
-
-cdef void write_header(net_rx *rx, const iovec *to, const virtio_net_hdr *hdr, uint32_t length,
-                       uint32_t buffers) noexcept nogil:
-    """The header, at the start of the pieces; one that says nothing unless the guest accepts what it says."""
-    cdef uint8_t bytes[24]
-    cdef virtio_net_hdr none
-    if hdr.flags & ~rx.flags:
-        memset(&none, 0, sizeof(none))
-        put_net_hdr(bytes, &none, <uint16_t>buffers, rx.header)
-    else:
-        put_net_hdr(bytes, hdr, <uint16_t>buffers, rx.header)
-        add_count(&rx.csum, hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
-        if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
-            add_count(&rx.gso, 1)
-            add_count(&rx.gso_bytes, length)
-    scatter(to, 0, bytes, rx.header)
-
-
-cdef bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uint32_t skip) noexcept nogil:
-    """Ask the filter about a frame, skip bytes into the pieces."""
-    cdef uint8_t head[FILTER_HEAD]
-    cdef uint64_t part, got = 0, at = skip
-    cdef uint32_t i
-    memset(head, 0, sizeof(head))
-    for i in range(npieces):
-        if at >= pieces[i].iov_len:
-            at -= pieces[i].iov_len
-            continue
-        part = min(pieces[i].iov_len - at, FILTER_HEAD - got)
-        memcpy(head + got, <const uint8_t *>pieces[i].iov_base + at, part)
-        got += part
-        at = 0
-        if got == FILTER_HEAD:
-            break
-    return filter_passes(&rx.filter, head)
-
-
-# ---- the sink ----
-
-cdef inline uint32_t beyond(const net_rx *rx, const virtio_net_hdr *hdr, uint32_t needs) noexcept nogil:
-    """What of `needs` the guest does not accept: VIRTIO_OFFLOAD_*.
-
-    All of it if there is a flag that the guest does not know: then write_header leaves out what the header says.
-    """
-    return needs & ~(0 if hdr.flags & ~rx.flags else rx.sink.offloads)
-
-
-cdef bint cut(net_rx *rx, const virtio_packet *packet, const iovec *source) noexcept nogil:
-    """Put a frame in as segments. False: no room for all of them, or the turn is over; it goes on where it stopped."""
-    cdef virtio_segmenter *s = &rx.plan
-    cdef uint32_t i, size
-    cdef virtio_net_hdr hdr
-    cdef iovec *to
-    cdef int n
-    if segment_plan_pieces(s, source, packet.nsegs, packet.hdr.gso_type, packet.hdr.gso_size,
-                           segment_options(&packet.hdr, rx.sink.offloads), EXECUTE_SEGMENTS_MAX):
-        add_count(&rx.dropped[RX_DROP_SEGMENT], 1)
-        return True
-    if packet.len > rx.limit and segment_header_size(s, 0) + segment_payload_size(s, 0) > limit_of(rx.limit, source, 0):
-        add_count(&rx.dropped[RX_DROP_MTU], 1)
-        return True
-    memset(&hdr, 0, sizeof(hdr))
-    if s.needs_csum:
-        hdr.flags = VIRTIO_NET_HDR_F_NEEDS_CSUM
-        hdr.csum_start = s.l4
-        hdr.csum_offset = TCP_FIELD if s.kind == VIRTIO_SEGMENT_TCP else UDP_FIELD
-    add_count(&rx.cut, packet.done == 0)
-    for i in range(packet.done, s.count):
-        if virtio_unlikely(rx.turn.left <= 0 and i > packet.done):
-            rx.turn.resume = i
-            return False
-        size = segment_header_size(s, i) + segment_payload_size(s, i)
-        n = gather(rx, rx.header + size, s.count - i)
-        if n == NO_ROOM:
-            rx.turn.resume = i
-            return False
-        if n == NEVER:
-            drop_never(rx)
-            continue
-        to = room_of(rx)
-        segment_copy(s, i, to, pieces_of(rx, n), rx.header)
-        rx.turn.left -= VIRTIO_WORK_SEGMENT
-        write_header(rx, to, &hdr, size, n)
-        take(rx, n, rx.header + size)
-    return True
-
-
-cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) noexcept nogil:
-    """Put a frame in, whatever it is. False: no room now."""
-    cdef uint32_t i
-    cdef const virtio_net_hdr *hdr = &packet.hdr
-    cdef uint64_t at = rx.header
-    cdef bint summed = False
-    cdef iovec *to
-    cdef int n
-    cdef uint32_t undone = beyond(rx, hdr, packet_needs(packet, source))
-    if undone and hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
-        return cut(rx, packet, source)
-    if virtio_unlikely(packet.len > rx.limit) and exceeds(rx.limit, hdr, packet.len, source, 0):
-        add_count(&rx.dropped[RX_DROP_MTU], 1)
-        return True
-    if undone:
-        if <uint32_t>hdr.csum_start + hdr.csum_offset + 2 > packet.len:
-            add_count(&rx.dropped[RX_DROP_CHECKSUM], 1)
-            return True
-        summed = True
-    n = gather(rx, rx.header + <uint64_t>packet.len, 1)
-    if n == NO_ROOM:
-        return False
-    if n == NEVER:
-        drop_never(rx)
-        return True
-    to = room_of(rx)
-    for i in range(packet.nsegs):
-        scatter(to, at, <const uint8_t *>source[i].iov_base, source[i].iov_len)
-        at += source[i].iov_len
-    if summed:
-        complete(to, pieces_of(rx, n), rx.header, hdr, packet.len)
-        add_count(&rx.checksums, 1)
-    write_header(rx, to, hdr, packet.len, n)
-    take(rx, n, at)
-    return True
-
+# ---- runs of plain frames ----
 
 cdef inline void copy_complete(uint8_t *to, const uint8_t *p, uint32_t length,
                                const virtio_net_hdr *hdr) noexcept nogil:
@@ -317,33 +55,8 @@ cdef inline void copy_complete(uint8_t *to, const uint8_t *p, uint32_t length,
     store_sum16(to + start + hdr.csum_offset, checksum if checksum else 0xffff)
 
 
-cdef bint rx_is_open(const net_rx *rx) noexcept nogil:
-    return rx.task.task.active and not rx.closed and rx.q.fault.code == VIRTIO_FAULT_NONE
-
-
-cdef uint32_t rx_refuse(net_rx *rx, uint32_t n) noexcept nogil:
-    """What deliver answers when it is not open: that it took them, unless it is only paused."""
-    if not rx.task.task.active:
-        return 0
-    add_count(&rx.dropped[RX_DROP_CLOSED if rx.closed else RX_DROP_BROKEN], n + rx.pending)
-    rx.pending = 0
-    return n
-
-
-cdef bint rx_settle(net_rx *rx) noexcept nogil:
-    """Put the frame in that waits in scratch; False: there is still no room for all of it, or the turn is over."""
-    cdef bint placed
-    if not rx.pending:
-        return True
-    placed = place(rx, &rx.waiting, &rx.waiting_piece)
-    rx.waiting.done = turn_resume(rx.turn, placed, rx.waiting.done)
-    rx.turn.resume = 0
-    rx.pending = not placed
-    return placed
-
-
 cdef inline bint is_plain(const virtio_packet *packet) noexcept nogil:
-    """Whether a frame is in one piece, and not to be cut."""
+    """Say whether a frame is in one piece, and not to be cut."""
     return packet.nsegs == 1 and net_hdr_says(&packet.hdr) <= 0xff
 
 
@@ -408,6 +121,8 @@ cdef inline uint32_t within_mtu(const net_rx *rx, const virtio_packet *packets, 
     return n
 
 
+# ---- the sink ----
+
 cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
                          virtio_turn *turn) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
@@ -416,9 +131,9 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
     cdef bint all = rx.filter.modes & FILTER_PROMISC
     cdef uint32_t i = 0
     rx.turn = turn
-    if virtio_unlikely(not rx_is_open(rx)):
-        return rx_refuse(rx, n)
-    if virtio_unlikely(rx.pending) and not rx_settle(rx):
+    if virtio_unlikely(not is_open(rx)):
+        return refuse(rx, n)
+    if virtio_unlikely(rx.pending) and not settle(rx):
         return 0
     put_back(rx)
     if all:
@@ -434,12 +149,12 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
             break
         i += 1
     if virtio_unlikely(i < n and rx.q.fault.code != VIRTIO_FAULT_NONE):
-        return i + rx_refuse(rx, n - i)
+        return i + refuse(rx, n - i)
     return i
 
 
 cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
-    """Room for a frame: as much of it as there is in the guest's buffers, the rest in scratch."""
+    """Give room for a frame: as much of it as there is in the guest's buffers, the rest in scratch."""
     cdef net_rx *rx = <net_rx *>sink
     cdef uint64_t left = sink.frame_max, skip = rx.header, have = 0, part
     cdef const iovec *piece
@@ -448,10 +163,10 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_tu
     rx.reserved = 0
     rx.room = 0
     rx.turn = turn
-    if not rx.task.task.active:
+    if not rx.task.active:
         return 0
-    if rx_is_open(rx):
-        if not rx_settle(rx):
+    if is_open(rx):
+        if not settle(rx):
             return 0
         rx.reserved = look(rx, rx.header + (left if rx.mergeable else VIRTIO_FRAME_MIN), RESERVES, &have)
         if rx.reserved == 0 and rx.q.fault.code == VIRTIO_FAULT_NONE:
@@ -479,44 +194,6 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_tu
     return n
 
 
-cdef void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
-    """Put a frame in that is partly in scratch, or in the way of its own segments: all of it by way of scratch."""
-    cdef uint32_t there = <uint32_t>min(rx.room, <uint64_t>length)
-    memmove(rx.scratch + there, rx.scratch, length - there)
-    collect(rx.scratch, room_of(rx), rx.header, there)
-    rx.waiting.hdr = hdr[0]
-    rx.waiting.first = 0
-    rx.waiting.nsegs = 1
-    rx.waiting.len = length
-    rx.waiting.done = 0
-    rx.waiting_piece.iov_base = rx.scratch
-    rx.waiting_piece.iov_len = length
-    if not rx.filter.modes & FILTER_PROMISC and not is_wanted(rx, &rx.waiting_piece, 1, 0):
-        add_count(&rx.filtered, 1)
-        return
-    rx.pending = 1
-    rx_settle(rx)
-
-
-cdef bint is_exact_there(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
-    """is_exact() of a frame with a type that was read in place."""
-    cdef const iovec *to = room_of(rx)
-    cdef uint32_t there = <uint32_t>min(rx.room, <uint64_t>length), n = min(there, <uint32_t>VIRTIO_SEGMENT_HEADERS_MAX)
-    cdef uint8_t headers[VIRTIO_SEGMENT_HEADERS_MAX]
-    cdef iovec pieces[2]
-    cdef virtio_packet packet
-    packet.hdr, packet.first, packet.nsegs, packet.len = hdr[0], 0, 1, length
-    if to.iov_len > rx.header:
-        pieces[0].iov_base, pieces[0].iov_len = <uint8_t *>to.iov_base + rx.header, to.iov_len - rx.header
-        if is_exact_plain(&packet, pieces):
-            return True
-    collect(headers, to, rx.header, n)
-    pieces[0].iov_base, pieces[0].iov_len = headers, n
-    pieces[1].iov_base, pieces[1].iov_len = rx.scratch, length - there
-    packet.nsegs = 2  # no more of them is looked at than has room for headers
-    return is_exact(&packet, pieces)
-
-
 cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t length) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
     cdef uint32_t n = 0, npieces, undone = beyond(rx, hdr, net_hdr_needs(hdr))
@@ -524,7 +201,7 @@ cdef void rx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t lengt
     cdef uint64_t total = rx.header + <uint64_t>length, have = 0
     cdef iovec *to
     if rx.reserved == 0:
-        rx_refuse(rx, 1)
+        refuse(rx, 1)
         return
     if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
         cut = undone or not is_exact_there(rx, hdr, length)
@@ -566,8 +243,8 @@ cdef virtio_bell *rx_flush(virtio_sink *sink) noexcept nogil:
     return rx.call if device_needs_notification(rx.q) else NULL
 
 
-cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil:
-    """Turn kicks on; say whether there is room already for what found none.
+cdef bint ask_for_room(net_rx *rx) noexcept nogil:
+    """Turn kicks on; say whether there is room already for the frame that found none.
 
     Chains that are too few were announced before: the kick is to come for the next ones, so it is asked for behind
     them.
@@ -588,24 +265,252 @@ cdef bint rx_ask_for_room(net_rx *rx) noexcept nogil:
 
 cdef bint rx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
-    if not rx.task.task.active:
+    if not rx.task.active:
         wait.full = 1  # it will be, or the port will be told that it is gone
         return False
-    if rx.closed or rx_ask_for_room(rx):
+    if rx.closed or ask_for_room(rx):
         return True
     return virtio_wait_bell(wait, rx.kick)
 
 
 cdef void rx_disarm(virtio_sink *sink) noexcept nogil:
     cdef net_rx *rx = <net_rx *>sink
-    if rx.task.task.active:
+    if rx.task.active:
         device_disable_notification(rx.q)
 
 
-cdef void rx_start(net_rx *rx) noexcept nogil:
-    rx.filter.modes = FILTER_PROMISC
-    rx.size_seen = 1526
-    rx.limit = RX_NO_LIMIT
-    rx.sink.lock = &rx.q.lock
-    rx.sink.deliver, rx.sink.reserve, rx.sink.commit = rx_deliver, rx_reserve, rx_commit
-    rx.sink.flush, rx.sink.arm, rx.sink.disarm = rx_flush, rx_arm, rx_disarm
+# ---- the task ----
+
+cdef inline net_rx *rx_of(virtio_task *task) noexcept nogil:
+    """Return the queue of this task, which lies right behind the sink."""
+    return <net_rx *>(<virtio_sink *>task - 1)
+
+
+cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
+    cdef net_rx *rx = rx_of(task)
+    cdef virtio_bell *bell = NULL
+    cdef uint32_t done = 0, before
+    if not virtio_trylock(&rx.q.lock):
+        return 0
+    while task.active and not rx.idle:
+        rx.stalled = 0
+        rx.turn = turn
+        turn.resume = 0
+        if rx.pending:  # the port may have no more
+            if is_open(rx):
+                before = rx.waiting.done
+                done += settle(rx) or rx.waiting.done > before
+            else:
+                refuse(rx, 0)
+        if not rx.pending and not rx.draining:
+            done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST, turn)
+        if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
+            device_disable_notification(rx.q)
+        rx.blocked = rx.stalled
+        if not (rx.by_hand and rx.blocked and ask_for_room(rx)):
+            break
+    bell = rx_flush(&rx.sink)
+    queue_unlock(&rx.q.lock)
+    if bell is not NULL:
+        virtio_bell_ring(bell)
+    return done
+
+
+cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
+    cdef net_rx *rx = rx_of(task)
+    cdef bint work = False
+    if not virtio_trylock(&rx.q.lock):
+        return True
+    if task.active and not rx.idle:
+        if rx.blocked:
+            work = rx_arm(&rx.sink, wait)
+        elif not rx.draining:
+            work = rx.port.arm_receive(rx.port, rx.pair, wait)
+    queue_unlock(&rx.q.lock)
+    return work
+
+
+cdef void task_disarm(virtio_task *task) noexcept nogil:
+    cdef net_rx *rx = rx_of(task)
+    queue_lock(&rx.q.lock)
+    if task.active and not rx.idle:
+        if rx.blocked:
+            rx_disarm(&rx.sink)
+        elif rx.port.disarm is not NULL:
+            rx.port.disarm(rx.port, rx.pair)
+    queue_unlock(&rx.q.lock)
+
+
+# ---- the Python face ----
+
+_DROPS = ("closed", "broken", "too_large", "segment", "checksum", "mtu")
+
+
+def guest_offloads(features):
+    """Return what the GUEST_* bits among features allow a frame to the guest to leave undone: VIRTIO_OFFLOAD_* bits."""
+    return offloads_of(features, True) & ~<uint32_t>(VIRTIO_OFFLOAD_TO_DRIVER | VIRTIO_OFFLOAD_MRG)
+
+
+cdef class NetReceive(Task):
+    """The task that takes frames from a port and puts them into a guest's receive queue, of queue pair ``pair``.
+
+    ``features`` are the negotiated ones: they say how large the header is, whether buffers are mergeable, and what the
+    guest accepts undone. ``kick`` is rung when the guest has added buffers, ``call`` by us to interrupt it, ``trouble``
+    once when it breaks the queue. ``frame_max`` is the largest frame that the port is asked for. ``by_hand``: no Worker
+    runs it.
+
+    It starts paused, and with kicks off: they are of use only while it waits for buffers. Methods are called by one
+    thread at a time, the device's; the bursts run on any.
+    """
+
+    def __init__(self, DeviceQueue queue not None, Port port not None, int pair, features, *, Bell kick not None,
+                 Bell call not None, Bell trouble not None, uint32_t frame_max=VIRTIO_FRAME_MAX, bint by_hand=False):
+        cdef net_rx *rx = &self.rx
+        if self.task is not NULL:
+            raise TypeError("receive task is initialised already")
+        if not VIRTIO_FRAME_MIN <= frame_max <= VIRTIO_FRAME_MAX:
+            raise ValueError(f"frame_max {frame_max} out of range ({VIRTIO_FRAME_MIN} to {VIRTIO_FRAME_MAX})")
+        self.queue, self.port = queue, port
+        self.kick_bell, self.relay, self.trouble_bell = kick, Relay(call), trouble
+        rx.q = queue.q
+        queue.for_frames()
+        rx.nsegs = max(<uint32_t>RX_CHAINS, queue.q.max_chain) + VIRTIO_REGIONS_MAX
+        rx.chains = <virtio_chain *>calloc(RX_CHAINS, sizeof(virtio_chain))
+        rx.segs = <iovec *>calloc(rx.nsegs, sizeof(iovec))
+        rx.scratch = <uint8_t *>malloc(VIRTIO_FRAME_MAX)
+        if rx.chains is NULL or rx.segs is NULL or rx.scratch is NULL:
+            raise MemoryError()
+        rx.header = header_size_of(features)
+        rx.port, rx.pair, rx.by_hand = &port.c, pair, by_hand
+        rx.kick, rx.call, rx.trouble = &kick.c, &self.relay.c.bell, &trouble.c
+        rx.filter.modes = FILTER_PROMISC
+        rx.size_seen = 1526
+        rx.limit = RX_NO_LIMIT
+        rx.sink.lock, rx.sink.frame_max = &queue.q.lock, frame_max
+        rx.sink.deliver, rx.sink.reserve, rx.sink.commit = rx_deliver, rx_reserve, rx_commit
+        rx.sink.flush, rx.sink.arm, rx.sink.disarm = rx_flush, rx_arm, rx_disarm
+        rx.task.poll, rx.task.arm, rx.task.disarm = task_poll, task_arm, task_disarm
+        self.accept(features)
+        self.lock = &queue.q.lock
+        self.task = &rx.task
+        queue.memory.hold_last(queue)
+        queue.disable_notification()
+
+    def __dealloc__(self):
+        free(self.rx.chains)
+        free(self.rx.segs)
+        free(self.rx.scratch)
+
+    def accept(self, features):
+        """Be told what the guest accepts undone: the GUEST_* bits among features."""
+        cdef uint32_t offloads = offloads_of(features, True)
+        cdef uint32_t flags = 0
+        if offloads & VIRTIO_OFFLOAD_CSUM:
+            flags |= VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_DATA_VALID
+        if offloads & VIRTIO_OFFLOAD_RSC:
+            flags |= VIRTIO_NET_HDR_F_RSC_INFO
+        if offloads & VIRTIO_OFFLOAD_TUNNEL_CSUM:
+            flags |= VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM
+        with nogil:  # until it is free again: the GIL is not waited for with a lock that a worker may want
+            queue_lock(self.rx.sink.lock)
+            self.rx.flags = flags
+            self.rx.mergeable = offloads & VIRTIO_OFFLOAD_MRG != 0
+            virtio_store32(&self.rx.sink.offloads, offloads)
+            queue_unlock(self.rx.sink.lock)
+
+    @property
+    def offloads(self):
+        """What the guest accepts undone: VIRTIO_OFFLOAD_* bits."""
+        return virtio_load32(&self.rx.sink.offloads)
+
+    def set_call(self, Bell bell not None):
+        """Interrupt the guest by this bell from now on."""
+        self.relay.aim(bell)
+
+    def close(self, bint closed, *, bint idle=False):
+        """Drop frames from now on, or no longer: the link is down, or the pair is not in use.
+
+        ``idle``: and ask the port for none; those that come of themselves are dropped.
+        """
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+            self.rx.closed = closed
+            self.rx.idle = closed and idle
+            queue_unlock(self.rx.sink.lock)
+        if self.worker is not None:
+            self.worker.wake()
+
+    def limit(self, mtu):
+        """Drop frames that are longer than this MTU, and a frame to be cut if its segments are; None: none.
+
+        The Ethernet header and VLAN tags count on top.
+        """
+        cdef uint32_t limit = RX_NO_LIMIT if mtu is None else mtu + ETHERNET
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+            self.rx.limit = limit
+            queue_unlock(self.rx.sink.lock)
+
+    def drain(self):
+        """Ask the port for no more; return whether a frame waits that was read of it, and finds no room yet."""
+        cdef bint pending
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+            self.rx.draining = 1
+            pending = self.rx.pending
+            queue_unlock(self.rx.sink.lock)
+        return pending
+
+    def abandon(self):
+        """Drop the frame that waits for room, if there is one: the queue ends."""
+        cdef net_rx *rx = &self.rx
+        with nogil:
+            queue_lock(rx.sink.lock)
+            add_count(&rx.dropped[RX_DROP_CLOSED], rx.pending)
+            rx.pending = 0
+            queue_unlock(rx.sink.lock)
+
+    def filter(self, *, int modes, bytes mac, unicast=(), multicast=(), vlans=None):
+        """Filter frames: ``modes`` are FILTER_* bits, addresses are 6 bytes, ``vlans`` 512 bytes of bits or None."""
+        cdef net_filter f
+        cdef bytes address
+        cdef uint32_t i = 0
+        memset(&f, 0, sizeof(f))
+        if len(unicast) + len(multicast) > FILTER_TABLE:
+            raise ValueError(f"{len(unicast) + len(multicast)} addresses (limit {FILTER_TABLE})")
+        f.modes = modes
+        f.mac = int.from_bytes(mac, "little")
+        f.nuni, f.nmulti = len(unicast), len(multicast)
+        for address in (*unicast, *multicast):
+            f.table[i] = int.from_bytes(address, "little")
+            i += 1
+        if vlans is not None:
+            f.vlan_filter = 1
+            for i in range(64):
+                f.vlans[i] = int.from_bytes(vlans[8 * i:8 * i + 8], "little")
+        with nogil:
+            queue_lock(self.rx.sink.lock)
+            self.rx.filter = f
+            queue_unlock(self.rx.sink.lock)
+
+    def connect(self):
+        """Give the port the queue: ports that deliver of themselves do so from now on."""
+        self.port.connect(self.rx.pair, &self.rx.sink, self)
+        self.connected = True
+
+    def disconnect(self):
+        """Take the queue from the port: it is not touched once this returns."""
+        if self.connected:
+            self.connected = False
+            self.port.connect(self.rx.pair, NULL, None)
+
+    def statistics(self):
+        """Return what was counted since it was made."""
+        cdef net_rx *rx = &self.rx
+        return {
+            "frames": counted(&rx.frames), "bytes": counted(&rx.bytes), "merged": counted(&rx.merged),
+            "csum": counted(&rx.csum), "gso": counted(&rx.gso),
+            "gso_bytes": counted(&rx.gso_bytes), "cut": counted(&rx.cut), "checksums": counted(&rx.checksums),
+            "filtered": counted(&rx.filtered), "bad_chains": counted(&rx.bad_chains), "stalls": counted(&rx.stalls),
+            "dropped": {name: counted(&rx.dropped[i]) for i, name in enumerate(_DROPS) if counted(&rx.dropped[i])},
+        }

@@ -29,15 +29,8 @@ cdef enum:
     TX_DROPS = 23
 
 
-cdef struct net_tx
-
-
-cdef struct net_tx_task:
-    virtio_task task         # first: a virtio_task * is one of these
-    net_tx *tx
-
-
 cdef struct net_tx:
+    virtio_task task         # first: a virtio_task * is one of these
     virtio_device_queue *q
     virtio_port *port
     uint32_t pair
@@ -56,7 +49,6 @@ cdef struct net_tx:
     virtio_bell *call
     virtio_bell *trouble     # rung once when the guest breaks the queue
     net_executor *executor
-    net_tx_task task
     # of one burst
     virtio_chain chains[64]
     virtio_packet packets[64]

@@ -41,8 +41,8 @@ cdef enum:
     HOLD = 64  # used descriptors; and polls without work
 
 
-cdef bint skip_header(uint8_t *bytes, iovec *segs, virtio_packet *packet, uint32_t size) noexcept nogil:
-    """Take the first size bytes of a packet's pieces, which have more, out of them."""
+cdef void skip_header(uint8_t *bytes, iovec *segs, virtio_packet *packet, uint32_t size) noexcept nogil:
+    """Take the first size bytes out of a packet's pieces, which have more."""
     cdef uint32_t got = 0, part
     cdef iovec *seg = segs + packet.first
     while got < size:
@@ -55,7 +55,6 @@ cdef bint skip_header(uint8_t *bytes, iovec *segs, virtio_packet *packet, uint32
             seg += 1
             packet.first += 1
             packet.nsegs -= 1
-    return True
 
 
 cdef int load(net_tx *tx, const virtio_chain *chain, virtio_packet *packet) noexcept nogil:
@@ -245,7 +244,7 @@ cdef inline virtio_bell *call_due(net_tx *tx, uint32_t done) noexcept nogil:
 
 
 cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
-    cdef net_tx *tx = (<net_tx_task *>task).tx
+    cdef net_tx *tx = <net_tx *>task
     cdef virtio_device_queue *q = tx.q
     cdef virtio_bell *bell = NULL
     cdef virtio_bell *trouble = NULL
@@ -272,7 +271,7 @@ cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
 
 
 cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
-    cdef net_tx *tx = (<net_tx_task *>task).tx
+    cdef net_tx *tx = <net_tx *>task
     cdef virtio_bell *bell = NULL
     cdef bint work = False
     if not virtio_trylock(&tx.q.lock):
@@ -292,7 +291,7 @@ cdef bint task_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
 
 
 cdef void task_disarm(virtio_task *task) noexcept nogil:
-    cdef net_tx *tx = (<net_tx_task *>task).tx
+    cdef net_tx *tx = <net_tx *>task
     queue_lock(&tx.q.lock)
     if task.active:
         if tx.full:
@@ -345,10 +344,9 @@ cdef class NetTransmit(Task):
         tx.executor = executor_new()
         if tx.segs is NULL or tx.executor is NULL:
             raise MemoryError()
-        tx.task.tx = tx
-        tx.task.task.poll, tx.task.task.arm, tx.task.task.disarm = task_poll, task_arm, task_disarm
+        tx.task.poll, tx.task.arm, tx.task.disarm = task_poll, task_arm, task_disarm
         self.lock = &queue.q.lock
-        self.task = &tx.task.task
+        self.task = &tx.task
         if not by_hand:
             queue.disable_notification()
 

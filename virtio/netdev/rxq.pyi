@@ -1,4 +1,4 @@
-"""The task that takes frames from a port into a guest's receive queue."""
+"""The receive queue of a network device."""
 
 from __future__ import annotations
 
