@@ -19,7 +19,7 @@ from virtio.offload.net_hdr cimport (
 from virtio.offload.toeplitz cimport frame_hash, Toeplitz, virtio_hash
 from virtio.offload.tx cimport VIRTIO_TX_WANT_CSUM, VIRTIO_TX_WANT_INNER
 from virtio.ports.port cimport VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN
-from virtio.virtqueue.split_driver cimport driver_outstanding
+from virtio.virtqueue.driver_common cimport driver_outstanding
 from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE
 from virtio.vtnet.pool cimport VTNET_VIEW, pool_taken, pool_top, vtnet_pool
 from virtio.vtnet.txq cimport (

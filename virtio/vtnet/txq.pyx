@@ -25,7 +25,7 @@ from virtio.offload.segmenter cimport (
 from virtio.offload.tx cimport VIRTIO_TX_WANT_INNER, offload_transmit, tx_outcome
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, virtio_packet
 from virtio.ports.software_offload cimport net_hdr_needs, segment_options
-from virtio.virtqueue.split_driver cimport driver_outstanding
+from virtio.virtqueue.driver_common cimport driver_outstanding
 from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE, VIRTIO_Q_EVENT_IDX, virtio_completion
 from virtio.vtnet.pool cimport (
     VTNET_HEAD, VTNET_NONE, VTNET_SENT, VTNET_VIEW, pool_collect, pool_frame, pool_gpa, pool_put, pool_put_sent,
