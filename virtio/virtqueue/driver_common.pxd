@@ -1,6 +1,6 @@
 # The driver end of a virtqueue: what both ring formats share.
 #
-# Both keep the same private shadow (q.state, q.links): an id that a device returns, split or packed, is looked up there.
+# Both keep the same private shadow (q.state, q.links), in which an id that the device returns is looked up.
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from virtio.core.atomic cimport virtio_unlikely
