@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from virtio.net.pump import Pump
     from virtio.net.splice import Splice
     from virtio.net.vtnet import Vtnet
-    from virtio.vtnet.receive import Received, ReceivedFrame
+    from virtio.vtnet.received import Received, ReceivedFrame
 
 __all__ = [
     "NetDevice",
@@ -55,8 +55,8 @@ __all__ = [
 _HOMES = {
     "NetDevice": "virtio.net.device",
     "Vtnet": "virtio.net.vtnet",
-    "Received": "virtio.vtnet.receive",
-    "ReceivedFrame": "virtio.vtnet.receive",
+    "Received": "virtio.vtnet.received",
+    "ReceivedFrame": "virtio.vtnet.received",
     "Pump": "virtio.net.pump",
     "Splice": "virtio.net.splice",
     "Machine": "virtio.net.machine",

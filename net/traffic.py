@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from virtio.errors import ConfigError, DeviceBroken
 from virtio.offload import NetHeader, Toeplitz
-from virtio.vtnet.receive import Received, VtnetReceive
-from virtio.vtnet.transmit import VtnetTransmit, transmit_by_flow
+from virtio.vtnet.received import Received
+from virtio.vtnet.rxq import VtnetReceive
+from virtio.vtnet.txq import VtnetTransmit, transmit_by_flow
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

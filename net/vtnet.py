@@ -24,8 +24,8 @@ from virtio.net.rarp import reverse_arp
 from virtio.net.traffic import QueuePair, Traffic
 from virtio.virtqueue.layout import QUEUE_SIZE_MAX
 from virtio.vtnet.pool import Pool, pool_size
-from virtio.vtnet.receive import VtnetReceive
-from virtio.vtnet.transmit import VtnetTransmit
+from virtio.vtnet.rxq import VtnetReceive
+from virtio.vtnet.txq import VtnetTransmit
 
 if TYPE_CHECKING:
     from virtio.net.pump import Pump

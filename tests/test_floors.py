@@ -121,6 +121,27 @@ def test_each_folder_is_a_floor() -> None:
     assert files == {*FILES, *BASE, "__init__"}
 
 
+def parts() -> dict[str, str]:
+    """Return the extension of each .pxd that is a part of one, by its dotted name."""
+    found = {}
+    for path in (ROOT / "virtio").rglob("*.pxd"):
+        text = path.read_text().replace("\n# ", " ")
+        if extension := re.search(r"Compiled into ([\w.]+) and nowhere else", text):
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts)] = extension[1]
+    return found
+
+
+def test_a_part_of_an_extension_is_compiled_into_it_alone() -> None:
+    belongs = parts()
+    assert belongs
+    for floor in BELOW:
+        for path in sources(floor):
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            for line, name in names_of(path):
+                home = belongs.get(name)
+                assert home in (None, module, belongs.get(module)), f"{path}:{line}: {name} is a part of {home}"
+
+
 @pytest.mark.parametrize(
     ("text", "suffix", "floor", "line"),
     [

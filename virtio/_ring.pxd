@@ -9,6 +9,7 @@ from virtio.core.counters cimport *
 from virtio.core.iov cimport iovec
 from virtio.core.lock cimport *
 from virtio.memory.guest_memory cimport GuestMemory, MemoryUser, memory_gpa_of, memory_log
+from virtio.virtqueue.driver_common cimport *
 from virtio.virtqueue.inflight cimport inflight_add_used_burst, inflight_pop_burst, inflight_unpop_burst
 from virtio.virtqueue.notify cimport *
 from virtio.virtqueue.packed_device cimport *

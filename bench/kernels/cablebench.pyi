@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from virtio.event.worker import Task
 from virtio.ports.port import Port
-from virtio.vtnet.receive import VtnetReceive
-from virtio.vtnet.transmit import VtnetTransmit
+from virtio.vtnet.rxq import VtnetReceive
+from virtio.vtnet.txq import VtnetTransmit
 
 class TwoCopies(Port):
     other: TwoCopies | None

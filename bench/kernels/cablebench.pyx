@@ -9,9 +9,8 @@ from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
 from virtio.event.worker cimport Task, virtio_task, virtio_turn
 from virtio.ports.port cimport VIRTIO_BURST, Port, virtio_packet, virtio_port, virtio_sink
-from virtio.vtnet.receive cimport VtnetReceive
-from virtio.vtnet.rxq cimport rx_done, rx_post, rx_take, vtnet_rx
-from virtio.vtnet.transmit cimport VtnetTransmit
+from virtio.vtnet.rxq cimport VtnetReceive, rx_done, rx_post, rx_take, vtnet_rx
+from virtio.vtnet.txq cimport VtnetTransmit
 
 
 cdef extern from "time.h" nogil:

@@ -8,8 +8,8 @@ from virtio.core.atomic cimport virtio_load32, virtio_relax, virtio_store32
 from virtio.core.counters cimport add_count, counted
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport Bell, virtio_bell_ring
+from virtio.virtqueue.driver_common cimport driver_outstanding
 from virtio.virtqueue.driver_queue cimport DriverQueue
-from virtio.virtqueue.split_driver cimport driver_outstanding
 from virtio.virtqueue.structs cimport virtio_completion, virtio_driver_queue, virtio_request, virtio_sg
 
 

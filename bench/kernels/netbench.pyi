@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from virtio.event.worker import Task
-from virtio.vtnet.receive import VtnetReceive
-from virtio.vtnet.transmit import VtnetTransmit
+from virtio.vtnet.rxq import VtnetReceive
+from virtio.vtnet.txq import VtnetTransmit
 
 def through(
     transmit: VtnetTransmit | None,

@@ -10,10 +10,8 @@ from virtio.core.lock cimport queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
 from virtio.event.worker cimport VIRTIO_WORK_TURN, Task, virtio_task, virtio_turn
 from virtio.ports.port cimport VIRTIO_BURST, virtio_packet
-from virtio.vtnet.receive cimport VtnetReceive
-from virtio.vtnet.rxq cimport rx_done, rx_post, rx_take, vtnet_rx
-from virtio.vtnet.transmit cimport VtnetTransmit
-from virtio.vtnet.txq cimport vtnet_tx
+from virtio.vtnet.rxq cimport VtnetReceive, rx_done, rx_post, rx_take, vtnet_rx
+from virtio.vtnet.txq cimport VtnetTransmit, vtnet_tx
 
 
 cdef extern from "time.h" nogil:

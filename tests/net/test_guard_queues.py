@@ -23,8 +23,8 @@ from virtio.offload import NetHeader
 from virtio.ports.software_offload import Executor
 from virtio.vtnet.pool import Pool, pool_size
 from virtio.vtnet.pump import PumpReceive, PumpTransmit
-from virtio.vtnet.receive import VtnetReceive
-from virtio.vtnet.transmit import VtnetTransmit
+from virtio.vtnet.rxq import VtnetReceive
+from virtio.vtnet.txq import VtnetTransmit
 
 # ---- the driver's end ----
 

@@ -14,7 +14,7 @@ from bench.kernels.devicebench import ScriptPort
 from virtio.net import Pump
 from virtio.net.vtnet import Vtnet
 from virtio.offload import NetHeader, Toeplitz
-from virtio.vtnet.transmit import transmit_by_flow
+from virtio.vtnet.txq import transmit_by_flow
 
 CSUM = NetHeader(flags=1, csum_start=34, csum_offset=16)
 TSO = "HOST_TSO4 HOST_TSO6 HOST_ECN"

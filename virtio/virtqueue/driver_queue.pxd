@@ -21,5 +21,3 @@ cdef class DriverQueue(Queue):
     cdef int open(self, GuestMemory memory, object layout, object features, int index, object indirect,
                   object max_indirect, bint clamp) except -1
     cdef object refuse(self, int why, uint32_t pieces)
-    cdef int resume(self, object state) except -1
-    cdef int check_links(self, object state) except -1

@@ -13,21 +13,21 @@ from virtio._ring cimport (
 )
 from virtio.core.atomic cimport virtio_load16, virtio_load32, virtio_load32_acquire, virtio_store32
 from virtio.core.counters cimport counted
+from virtio.virtqueue.driver_common cimport driver_outstanding
+from virtio.virtqueue.driver_state cimport MAX_INDIRECT, check_state, driver_resume, driver_state
 from virtio.virtqueue.packed_driver cimport packed_driver_start
-from virtio.virtqueue.split_driver cimport driver_outstanding, split_driver_start
+from virtio.virtqueue.split_driver cimport split_driver_start
 from virtio.virtqueue.structs cimport (
-    VIRTIO_CHAIN_END, VIRTIO_ENQ_BYTES, VIRTIO_ENQ_EMPTY, VIRTIO_ENQ_FULL, VIRTIO_ENQ_TOO_BIG, VIRTIO_FAULT_DRAINED,
-    VIRTIO_FAULT_NONE, VIRTIO_FAULT_RING_MEMORY, VIRTIO_Q_CLAMP_USED_LEN, VIRTIO_Q_IN_ORDER, latch, state_ndesc,
-    state_word, state_writable, virtio_avail, virtio_completion, virtio_desc, virtio_desc_state, virtio_notify,
-    virtio_packed_desc, virtio_packed_event, virtio_request, virtio_used,
+    VIRTIO_ENQ_BYTES, VIRTIO_ENQ_EMPTY, VIRTIO_ENQ_FULL, VIRTIO_ENQ_TOO_BIG, VIRTIO_FAULT_DRAINED,
+    VIRTIO_FAULT_NONE, VIRTIO_FAULT_RING_MEMORY, VIRTIO_Q_CLAMP_USED_LEN, latch, state_ndesc, state_writable,
+    virtio_avail, virtio_completion, virtio_desc, virtio_desc_state, virtio_notify, virtio_packed_desc,
+    virtio_packed_event, virtio_request, virtio_used,
 )
 
 from virtio.constants import Feature, Postpone
 from virtio.errors import DoesNotFit, QueueFull, SnapshotError
 from virtio.virtqueue.layout import QueueLayout
-from virtio.virtqueue.saved import (
-    FEATURES_MAX, U16, U32, U64, entries, fields, flag, layout_of, mapping, number, optional, placed, text, tuples
-)
+from virtio.virtqueue.saved import layout_of, placed
 
 
 cdef extern from "Python.h":
@@ -41,29 +41,6 @@ cdef extern from "stdlib.h":
 
 cdef enum:
     BURST = 64  # completions taken at a time
-    MAX_INDIRECT = 32768
-
-
-# what state() gives; the rest depends on the queue's size
-QUEUE = fields({
-    "end": text, "layout": mapping, "features": number(0, FEATURES_MAX), "index": number(0, U16),
-    "indirect": optional(number(0, U64)), "max_indirect": number(0, MAX_INDIRECT), "clamp_used_len": flag,
-    "next_avail": number(0, U16), "avail_wrap": flag, "next_used": number(0, U16), "used_wrap": flag,
-    "free_head": number(0, U16), "oldest": number(0, U16), "batch": optional(tuples(number(0, U16), number(0, U32))),
-    "pending": number(0, U64), "intr_enabled": flag, "used_event": number(0, U16), "avail_flags": number(0, U16),
-    "event_word": number(0, U32), "links": entries(number(0, U16)), "outstanding": entries(entries(number(0, U32), 3)),
-})
-
-
-def link_of(size):
-    """Return the check of a link: a descriptor of the queue, or the end of the list."""
-    within = number(0, size - 1)
-
-    def check(value, field):
-        if value != VIRTIO_CHAIN_END:
-            within(value, field)
-
-    return check
 
 
 cdef class DriverQueue(Queue):
@@ -501,19 +478,9 @@ cdef class DriverQueue(Queue):
         The ring itself is in guest memory and must be saved with it; cookies are the caller's to save, by head. Take
         both ends' states and the memory while nothing runs.
         """
-        cdef virtio_driver_queue *q = self.q
-        cdef uint32_t i
         state = self.common_state("driver")
-        state.update(
-            indirect=self.indirect_at, max_indirect=q.max_indirect,
-            clamp_used_len=bool(q.flags & VIRTIO_Q_CLAMP_USED_LEN),
-            next_avail=q.next_avail, avail_wrap=q.avail_wrap, next_used=q.next_used, used_wrap=q.used_wrap,
-            free_head=q.free_head, oldest=q.oldest, batch=[q.batch_id, q.batch_len] if q.batch else None,
-            pending=q.pending, intr_enabled=q.intr_enabled, used_event=q.used_event, avail_flags=q.avail_flags,
-            event_word=q.event_word, links=[q.links[i] for i in range(q.size)],
-            outstanding=[[i, state_ndesc(q.state[i].word), state_writable(q.state[i].word)] for i in range(q.size)
-                         if state_ndesc(q.state[i].word)],
-        )
+        state["indirect"] = self.indirect_at
+        state.update(driver_state(self.q))
         return state
 
     @classmethod
@@ -525,9 +492,7 @@ cdef class DriverQueue(Queue):
         SnapshotError for a state that is malformed; it is a MemoryFault too when the ring is not in memory.
         """
         cdef DriverQueue self = cls.__new__(cls)
-        QUEUE(state)
-        if state["end"] != "driver":
-            raise SnapshotError("end", f"is {state['end']!r:.80}, not 'driver'")
+        check_state(state)
         layout = layout_of(state["layout"], "layout")
         if state["features"] & Feature.RING_PACKED and not layout.is_packed:
             raise SnapshotError("layout", "is a split one, but RING_PACKED was negotiated")
@@ -537,75 +502,7 @@ cdef class DriverQueue(Queue):
             with placed("layout"):
                 self.check_layout(layout)
             self.renew(layout, False)
-        self.resume(state)
+        driver_resume(self.q, state)
         for head, _, _ in state["outstanding"]:
             self.cookies[head] = head if cookies is None else cookies.get(head)
         return self
-
-    cdef int resume(self, object state) except -1:
-        """Take over indices, links and outstanding chains of state; SnapshotError when they contradict each other."""
-        cdef virtio_driver_queue *q = self.q
-        cdef uint32_t size = q.size
-        cdef uint32_t i, slots = 0
-        links, outstanding = state["links"], state["outstanding"]
-        entries(link_of(size), size)(links, "links")
-        entries(tuples(number(0, size - 1), number(1, size), number(0, U32)), most=size)(outstanding, "outstanding")
-        for _, ndesc, _ in outstanding:
-            slots += ndesc
-        if slots > size or len({chain[0] for chain in outstanding}) != len(outstanding):
-            raise SnapshotError("outstanding", f"has {slots} descriptors, or a head twice: queue size {size}")
-        for key in ("next_avail", "next_used") if q.packed else ("free_head", "oldest"):
-            if not (key == "free_head" and slots == size):
-                number(0, size - 1)(state[key], key)
-        if state["batch"] is not None and state["batch"][0] not in {chain[0] for chain in outstanding}:
-            raise SnapshotError("batch", f"ends with chain {state['batch'][0]}, which is not outstanding")
-        for i in range(size):
-            q.links[i] = links[i]
-        for head, ndesc, writable in outstanding:
-            q.state[head].word = state_word(writable, ndesc)
-        q.chains = len(outstanding)
-        q.nfree = <uint16_t>(size - slots)
-        q.free_head, q.oldest = state["free_head"], state["oldest"]
-        self.check_links(state)
-        q.next_avail, q.next_used = state["next_avail"], state["next_used"]
-        q.used_seen = q.next_used
-        q.avail_wrap, q.used_wrap = bool(state["avail_wrap"]), bool(state["used_wrap"])
-        if state["batch"] is not None:
-            q.batch = 1
-            q.batch_id, q.batch_len = state["batch"]
-        q.pending, q.intr_enabled = state["pending"], bool(state["intr_enabled"])
-        q.used_event, q.avail_flags, q.event_word = state["used_event"], state["avail_flags"], state["event_word"]
-        self.note.force = 1
-        return 0
-
-    cdef int check_links(self, object state) except -1:
-        """Raise unless the free list and the chains use each descriptor (packed: the free list each free id) once.
-
-        In order there is no list to check: chains lie one behind the other from the oldest on.
-        """
-        cdef virtio_driver_queue *q = self.q
-        cdef set seen = set()
-        cdef uint32_t at, _k
-        if q.flags & VIRTIO_Q_IN_ORDER:
-            at = state["next_used"] if q.packed else q.oldest
-            for _k in range(driver_outstanding(q)):
-                if state_ndesc(q.state[at].word) == 0:
-                    raise SnapshotError("outstanding", f"has no chain at descriptor {at}, where the next in order is")
-                at = (at + state_ndesc(q.state[at].word)) % q.size
-            if at != (state["next_avail"] if q.packed else q.free_head):
-                raise SnapshotError("outstanding", f"ends at descriptor {at}, not where the next chain goes")
-            return 0
-        for head, ndesc, _ in state["outstanding"]:
-            at = head
-            for _k in range(1 if q.packed else ndesc):
-                if at >= q.size or at in seen:
-                    raise SnapshotError("links", f"reach descriptor {at} twice or nowhere")
-                seen.add(at)
-                at = q.links[at]
-        at = q.free_head
-        while len(seen) < q.size:
-            if at >= q.size or at in seen:
-                raise SnapshotError("links", f"reach descriptor {at} twice or nowhere")
-            seen.add(at)
-            at = q.links[at]
-        return 0

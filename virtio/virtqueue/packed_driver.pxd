@@ -10,8 +10,8 @@ from virtio.core.atomic cimport (
 )
 from virtio.core.counters cimport add_count
 from virtio.virtqueue.chain_build cimport build_packed, packed_avail_bits
+from virtio.virtqueue.driver_common cimport driver_check_used, driver_outstanding, driver_start_shadow
 from virtio.virtqueue.notify cimport notify_by_word, notify_quiet
-from virtio.virtqueue.split_driver cimport driver_check_used, driver_outstanding
 from virtio.virtqueue.structs cimport (
     VIRTIO_CHAIN_END, VIRTIO_DESC_F_AVAIL, VIRTIO_DESC_F_USED, VIRTIO_DESC_F_WRITE, VIRTIO_ENQ_BROKEN, VIRTIO_ENQ_OK,
     VIRTIO_EVENT_DESC, VIRTIO_EVENT_DISABLE, VIRTIO_EVENT_ENABLE, VIRTIO_FAULT_NONE, VIRTIO_Q_EVENT_IDX,
@@ -22,19 +22,9 @@ from virtio.virtqueue.structs cimport (
 
 cdef inline void packed_driver_start(virtio_driver_queue *q) noexcept nogil:
     """Put the private state as a fresh queue has it. The ring itself is the caller's to zero."""
-    cdef uint32_t i
-    for i in range(q.size):
-        q.state[i].word = 0
-        q.links[i] = <uint16_t>(i + 1)  # free ids; in order, an id is its first slot
-    q.links[q.size - 1] = VIRTIO_CHAIN_END
-    q.nfree = q.size
-    q.free_head = q.oldest = 0
-    q.chains = q.completions = 0
-    q.next_avail = q.next_used = q.pending = 0
+    driver_start_shadow(q, VIRTIO_CHAIN_END)  # the list has free ids; in order, an id is its first slot
     q.avail_wrap = q.used_wrap = 1  # both start at 1 (2.8.1)
     q.event_word = 0
-    q.batch = 0
-    q.intr_enabled = 1
 
 
 cdef inline uint32_t packed_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req,

@@ -11,30 +11,20 @@ from virtio.core.atomic cimport (
 )
 from virtio.core.counters cimport add_count
 from virtio.virtqueue.chain_build cimport build_split, split_put_desc
+from virtio.virtqueue.driver_common cimport driver_check_used, driver_start_shadow
 from virtio.virtqueue.notify cimport notify_by_event, notify_by_flag, notify_quiet
 from virtio.virtqueue.structs cimport (
     VIRTIO_AVAIL_F_NO_INTERRUPT, VIRTIO_CHAIN_END, VIRTIO_ENQ_BROKEN, VIRTIO_ENQ_FULL, VIRTIO_ENQ_OK, VIRTIO_FAULT_NONE,
-    VIRTIO_FAULT_USED_JUMP, VIRTIO_FAULT_USED_LEN, VIRTIO_FAULT_USED_RANGE, VIRTIO_FAULT_USED_UNKNOWN,
-    VIRTIO_Q_CLAMP_USED_LEN, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, latch, state_ndesc, state_writable,
+    VIRTIO_FAULT_USED_JUMP, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, latch, state_ndesc, state_writable,
     virtio_completion, virtio_desc, virtio_desc_state, virtio_driver_queue, virtio_request, virtio_sg,
 )
 
 
 cdef inline void split_driver_start(virtio_driver_queue *q) noexcept nogil:
     """Put the private state as a fresh queue has it. The ring itself is the caller's to zero."""
-    cdef uint32_t i
-    for i in range(q.size):
-        q.state[i].word = 0
-        q.links[i] = <uint16_t>(i + 1)
-    # in order, descriptors are taken in ring order for ever (2.7.9); otherwise the list ends here
-    q.links[q.size - 1] = 0 if q.flags & VIRTIO_Q_IN_ORDER else VIRTIO_CHAIN_END
-    q.nfree = q.size
-    q.free_head = q.oldest = 0
-    q.chains = q.completions = 0
-    q.next_avail = q.next_used = q.used_seen = 0
-    q.used_event = q.avail_flags = q.pending = 0
-    q.batch = 0
-    q.intr_enabled = 1
+    # in order, the driver takes descriptors in ring order, lap after lap (2.7.9); otherwise the list ends here
+    driver_start_shadow(q, 0 if q.flags & VIRTIO_Q_IN_ORDER else VIRTIO_CHAIN_END)
+    q.used_seen = q.used_event = q.avail_flags = 0
 
 
 cdef inline uint32_t split_enqueue_burst(virtio_driver_queue *q, const virtio_sg *sg, virtio_request *req, uint32_t n,
@@ -117,30 +107,6 @@ cdef inline uint32_t split_free_chain(virtio_driver_queue *q, uint32_t head, uin
     q.state[head].word = 0
     q.links[last] = <uint16_t>free_head
     return head
-
-
-cdef inline uint32_t driver_outstanding(const virtio_driver_queue *q) noexcept nogil:
-    """Return how many chains were enqueued and not yet dequeued."""
-    return <uint32_t>(q.chains - q.completions)
-
-
-cdef inline bint driver_check_used(virtio_driver_queue *q, uint32_t head, uint32_t *length) noexcept nogil:
-    """Check a used id and length against what was given out; latch the fault if they cannot be."""
-    cdef uint64_t word
-    if virtio_unlikely(head >= q.size):
-        latch(&q.fault, VIRTIO_FAULT_USED_RANGE, head, head, q.size)
-        return 0
-    word = q.state[head].word
-    if virtio_unlikely(state_ndesc(word) == 0):
-        latch(&q.fault, VIRTIO_FAULT_USED_UNKNOWN, head, head, q.size)
-        return 0
-    if virtio_unlikely(length[0] > state_writable(word)):
-        if not q.flags & VIRTIO_Q_CLAMP_USED_LEN:
-            latch(&q.fault, VIRTIO_FAULT_USED_LEN, head, length[0], state_writable(word))
-            return 0
-        length[0] = state_writable(word)
-        add_count(&q.clamped, 1)
-    return 1
 
 
 cdef inline uint16_t split_refresh_used(virtio_driver_queue *q) noexcept nogil:

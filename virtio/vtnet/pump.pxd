@@ -5,10 +5,8 @@ from libc.stdint cimport uint32_t, uint64_t
 from virtio.event.worker cimport Task, virtio_task
 from virtio.ports.port cimport Port, virtio_port
 from virtio.ports.software_offload cimport net_executor
-from virtio.vtnet.receive cimport VtnetReceive
-from virtio.vtnet.rxq cimport vtnet_rx
-from virtio.vtnet.transmit cimport VtnetTransmit
-from virtio.vtnet.txq cimport vtnet_tx
+from virtio.vtnet.rxq cimport VtnetReceive, vtnet_rx
+from virtio.vtnet.txq cimport VtnetTransmit, vtnet_tx
 
 
 cdef struct pump_transmit:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from virtio.event.worker import Task
 from virtio.ports.port import Port
-from virtio.vtnet.receive import VtnetReceive
-from virtio.vtnet.transmit import VtnetTransmit
+from virtio.vtnet.rxq import VtnetReceive
+from virtio.vtnet.txq import VtnetTransmit
 
 class PumpTransmit(Task):
     transmit: VtnetTransmit

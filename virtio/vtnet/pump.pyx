@@ -14,8 +14,10 @@ from virtio.ports.port cimport (
 )
 from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new
 from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE
-from virtio.vtnet.rxq cimport rx_done_merged, rx_packets, rx_post, rx_segs, rx_take_merged, rx_waits
-from virtio.vtnet.txq cimport tx_begin, tx_has_room
+from virtio.vtnet.rxq cimport (
+    VtnetReceive, rx_done_merged, rx_packets, rx_post, rx_segs, rx_take_merged, rx_waits, vtnet_rx,
+)
+from virtio.vtnet.txq cimport VtnetTransmit, tx_arm, tx_begin, tx_disarm, tx_flush, tx_has_room
 
 cdef enum:
     # of the offloads of a direction, those that are about frames
@@ -33,7 +35,7 @@ cdef uint32_t transmit_poll(virtio_task *task, virtio_turn *turn) noexcept nogil
     if task.active:
         tx_begin(pump.tx)
         n = pump.port.receive(pump.port, pump.queue, &pump.tx.sink, VIRTIO_BURST, turn)
-        bell = pump.tx.sink.flush(&pump.tx.sink)
+        bell = tx_flush(&pump.tx.sink)
         add_count(&pump.bursts, n != 0)
         add_count(&pump.packets, n)
     queue_unlock(pump.tx.sink.lock)
@@ -53,7 +55,7 @@ cdef bint transmit_arm(virtio_task *task, virtio_wait *wait) noexcept nogil:
         if tx_has_room(pump.tx, pump.tx.sink.frame_max):
             work = pump.port.arm_receive(pump.port, pump.queue, wait)
         if not work:
-            work = pump.tx.sink.arm(&pump.tx.sink, wait)
+            work = tx_arm(&pump.tx.sink, wait)
     queue_unlock(pump.tx.sink.lock)
     return work
 
@@ -62,7 +64,7 @@ cdef void transmit_disarm(virtio_task *task) noexcept nogil:
     cdef pump_transmit *pump = <pump_transmit *>task
     queue_lock(pump.tx.sink.lock)
     if task.active:
-        pump.tx.sink.disarm(&pump.tx.sink)
+        tx_disarm(&pump.tx.sink)
         if pump.port.disarm is not NULL:
             pump.port.disarm(pump.port, pump.queue)
     queue_unlock(pump.tx.sink.lock)

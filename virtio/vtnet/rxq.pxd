@@ -5,18 +5,21 @@
 # net_hdr_check. What cannot be is dropped, counted by reason, and its buffers are posted again.
 #
 # rx_take collects packets in rx.packets and rx.segs; they stay there until they are done with, front first (rx_done):
-# whoever forwards them may find no room for the rest. rx_post gives the buffers back to the device.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+# a port that takes them may have no room for the rest. rx_post gives the buffers back to the device.
+#
+# A packet walks through rxq.pyx (rx_take, and VtnetReceive or the pump), rx_headers.pxd if its header says something,
+# lro.pyx once a burst if LRO is on, and the ring with rx_post. The first two are one extension.
+from libc.stdint cimport uint32_t, uint64_t
 
 from virtio._ring cimport driver_enable_intr
 from virtio.core.iov cimport iovec
-from virtio.event.notifier cimport virtio_bell
-from virtio.offload.counters cimport virtio_rx_offload
+from virtio.event.notifier cimport Bell, virtio_bell
 from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6
 from virtio.ports.port cimport virtio_packet
+from virtio.virtqueue.driver_queue cimport DriverQueue
 from virtio.virtqueue.structs cimport virtio_completion, virtio_driver_queue, virtio_request, virtio_sg
 from virtio.vtnet.lro cimport vtnet_lro
-from virtio.vtnet.pool cimport vtnet_pool
+from virtio.vtnet.pool cimport Pool, vtnet_pool
 
 
 cdef enum:
@@ -52,7 +55,7 @@ cdef struct vtnet_rx:
     uint32_t separate     # the header has a descriptor of its own: legacy without ANY_LAYOUT
     uint32_t mergeable
     uint32_t offloads     # VIRTIO_OFFLOAD_*: what the device may leave undone
-    uint32_t given        # and what whoever gets packets from here finds undone: LRO adds to it
+    uint32_t given        # and those that a packet from here may have undone: LRO adds to it
     uint32_t frame_max
     uint32_t slots        # ring slots of a buffer
     uint32_t pieces_max   # buffers of a frame
@@ -78,19 +81,8 @@ cdef struct vtnet_rx:
     virtio_sg sg[128]
 
 
-cdef inline void rx_again(vtnet_rx *rx, uint32_t buffer) noexcept nogil:
-    """Post a buffer again, with the next rx_post."""
-    rx.gone[rx.ngone] = buffer
-    rx.ngone += 1
-
-
-cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *pool,
-                  uint32_t hdr_size, bint mergeable, bint separate, uint32_t offloads, uint32_t frame_max,
-                  uint32_t *gone) noexcept nogil
-# After a reset of the queue: nothing is posted or taken. The pool is the caller's to fill again.
-cdef void rx_reset(vtnet_rx *rx) noexcept nogil
 # Take up to limit packets, at most VIRTIO_BURST, besides those that are not done with; return how many there are then.
-# The caller holds the lock, as for all of these.
+# The caller holds the lock, as for all of these; each is called once a burst.
 cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil
 # The first n packets are done with, and their buffers may be posted.
 cdef void rx_done(vtnet_rx *rx, uint32_t n) noexcept nogil
@@ -118,14 +110,12 @@ cdef inline bint rx_waits(vtnet_rx *rx) noexcept nogil:
 
 # Post what may be, and what is free in the pool; return the bell to ring when the lock is free, or NULL.
 cdef virtio_bell *rx_post(vtnet_rx *rx) noexcept nogil
-# The first n packets are done with, and somebody else has their buffers.
-cdef void rx_forget(vtnet_rx *rx, uint32_t n) noexcept nogil
 
-# Hold a packet's header against the packet, of which the headers at least are at p; whether it can be true. Counts.
-cdef bint rx_classify(vtnet_rx *rx, const virtio_packet *packet, const uint8_t *p,
-                      virtio_rx_offload *info) noexcept nogil
-# A packet's headers in one piece.
-cdef const uint8_t *rx_headers(const virtio_packet *packet, const iovec *pieces) noexcept nogil
-# Store what is mended, and compute what NEEDS_CHECKSUM says is missing, in the buffers.
-cdef void rx_complete(const virtio_packet *packet, const iovec *pieces, const virtio_rx_offload *info) noexcept nogil
-cdef void rx_copy(uint8_t *to, const iovec *pieces, uint32_t n) noexcept nogil
+
+cdef class VtnetReceive:
+    cdef vtnet_rx c
+    cdef uint32_t *gone
+    cdef readonly DriverQueue queue
+    cdef readonly Pool pool
+    cdef readonly Bell kick
+    cdef readonly Bell interrupt

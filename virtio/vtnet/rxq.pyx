@@ -1,21 +1,54 @@
-"""vtnet's receive queue at C level."""
+"""vtnet's receive queue."""
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+import os
+
+from cpython.exc cimport PyErr_Clear
+from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from virtio._ring cimport driver_dequeue_burst, driver_disable_intr, driver_enqueue_burst, driver_notify
-from virtio.core.atomic cimport virtio_fetch64, virtio_likely, virtio_prefetch, virtio_put64, virtio_unlikely
-from virtio.core.counters cimport add_count
-from virtio.offload.counters cimport VIRTIO_RX_BAD, VIRTIO_RX_CSUM_NONE, VIRTIO_RX_NEEDS_CHECKSUM, VIRTIO_RX_UNKNOWN
-from virtio.offload.frame cimport frame_parse, virtio_frame
-from virtio.offload.inet_checksum cimport sum_fold, sum_gather
-from virtio.offload.net_hdr cimport net_hdr_check, virtio_net_hdr
-from virtio.offload.rx cimport offload_complete, offload_receive, rx_offload_clear
-from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX, segment_scratch
-from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MIN
-from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE
-from virtio.vtnet.lro cimport lro_merge
-from virtio.vtnet.pool cimport pool_collect, pool_frame, pool_gpa, pool_put, pool_taken, pool_top
+from virtio.core.atomic cimport (
+    virtio_fetch64, virtio_likely, virtio_load32_acquire, virtio_prefetch, virtio_put64, virtio_unlikely,
+)
+from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iovec
+from virtio.core.lock cimport queue_lock, queue_unlock
+from virtio.event.notifier cimport Bell, virtio_bell, virtio_bell_ring
+from virtio.offload.counters cimport VIRTIO_RX_HDR, virtio_rx_offload
+from virtio.offload.net_hdr cimport (
+    VIRTIO_NET_HDR_FAULTS, header_size_of, net_hdr_check, offloads_of, virtio_net_hdr,
+)
+from virtio.offload.rx cimport offload_complete
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MIN, virtio_packet
+from virtio.virtqueue.driver_queue cimport DriverQueue
+from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE, virtio_completion, virtio_driver_queue
+from virtio.vtnet.lro cimport lro_free, lro_merge, lro_new, vtnet_lro
+from virtio.vtnet.pool cimport (
+    Pool, VTNET_VIEW, pool_collect, pool_frame, pool_gpa, pool_put, pool_taken, pool_top, vtnet_pool,
+)
+from virtio.vtnet.received cimport Received, new_received, received_add
+from virtio.vtnet.rx_headers cimport rx_classify, rx_complete, rx_headers, rx_is_incomplete
+
+from virtio.offload.counters import ReceiveReason
+from virtio.constants import Feature, NetFeature
+from virtio.errors import DeviceBroken
+
+
+cdef extern from "Python.h":
+    PyObject *make_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t n)  # NULL: no memory
+    char *bytes_of "PyBytes_AS_STRING"(PyObject *made)
+    void release "Py_DECREF"(PyObject *made)
+
+
+_REASONS = {int(reason): reason for reason in ReceiveReason}
+
+
+cdef inline void rx_again(vtnet_rx *rx, uint32_t buffer) noexcept nogil:
+    """Post a buffer again, with the next rx_post."""
+    rx.gone[rx.ngone] = buffer
+    rx.ngone += 1
 
 
 cdef inline void load_header(const vtnet_rx *rx, virtio_net_hdr *hdr, const uint8_t *p) noexcept nogil:
@@ -108,7 +141,7 @@ cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
     cdef uint64_t bytes = 0
     if virtio_unlikely(rx.pool.retired):
         return 0
-    if virtio_unlikely(rx.merged):  # somebody else had begun with these
+    if virtio_unlikely(rx.merged):  # another caller had begun with these
         add_count(&rx.stats.iqdrops, rx.lro.n - rx.lro.first)
         rx_done_merged(rx, rx.lro.n - rx.lro.first)
     if rx.npackets:
@@ -142,7 +175,7 @@ cdef uint32_t rx_take(vtnet_rx *rx, uint32_t limit) noexcept nogil:
 
 
 cdef void rx_forget(vtnet_rx *rx, uint32_t n) noexcept nogil:
-    """The first n packets are done with, and somebody else has their buffers."""
+    """The first n packets are done with; their buffers are not posted again here."""
     rx.first += n
     if rx.first == rx.npackets:
         rx.first = rx.npackets = rx.nsegs = rx.typed = 0
@@ -236,93 +269,11 @@ cdef virtio_bell *rx_post(vtnet_rx *rx) noexcept nogil:
     return NULL
 
 
-# ---- what headers say ----
-
-cdef bint rx_classify(vtnet_rx *rx, const virtio_packet *packet, const uint8_t *p,
-                      virtio_rx_offload *info) noexcept nogil:
-    """Hold a packet's header against the packet, whose headers at least are at p; whether it can be true."""
-    cdef virtio_frame parsed
-    if virtio_likely(not packet.hdr.flags and not packet.hdr.gso_type):
-        rx_offload_clear(info)
-        info.segments = 1
-        add_count(&rx.reasons[VIRTIO_RX_CSUM_NONE], 1)
-        return True
-    frame_parse(&parsed, p, packet.len)
-    offload_receive(info, &packet.hdr, p, &parsed, rx.given)
-    add_count(&rx.reasons[info.reason], 1)
-    if info.verdict == VIRTIO_RX_BAD:
-        add_count(&rx.stats.csum_failed, 1)
-        add_count(&rx.stats.ierrors, 1)
-        return False
-    add_count(&rx.stats.csum, info.verdict != VIRTIO_RX_UNKNOWN)
-    return True
-
-
 cdef void rx_copy(uint8_t *to, const iovec *pieces, uint32_t n) noexcept nogil:
     cdef uint32_t k
     for k in range(n):
         memcpy(to, pieces[k].iov_base, pieces[k].iov_len)
         to += pieces[k].iov_len
-
-
-cdef const uint8_t *rx_headers(const virtio_packet *packet, const iovec *pieces) noexcept nogil:
-    """A packet's headers in one piece, to be parsed: behind those of many pieces there are zeros."""
-    cdef uint8_t *scratch
-    cdef uint32_t k, part
-    cdef uint32_t n = 0
-    if packet.nsegs == 1:
-        return <const uint8_t *>pieces[0].iov_base
-    scratch = segment_scratch()
-    for k in range(packet.nsegs):
-        part = <uint32_t>pieces[k].iov_len
-        if part > VIRTIO_SEGMENT_HEADERS_MAX - n:
-            part = VIRTIO_SEGMENT_HEADERS_MAX - n
-        memcpy(scratch + n, pieces[k].iov_base, part)
-        n += part
-        if n == VIRTIO_SEGMENT_HEADERS_MAX:
-            return scratch
-    memset(scratch + n, 0, VIRTIO_SEGMENT_HEADERS_MAX - n)
-    return scratch
-
-
-cdef void store_at(const iovec *pieces, uint32_t at, uint8_t value) noexcept nogil:
-    """Write one byte of a packet in pieces."""
-    while at >= pieces.iov_len:
-        at -= <uint32_t>pieces.iov_len
-        pieces += 1
-    (<uint8_t *>pieces.iov_base)[at] = value
-
-
-cdef void store_word(const iovec *pieces, uint32_t at, uint16_t word) noexcept nogil:
-    """Write a sum as it is stored."""
-    cdef const uint8_t *stored = <const uint8_t *>&word
-    store_at(pieces, at, stored[0])
-    store_at(pieces, at + 1, stored[1])
-
-
-cdef void complete_pieces(const iovec *pieces, uint32_t n, uint32_t start, uint32_t field, uint32_t end) noexcept nogil:
-    """checksum_complete() for what lies in pieces, and ends before they do."""
-    cdef uint16_t checksum = <uint16_t>~sum_fold(sum_gather(pieces, n, start, end - start))
-    store_word(pieces, start + field, checksum if checksum else <uint16_t>0xffff)
-
-
-cdef void rx_complete(const virtio_packet *packet, const iovec *pieces,
-                      const virtio_rx_offload *info) noexcept nogil:
-    cdef uint32_t i
-    if info.verdict != VIRTIO_RX_NEEDS_CHECKSUM and not info.nmends:
-        return
-    if packet.nsegs == 1:
-        offload_complete(<uint8_t *>pieces.iov_base, info)
-        return
-    for i in range(info.nmends):
-        store_word(pieces, info.mends[i].at, info.mends[i].word)
-    if info.verdict != VIRTIO_RX_NEEDS_CHECKSUM:
-        return
-    if info.pseudo:
-        store_word(pieces, info.csum_start + info.csum_offset, info.pseudo)
-    complete_pieces(pieces, packet.nsegs, info.csum_start, info.csum_offset, info.csum_end)
-    if info.outer_start:
-        complete_pieces(pieces, packet.nsegs, info.outer_start, 6, info.outer_end)
 
 
 cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *pool,
@@ -347,3 +298,271 @@ cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virti
 cdef void rx_reset(vtnet_rx *rx) noexcept nogil:
     rx.first = rx.npackets = rx.nsegs = rx.typed = rx.ngone = rx.merged = rx.at = rx.came = 0
     driver_disable_intr(rx.q)
+
+
+# ---- for Python ----
+
+cdef void finish(vtnet_rx *rx) noexcept nogil:
+    """Give buffers back to the device, let go of the lock, and kick."""
+    cdef virtio_bell *bell = rx_post(rx)
+    queue_unlock(&rx.q.lock)
+    if bell is not NULL:
+        virtio_bell_ring(bell)
+
+
+cdef uint32_t take(vtnet_rx *rx, uint32_t limit, bint merged) noexcept:
+    """Take up to limit packets, and hold the lock; 0: none waits, and the lock is free again."""
+    cdef uint32_t n
+    with nogil:
+        queue_lock(&rx.q.lock)
+        n = rx_take_merged(rx, limit) if merged else rx_take(rx, limit)
+        if n > limit:
+            n = limit
+        if n == 0:
+            finish(rx)
+    return n
+
+
+cdef int check(VtnetReceive queue, bint starved) except -1:
+    """Raise the reason for having received nothing, if there is one."""
+    if starved:
+        raise MemoryError()
+    if virtio_load32_acquire(&queue.c.q.fault.code) != VIRTIO_FAULT_NONE:
+        raise DeviceBroken(f"receive queue {queue.queue.index}: {queue.queue.broken}")
+    return 0
+
+
+cdef class VtnetReceive:
+    """The receive queue of a vtnet driver: ``queue`` is its ring, ``pool`` its buffers in guest memory.
+
+    ``features`` are the negotiated bits, ``frame_max`` the largest frame that is taken, in bytes. ``kick`` is rung when
+    the device is to look at the queue; ``interrupt`` is what the device rings. Any thread may call; calls on one queue
+    wait for each other. Source: VIRTIO 1.4, 5.1.9.3 and 5.1.9.4; if_vtnet(4).
+    """
+
+    def __init__(self, DriverQueue queue not None, Bell kick not None, Bell interrupt, Pool pool not None, *, features,
+                 uint32_t frame_max):
+        cdef uint32_t offloads = offloads_of(features, True)
+        cdef uint32_t hdr_size = header_size_of(features)
+        cdef bint mergeable = bool(features & NetFeature.MRG_RXBUF)
+        cdef bint separate = not mergeable and not features & (Feature.VERSION_1 | Feature.ANY_LAYOUT)
+        cdef virtio_bell *call = &interrupt.c if interrupt is not None else NULL
+        if self.queue is not None:
+            raise TypeError("queue is initialised already")
+        if not mergeable and pool.c.room < frame_max:
+            raise ValueError(f"buffers of {pool.c.room} bytes, and frames of up to {frame_max} without MRG_RXBUF")
+        self.gone = <uint32_t *>calloc(pool.c.count, sizeof(uint32_t))
+        if self.gone is NULL:
+            raise MemoryError()
+        self.queue, self.kick, self.interrupt, self.pool = queue, kick, interrupt, pool
+        with nogil:
+            queue_lock(queue.lock)
+            rx_open(&self.c, queue.q, &kick.c, call, &pool.c, hdr_size, mergeable, separate, offloads, frame_max,
+                    self.gone)
+            queue_unlock(queue.lock)
+
+    def __dealloc__(self):
+        free(self.gone)
+        lro_free(self.c.lro)
+
+    def set_lro(self, bint on):
+        """Merge TCP segments that come in one burst, or do not; before the first frame.
+
+        What :meth:`receive` and a pump get is merged then; :meth:`receive_views` never is.
+        """
+        cdef bytes secret = os.urandom(32)
+        cdef vtnet_lro *lro = NULL
+        if on:
+            lro = lro_new(<const uint64_t *><const char *>secret)
+            if lro is NULL:
+                raise MemoryError()
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            if self.c.merged:
+                rx_done_merged(&self.c, self.c.lro.n - self.c.lro.first)
+            self.c.lro, lro = lro, self.c.lro
+            self.c.given = self.c.offloads | (VTNET_LRO_OFFLOADS if on else 0)
+            queue_unlock(&self.c.q.lock)
+        lro_free(lro)
+
+    def fill(self):
+        """Post every free buffer. Once at the start; from then on the other calls do it."""
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            finish(&self.c)
+
+    def receive(self, uint32_t limit=64, *, bint info=False, bint complete=True):
+        """Take up to ``limit`` frames that wait; return them as a list of bytes.
+
+        See :meth:`virtio.net.Vtnet.receive`.
+        """
+        cdef vtnet_rx *rx = &self.c
+        cdef list frames = []
+        cdef Received received = new_received(limit) if info else None
+        cdef virtio_rx_offload offload
+        cdef const virtio_packet *packets
+        cdef const virtio_packet *packet
+        cdef const iovec *segs
+        cdef PyObject *made
+        cdef uint8_t *to
+        cdef uint32_t n, i
+        cdef bint starved = False
+        while limit and not starved:
+            n = take(rx, limit, True)
+            if n == 0:
+                break
+            # under the lock with the GIL: nothing here runs code of others, or waits
+            packets, segs = rx_packets(rx), rx_segs(rx)
+            for i in range(n):
+                packet = &packets[i]
+                made = make_bytes(NULL, packet.len)
+                if made is NULL:
+                    PyErr_Clear()
+                    starved = True
+                    add_count(&rx.stats.iqdrops, 1)
+                    continue
+                to = <uint8_t *>bytes_of(made)
+                rx_copy(to, &segs[packet.first], packet.nsegs)
+                add_count(&rx.stats.copied, packet.len)
+                if rx_classify(rx, packet, to, &offload):
+                    if complete and rx_is_incomplete(&offload):
+                        offload_complete(to, &offload)
+                    if received is not None:
+                        received_add(received, packet, &offload)
+                    frames.append(<object>made)
+                release(made)
+            rx_done_merged(rx, n)
+            limit -= n
+            with nogil:
+                finish(rx)
+        if not frames:
+            check(self, starved)
+        return (frames, received) if info else frames
+
+    def receive_views(self, uint32_t limit=64, *, bint info=False, bint complete=True):
+        """Take up to ``limit`` frames that wait, and leave them where they are: each is a tuple of memoryviews.
+
+        See :meth:`virtio.net.Vtnet.receive_views`.
+        """
+        cdef vtnet_rx *rx = &self.c
+        cdef list frames = []
+        cdef Received received = new_received(limit) if info else None
+        cdef virtio_rx_offload offload
+        cdef const virtio_packet *packet
+        cdef const iovec *pieces
+        cdef uint32_t buffers[RX_ROOM]
+        cdef uint32_t lengths[RX_ROOM]
+        cdef uint32_t counts[VIRTIO_BURST]
+        cdef uint32_t n, i, k, kept, at
+        while limit:
+            n = take(rx, limit, False)
+            if n == 0:
+                break
+            at = kept = 0
+            for i in range(rx.first, rx.first + n):
+                packet = &rx.packets[i]
+                pieces = &rx.segs[packet.first]
+                if not rx_classify(rx, packet, rx_headers(packet, pieces), &offload):
+                    for k in range(packet.first, packet.first + packet.nsegs):
+                        rx_again(rx, rx.buffers[k])
+                    continue
+                if complete:
+                    rx_complete(packet, pieces, &offload)
+                if received is not None:
+                    received_add(received, packet, &offload)
+                for k in range(packet.nsegs):
+                    buffers[at] = rx.buffers[packet.first + k]
+                    lengths[at] = <uint32_t>pieces[k].iov_len
+                    rx.pool.state[buffers[at]] = VTNET_VIEW
+                    at += 1
+                counts[kept] = packet.nsegs
+                kept += 1
+            rx_forget(rx, n)
+            limit -= n
+            with nogil:
+                finish(rx)
+            at = 0
+            for i in range(kept):
+                # the pieces after the first start where the first has its header
+                frames.append(tuple([
+                    self.pool.view(buffers[at + k], 0 if k == 0 else -<int32_t>rx.hdr_size, lengths[at + k])
+                    for k in range(counts[i])
+                ]))
+                at += counts[i]
+        if not frames:
+            check(self, False)
+        return (frames, received) if info else frames
+
+    def retire(self):
+        """Give and post nothing more: the queue gets other buffers, and another object of this class."""
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            self.pool.retire()
+            queue_unlock(&self.c.q.lock)
+
+    def forget(self):
+        """Forget what is posted and what was taken: after a reset of the queue. Then :meth:`fill` it anew."""
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            rx_reset(&self.c)
+            self.pool.refill()
+            queue_unlock(&self.c.q.lock)
+
+    def arm(self):
+        """Ask for an interrupt when a frame comes; return whether one waits already. The next call asks for none."""
+        cdef bint waiting
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            waiting = rx_waits(&self.c)
+            queue_unlock(&self.c.q.lock)
+        return waiting
+
+    def disarm(self):
+        """Ask for no interrupts."""
+        with nogil:
+            queue_lock(&self.c.q.lock)
+            driver_disable_intr(self.c.q)
+            queue_unlock(&self.c.q.lock)
+
+    @property
+    def offloads(self):
+        """VIRTIO_OFFLOAD_* bits: what the device may leave undone, or merge."""
+        return self.c.offloads
+
+    @property
+    def frame_max(self):
+        """Bytes of the largest frame that is taken."""
+        return self.c.frame_max
+
+    @property
+    def posted(self):
+        """Buffers that the device has."""
+        return self.queue.outstanding
+
+    def statistics(self):
+        """Return what was counted, by name."""
+        cdef vtnet_rx_stats *stats = &self.c.stats
+        return {
+            "ipackets": counted(&stats.ipackets), "ibytes": counted(&stats.ibytes), "ierrors": counted(&stats.ierrors),
+            "iqdrops": counted(&stats.iqdrops),
+            "csum": counted(&stats.csum), "csum_failed": counted(&stats.csum_failed),
+            "host_lro": counted(&stats.host_lro),
+            "rescheduled": counted(&stats.rescheduled), "mergeable_failed": counted(&stats.mergeable_failed),
+            "frame_too_large": counted(&stats.frame_too_large), "frame_too_short": counted(&stats.frame_too_short),
+            "bad_header": counted(&stats.bad_header), "enq_replacement_failed": counted(&stats.enq_replacement_failed),
+            "copied": counted(&stats.copied), "lro_queued": 0 if self.c.lro is NULL else counted(&self.c.lro.queued),
+            "lro_flushed": 0 if self.c.lro is NULL else counted(&self.c.lro.flushed),
+        }
+
+    def reasons(self):
+        """Return what became of what headers said of checksums: ReceiveReason to how often.
+
+        Headers that contradict what was negotiated are among them, whoever received the frame.
+        """
+        cdef uint32_t fault
+        counts = {reason: counted(&self.c.reasons[<int>int(reason)]) for reason in ReceiveReason}
+        for fault in range(<uint32_t>VIRTIO_NET_HDR_FAULTS):
+            reason = _REASONS.get(VIRTIO_RX_HDR + fault)
+            if reason is not None:
+                counts[reason] += counted(&self.c.header_faults[fault])
+        return counts

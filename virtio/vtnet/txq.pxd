@@ -13,14 +13,17 @@
 # came back, up to TX_SLEEP_MAX_US: within that time buffers are taken back when traffic stops. An interrupt besides is
 # asked for only if TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and
 # empties does not cost one each time.
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+#
+# A frame walks through txq.pyx (VtnetTransmit or the sink, then tx_send_pieces), tx_burst.pxd (its buffer and header),
+# tx_offload.pxd if it asks for an offload, and the ring with the flush. All of this is one extension.
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
-from virtio.core.iov cimport iovec
-from virtio.event.notifier cimport virtio_bell
-from virtio.offload.net_hdr cimport virtio_net_hdr
+from virtio.event.notifier cimport Bell, virtio_bell
+from virtio.event.worker cimport virtio_wait
 from virtio.ports.port cimport virtio_sink
+from virtio.virtqueue.driver_queue cimport DriverQueue
 from virtio.virtqueue.structs cimport virtio_driver_queue, virtio_request, virtio_sg
-from virtio.vtnet.pool cimport vtnet_pool
+from virtio.vtnet.pool cimport Pool, vtnet_pool
 
 
 cdef enum:
@@ -44,7 +47,7 @@ cdef struct vtnet_tx_stats:
     uint64_t segments     # made in software
     uint64_t too_large    # dropped: larger than a buffer, or than the MTU allows
     uint64_t too_short    # dropped: under 14 bytes
-    uint64_t refused      # dropped: asked for what nobody can do
+    uint64_t refused      # dropped: asked for more than device and software can do
     uint64_t bad_header   # dropped: a header that cannot be
     uint64_t copied       # bytes copied into buffers by us
     uint64_t intrs        # interrupts asked for
@@ -63,7 +66,7 @@ cdef struct vtnet_tx:
     uint32_t threshold    # take back when fewer are free
     uint32_t limit        # bytes of a frame without VLAN tags: the MTU and an Ethernet header; or TX_NO_LIMIT
     uint32_t usual        # frames of VIRTIO_FRAME_MIN and up to so many bytes more need no other look at their size
-    uint32_t wanting      # the last who asked found no room
+    uint32_t wanting      # the last caller that asked found no room
     # of the burst that is being collected
     uint32_t nreq
     uint32_t nsg
@@ -77,20 +80,24 @@ cdef struct vtnet_tx:
     virtio_sg sg[192]
 
 
-cdef void tx_open(vtnet_tx *tx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *small,
-                  vtnet_pool *large, uint32_t hdr_size, bint separate, uint32_t offloads) noexcept nogil
-# After a reset of the queue: nothing is out. The pools are the caller's to fill again.
-cdef void tx_forget(vtnet_tx *tx) noexcept nogil
-# Drop frames beyond this limit from now on, and a frame of segments if these are.
-cdef void tx_limit(vtnet_tx *tx, uint32_t limit) noexcept nogil
-# Take back what the device has used; return how many frames. The caller holds the lock, as for all of these.
+# The caller holds the lock for all of these. The pump calls them, each once a burst.
+#
+# Take back the chains that the device has used; return how many frames.
 cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil
 # What precedes a burst.
 cdef void tx_begin(vtnet_tx *tx) noexcept nogil
 # Whether there is room for a frame of len bytes; looks at the ring if there seems to be none.
 cdef bint tx_has_room(vtnet_tx *tx, uint32_t len) noexcept nogil
-# Send a frame in pieces with its header, such as net_hdr_check passes for any offloads; or one of which the checksum
-# is wanted (VIRTIO_TX_WANT_*), and segments of mss bytes of payload (0: not). 1: taken, sent or dropped; 0: no room.
-cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
-                        uint32_t len) noexcept nogil
-cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want, uint32_t mss) noexcept nogil
+# The sink's functions of these names (include/virtio/port.h).
+cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil
+cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil
+cdef void tx_disarm(virtio_sink *sink) noexcept nogil
+
+
+cdef class VtnetTransmit:
+    cdef vtnet_tx c
+    cdef readonly DriverQueue queue
+    cdef readonly Pool small
+    cdef readonly Pool large
+    cdef readonly Bell kick
+    cdef readonly Bell interrupt

@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
 from virtio.event.notifier import Bell
-from virtio.offload.counters import ReceiveReason, ReceiveVerdict
-from virtio.offload.net_hdr import NetHeader
+from virtio.offload.counters import ReceiveReason
 from virtio.virtqueue.driver_queue import DriverQueue
 from virtio.vtnet.pool import Pool
-
-class ReceivedFrame(NamedTuple):
-    verdict: ReceiveVerdict
-    reason: ReceiveReason
-    segments: int
-    header: NetHeader
-
-class Received(Sequence[ReceivedFrame]):
-    @overload
-    def __getitem__(self, index: int, /) -> ReceivedFrame: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> list[ReceivedFrame]: ...
-    def __len__(self) -> int: ...
-    def __buffer__(self, flags: int, /) -> memoryview: ...
+from virtio.vtnet.received import Received
 
 class VtnetReceive:
     queue: DriverQueue
