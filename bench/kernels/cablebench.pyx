@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
+from virtio.core.clock cimport now_ns
 from virtio.core.iov cimport iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
@@ -14,25 +15,10 @@ from virtio.vtnet.rxq cimport rx_done, rx_post, rx_take, vtnet_rx
 from virtio.vtnet.transmit cimport VtnetTransmit
 
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
-
-
 cdef enum:
     WHOLE = 1 << 30    # units of work: a burst is never over before its end
     FRAME = 1 << 16    # bytes of each buffer in between, at most
     SPARE = 192        # so that buffers do not all fall into the same sets of a cache
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 # ---- the baseline: two copies ----

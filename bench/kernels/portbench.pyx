@@ -14,23 +14,8 @@ from virtio.offload.net_hdr cimport NetHeader
 from virtio.ports.port cimport VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet
 
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int clock, timespec *now)
-
-
 cdef enum:
     WHOLE = 1 << 30  # units of work: a burst is never over before its end
-
-
-cdef inline double thread_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
-    return now.tv_sec * 1e9 + now.tv_nsec
 
 
 # ---- the sink ----

@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from virtio.core.atomic cimport virtio_load32, virtio_store32
+from virtio.core.clock cimport now_us
 from virtio.core.counters cimport add_count
 from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport Bell, virtio_bell, virtio_bell_answer
@@ -37,21 +38,6 @@ cdef enum:
 cdef extern from "Python.h":
     void PyErr_SetInterrupt()
     Py_buffer *PyMemoryView_GET_BUFFER(object view)
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
-
-
-cdef inline int64_t now_us() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
 # What is looked at without the GIL

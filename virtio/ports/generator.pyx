@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from virtio.core.atomic cimport virtio_load32, virtio_store32
+from virtio.core.clock cimport now_ns
 from virtio.core.counters cimport add_count, counted
 from virtio.core.iov cimport iovec
 from virtio.event.worker cimport VIRTIO_WORK_BYTES, virtio_turn, virtio_wait, virtio_wait_us
@@ -17,15 +18,6 @@ from virtio.ports.pattern cimport (
     RAW_HEADER, RAW_MAGIC, TCP_HEADER, pattern_of, put_be16, put_be32, raw_stamp,
 )
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, sink_deliver, virtio_packet, virtio_port, virtio_sink
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
 
 
 cdef enum:
@@ -60,12 +52,6 @@ cdef struct generator:
     double rate            # frames a nanosecond of each queue, 0: as fast as they are taken
     uint32_t stopped
     generator_queue *queues
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef void make_raw(generator_queue *q, uint8_t *block, uint64_t number, uint32_t size) noexcept nogil:
