@@ -13,7 +13,7 @@ from virtio.event.worker cimport (
     VIRTIO_WORK_FRAME, VIRTIO_WORK_PIECE, VIRTIO_WORK_SEGMENT, virtio_wait, virtio_wait_bell, virtio_work_bytes,
 )
 from virtio.netdev.filter cimport FILTER_HEAD, FILTER_PROMISC, filter_passes
-from virtio.offload.inet_checksum cimport store_sum16, sum_copy, sum_fold
+from virtio.offload.inet_checksum cimport store_sum16, sum_copy, sum_finish
 from virtio.offload.mtu cimport MTU_TAGS, exceeds, limit_of
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, virtio_net_hdr
 from virtio.offload.pieces cimport collect, complete, scatter
@@ -311,10 +311,8 @@ cdef inline void copy_complete(uint8_t *to, const uint8_t *p, uint32_t length,
                                const virtio_net_hdr *hdr) noexcept nogil:
     """Copy a frame and complete its checksum in one pass; the field is within the frame."""
     cdef uint32_t start = hdr.csum_start
-    cdef uint16_t checksum
     memcpy(to, p, start)
-    checksum = <uint16_t>~sum_fold(sum_copy(to + start, p + start, length - start))
-    store_sum16(to + start + hdr.csum_offset, checksum if checksum else 0xffff)
+    store_sum16(to + start + hdr.csum_offset, sum_finish(sum_copy(to + start, p + start, length - start)))
 
 
 cdef bint rx_is_open(const net_rx *rx) noexcept nogil:

@@ -4,7 +4,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from virtio.core.iov cimport iovec
-from virtio.offload.inet_checksum cimport sum_fold, sum_gather
+from virtio.offload.inet_checksum cimport sum_finish, sum_gather
 from virtio.offload.net_hdr cimport virtio_net_hdr
 
 
@@ -44,8 +44,6 @@ cdef inline bint complete(const iovec *to, uint32_t npieces, uint32_t skip, cons
     cdef uint16_t checksum
     if field + 2 > length:
         return False
-    checksum = <uint16_t>~sum_fold(sum_gather(to, npieces, skip + hdr.csum_start, length - hdr.csum_start))
-    if checksum == 0:
-        checksum = 0xffff
+    checksum = sum_finish(sum_gather(to, npieces, skip + hdr.csum_start, length - hdr.csum_start))
     scatter(to, skip + field, <const uint8_t *>&checksum, 2)
     return True

@@ -4,7 +4,9 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from virtio.offload.inet_checksum cimport store_sum16, sum_be16, sum_bytes, sum_copy, sum_fold, sum_gather, sum_swap
+from virtio.offload.inet_checksum cimport (
+    store_sum16, sum_be16, sum_bytes, sum_copy, sum_finish, sum_fold, sum_gather, sum_swap,
+)
 from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_FRAGMENTS, VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_copy_header, segment_header_size,
     segment_payload_at, segment_payload_size, virtio_segment_ip,
@@ -59,9 +61,7 @@ cdef inline void write_header(const virtio_segmenter *s, uint8_t *to, uint32_t i
         if last:
             store_sum16(l4 + 4, s.udp_length[1])
         l4 += 6
-        checksum = <uint16_t>~sum_fold(sum)
-        if checksum == 0:
-            checksum = 0xffff
+        checksum = sum_finish(sum)
     if not s.partial:
         store_sum16(l4, checksum)
     elif last:
@@ -164,12 +164,12 @@ cdef uint8_t *write_middle(const virtio_segmenter *s, uint32_t i, uint32_t end, 
             seq += unit
             sum += stored_seq
         if full:
-            word = <uint16_t>~sum_fold(sum + sum_bytes(payload, unit))
+            sum += sum_bytes(payload, unit)
             payload += unit
             if tcp:
-                store_sum16(to + l4 + 16, word)
+                store_sum16(to + l4 + 16, <uint16_t>~sum_fold(sum))
             else:
-                store_sum16(to + l4 + 6, word if word else 0xffff)
+                store_sum16(to + l4 + 6, sum_finish(sum))
         to += stride
         i += 1
     return to

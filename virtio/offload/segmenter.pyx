@@ -12,7 +12,7 @@ from virtio.offload.frame cimport (
     virtio_layer,
 )
 from virtio.offload.inet_checksum cimport (
-    load_sum16, store_sum16, sum_be16, sum_bytes, sum_fold, sum_gather, sum_pseudo4, sum_pseudo6, sum_short,
+    load_sum16, store_sum16, sum_be16, sum_bytes, sum_finish, sum_fold, sum_gather, sum_pseudo4, sum_pseudo6, sum_short,
 )
 from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
@@ -199,11 +199,9 @@ cdef void plan_tunnel(virtio_segmenter *s, const virtio_frame *f, uint64_t pseud
     for k in range(2):
         length[k] = f.inner.l4 - f.outer.l4 + size[k]
         s.outer_length[k] = sum_be16(<uint16_t>length[k])
-        s.outer_checksum[k] = <uint16_t>~sum_fold(
+        s.outer_checksum[k] = sum_finish(
             sum + 2 * <uint64_t>s.outer_length[k] + (0 if s.ip[0].v4 else s.ip[0].length[k])
             + <uint16_t>~sum_fold(pseudo + sum_be16(<uint16_t>size[k])))
-        if s.outer_checksum[k] == 0:
-            s.outer_checksum[k] = 0xffff
     plan_ip(s, &s.ip[1], &f.outer, length, options & SEGMENT_FIXED_OUTER_ID)
     store_sum16(p + 4, s.outer_length[0])
     if s.outer_check:
@@ -277,7 +275,7 @@ cdef void plan_fragments(virtio_segmenter *s, const virtio_layer *layer, uint64_
     cdef bint bare = options & SEGMENT_NO_CHECKSUM and load_sum16(udp + 6) == 0
     cdef uint32_t size[2]
     cdef uint32_t more = s.header - layer.l4, i
-    cdef uint16_t length = sum_be16(<uint16_t>(8 + s.payload)), checksum
+    cdef uint16_t length = sum_be16(<uint16_t>(8 + s.payload))
     cdef uint64_t sum, hash = SECRET
     store_sum16(udp + 4, length)
     store_sum16(udp + 6, 0)
@@ -285,9 +283,8 @@ cdef void plan_fragments(virtio_segmenter *s, const virtio_layer *layer, uint64_
     s.l4_sum[0] = sum
     s.seq = 0
     sum += pseudo + length + sum_short(udp, 8)
-    checksum = <uint16_t>~sum_fold(sum)
     if not bare or s.kind == VIRTIO_SEGMENT_IPV6_FRAGMENT:
-        store_sum16(udp + 6, checksum if checksum else 0xffff)
+        store_sum16(udp + 6, sum_finish(sum))
     size[0] = s.unit + more
     size[1] = s.last + more
     if s.kind == VIRTIO_SEGMENT_IPV6_FRAGMENT:

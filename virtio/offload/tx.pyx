@@ -23,7 +23,7 @@ from virtio.offload.frame cimport (
     VIRTIO_STOP_IP_VERSION, frame_parse, get_be16, virtio_layer,
 )
 from virtio.offload.frame_checksum cimport VERDICT_GOOD, layer_fill_l4, layer_fill_partial
-from virtio.offload.inet_checksum cimport load_sum16, store_sum16, sum_bytes, sum_fold
+from virtio.offload.inet_checksum cimport load_sum16, store_sum16, sum_bytes, sum_finish
 from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4,
@@ -108,11 +108,9 @@ cdef void fill_outer(uint8_t *p, const virtio_frame *frame, uint16_t pseudo) noe
     Completed, the inner transport header and payload sum to the complement of that, whatever they are.
     """
     cdef uint32_t at = frame.outer.l4
-    cdef uint16_t checksum
     layer_fill_partial(p, frame, &frame.outer)
     # headers have an even number of bytes: both sums are of the same words
-    checksum = <uint16_t>~sum_fold(sum_bytes(p + at, frame.inner.l4 - at) + <uint16_t>~pseudo)
-    store_sum16(p + at + UDP_FIELD, checksum if checksum else <uint16_t>0xffff)
+    store_sum16(p + at + UDP_FIELD, sum_finish(sum_bytes(p + at, frame.inner.l4 - at) + <uint16_t>~pseudo))
 
 
 cdef int transmit_checksum(virtio_net_hdr *hdr, uint8_t *p, const virtio_frame *frame, const virtio_layer *layer,

@@ -1,7 +1,7 @@
 """Executing offloads: frames that leave something undone become frames that leave no more undone than is allowed."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
@@ -9,7 +9,7 @@ from virtio.core.counters cimport add_count, counted
 from virtio.event.worker cimport VIRTIO_WORK_SEGMENT, virtio_work_bytes
 from virtio.offload.batch cimport Batch
 from virtio.offload.frame cimport frame_parse, virtio_frame
-from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_fold, sum_gather, sum_swap
+from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_finish, sum_gather, sum_swap
 from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_TO_DRIVER, net_hdr_check, NetHeader
 from virtio.offload.segment_lengths cimport lengths_exact, segment_headers_of
 from virtio.offload.segment_write cimport segment_headers, segment_views
@@ -97,7 +97,6 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
     cdef const iovec *end = piece + packet.nsegs
     cdef uint8_t *to = x.scratch + x.scratch_used
     cdef uint64_t sum, rest
-    cdef uint16_t checksum
     if head > packet.len:
         add_count(&x.dropped[EXECUTE_BAD_CHECKSUM], 1)
         return True
@@ -125,8 +124,7 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
     if packet.len > head:
         rest = sum_gather(x.segs + first + 1, x.npieces - first - 1, 0, packet.len - head)
         sum += sum_swap(rest) if (head - start) & 1 else rest
-    checksum = <uint16_t>~sum_fold(sum)
-    store_sum16(to + field, checksum if checksum else 0xffff)
+    store_sum16(to + field, sum_finish(sum))
     x.scratch_used += (head + 63) & ~<uint32_t>63
     memset(&x.packets[x.count].hdr, 0, sizeof(virtio_net_hdr))
     add_packet(x, first)

@@ -8,7 +8,7 @@ from virtio.core.atomic cimport virtio_fetch64, virtio_likely, virtio_prefetch, 
 from virtio.core.counters cimport add_count
 from virtio.offload.counters cimport VIRTIO_RX_BAD, VIRTIO_RX_CSUM_NONE, VIRTIO_RX_NEEDS_CHECKSUM, VIRTIO_RX_UNKNOWN
 from virtio.offload.frame cimport frame_parse, virtio_frame
-from virtio.offload.inet_checksum cimport sum_fold, sum_gather
+from virtio.offload.inet_checksum cimport sum_finish, sum_gather
 from virtio.offload.net_hdr cimport net_hdr_check, virtio_net_hdr
 from virtio.offload.rx cimport offload_complete, offload_receive, rx_offload_clear
 from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX, segment_scratch
@@ -302,8 +302,7 @@ cdef void store_word(const iovec *pieces, uint32_t at, uint16_t word) noexcept n
 
 cdef void complete_pieces(const iovec *pieces, uint32_t n, uint32_t start, uint32_t field, uint32_t end) noexcept nogil:
     """checksum_complete() for what lies in pieces, and ends before they do."""
-    cdef uint16_t checksum = <uint16_t>~sum_fold(sum_gather(pieces, n, start, end - start))
-    store_word(pieces, start + field, checksum if checksum else <uint16_t>0xffff)
+    store_word(pieces, start + field, sum_finish(sum_gather(pieces, n, start, end - start)))
 
 
 cdef void rx_complete(const virtio_packet *packet, const iovec *pieces,
