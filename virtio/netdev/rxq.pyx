@@ -9,6 +9,7 @@ from virtio._ring cimport (
 )
 from virtio.core.atomic cimport virtio_get64, virtio_likely, virtio_put64, virtio_unlikely
 from virtio.core.counters cimport add_count
+from virtio.core.iov cimport iov_head, iov_read, iov_slice, iov_write
 from virtio.event.worker cimport (
     VIRTIO_WORK_FRAME, VIRTIO_WORK_PIECE, VIRTIO_WORK_SEGMENT, virtio_wait, virtio_wait_bell, virtio_work_bytes,
 )
@@ -16,7 +17,7 @@ from virtio.netdev.filter cimport FILTER_HEAD, FILTER_PROMISC, filter_passes
 from virtio.offload.inet_checksum cimport store_sum16, sum_copy, sum_finish
 from virtio.offload.mtu cimport MTU_TAGS, exceeds, limit_of
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, virtio_net_hdr
-from virtio.offload.pieces cimport collect, complete, scatter
+from virtio.offload.pieces cimport complete
 from virtio.offload.segment_write cimport segment_copy
 from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_header_size, segment_payload_size, segment_plan_pieces,
@@ -198,25 +199,14 @@ cdef void write_header(net_rx *rx, const iovec *to, const virtio_net_hdr *hdr, u
         if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
             add_count(&rx.gso, 1)
             add_count(&rx.gso_bytes, length)
-    scatter(to, 0, bytes, rx.header)
+    iov_write(to, 0, bytes, rx.header)
 
 
 cdef bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uint32_t skip) noexcept nogil:
     """Ask the filter about a frame, skip bytes into the pieces."""
     cdef uint8_t head[FILTER_HEAD]
-    cdef uint64_t part, got = 0, at = skip
-    cdef uint32_t i
     memset(head, 0, sizeof(head))
-    for i in range(npieces):
-        if at >= pieces[i].iov_len:
-            at -= pieces[i].iov_len
-            continue
-        part = min(pieces[i].iov_len - at, FILTER_HEAD - got)
-        memcpy(head + got, <const uint8_t *>pieces[i].iov_base + at, part)
-        got += part
-        at = 0
-        if got == FILTER_HEAD:
-            break
+    iov_head(head, pieces, npieces, skip, FILTER_HEAD)
     return filter_passes(&rx.filter, head)
 
 
@@ -297,7 +287,7 @@ cdef bint place(net_rx *rx, const virtio_packet *packet, const iovec *source) no
         return True
     to = room_of(rx)
     for i in range(packet.nsegs):
-        scatter(to, at, <const uint8_t *>source[i].iov_base, source[i].iov_len)
+        iov_write(to, at, <const uint8_t *>source[i].iov_base, source[i].iov_len)
         at += source[i].iov_len
     if summed:
         complete(to, pieces_of(rx, n), rx.header, hdr, packet.len)
@@ -439,9 +429,8 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
 cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
     """Room for a frame: as much of it as there is in the guest's buffers, the rest in scratch."""
     cdef net_rx *rx = <net_rx *>sink
-    cdef uint64_t left = sink.frame_max, skip = rx.header, have = 0, part
-    cdef const iovec *piece
-    cdef const iovec *end
+    cdef size_t left = sink.frame_max
+    cdef uint64_t have = 0
     cdef uint32_t n = 0
     rx.reserved = 0
     rx.room = 0
@@ -456,20 +445,8 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_tu
             stall(rx, rx.header)
             return 0
     if rx.reserved:
-        piece = room_of(rx)
-        end = piece + pieces_of(rx, rx.reserved)
-        while piece < end and left and n + 1 < limit:
-            if skip >= piece.iov_len:
-                skip -= piece.iov_len
-            else:
-                part = min(piece.iov_len - skip, left)
-                to[n].iov_base = <uint8_t *>piece.iov_base + skip
-                to[n].iov_len = part
-                n += 1
-                rx.room += part
-                left -= part
-                skip = 0
-            piece += 1
+        n = iov_slice(to, limit - 1, room_of(rx), pieces_of(rx, rx.reserved), rx.header, &left)
+        rx.room = sink.frame_max - left
     if left:
         to[n].iov_base = rx.scratch
         to[n].iov_len = left
@@ -481,7 +458,7 @@ cdef void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length) noex
     """Put a frame in that is partly in scratch, or in the way of its own segments: all of it by way of scratch."""
     cdef uint32_t there = <uint32_t>min(rx.room, <uint64_t>length)
     memmove(rx.scratch + there, rx.scratch, length - there)
-    collect(rx.scratch, room_of(rx), rx.header, there)
+    iov_read(rx.scratch, room_of(rx), rx.header, there)
     rx.waiting.hdr = hdr[0]
     rx.waiting.first = 0
     rx.waiting.nsegs = 1
@@ -508,7 +485,7 @@ cdef bint is_exact_there(net_rx *rx, const virtio_net_hdr *hdr, uint32_t length)
         pieces[0].iov_base, pieces[0].iov_len = <uint8_t *>to.iov_base + rx.header, to.iov_len - rx.header
         if is_exact_plain(&packet, pieces):
             return True
-    collect(headers, to, rx.header, n)
+    iov_read(headers, to, rx.header, n)
     pieces[0].iov_base, pieces[0].iov_len = headers, n
     pieces[1].iov_base, pieces[1].iov_len = rx.scratch, length - there
     packet.nsegs = 2  # no more of them is looked at than has room for headers
