@@ -11,7 +11,7 @@ from libc.stdlib cimport calloc, free
 from virtio._ring cimport driver_disable_intr
 from virtio.core.atomic cimport virtio_load32_acquire
 from virtio.core.counters cimport add_count, counted
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_read_all, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
 from virtio.offload.counters cimport VIRTIO_RX_HDR
@@ -22,7 +22,7 @@ from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE
 from virtio.vtnet.lro cimport lro_free, lro_new, vtnet_lro
 from virtio.vtnet.pool cimport VTNET_VIEW
 from virtio.vtnet.rxq cimport (
-    RX_ROOM, VTNET_LRO_OFFLOADS, rx_again, rx_classify, rx_complete, rx_copy, rx_done_merged, rx_forget, rx_headers,
+    RX_ROOM, VTNET_LRO_OFFLOADS, rx_again, rx_classify, rx_complete, rx_done_merged, rx_forget, rx_headers,
     rx_open, rx_packets, rx_post, rx_reset, rx_segs, rx_take, rx_take_merged, rx_waits, vtnet_rx_stats,
 )
 
@@ -169,7 +169,7 @@ cdef class VtnetReceive:
                     add_count(&rx.stats.iqdrops, 1)
                     continue
                 to = <uint8_t *>bytes_of(made)
-                rx_copy(to, &segs[packet.first], packet.nsegs)
+                iov_read_all(to, &segs[packet.first], packet.nsegs)
                 add_count(&rx.stats.copied, packet.len)
                 if rx_classify(rx, packet, to, &offload):
                     if complete:

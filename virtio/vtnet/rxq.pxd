@@ -128,4 +128,3 @@ cdef bint rx_classify(vtnet_rx *rx, const virtio_packet *packet, const uint8_t *
 cdef const uint8_t *rx_headers(const virtio_packet *packet, const iovec *pieces) noexcept nogil
 # Store what is mended, and compute what NEEDS_CHECKSUM says is missing, in the buffers.
 cdef void rx_complete(const virtio_packet *packet, const iovec *pieces, const virtio_rx_offload *info) noexcept nogil
-cdef void rx_copy(uint8_t *to, const iovec *pieces, uint32_t n) noexcept nogil

@@ -6,6 +6,7 @@ from libc.string cimport memcpy, memset
 from virtio._ring cimport driver_dequeue_burst, driver_disable_intr, driver_enqueue_burst, driver_notify
 from virtio.core.atomic cimport virtio_fetch64, virtio_likely, virtio_prefetch, virtio_put64, virtio_unlikely
 from virtio.core.counters cimport add_count
+from virtio.core.iov cimport iov_head, iov_write
 from virtio.offload.counters cimport VIRTIO_RX_BAD, VIRTIO_RX_CSUM_NONE, VIRTIO_RX_NEEDS_CHECKSUM, VIRTIO_RX_UNKNOWN
 from virtio.offload.frame cimport frame_parse, virtio_frame
 from virtio.offload.inet_checksum cimport sum_finish, sum_gather
@@ -258,46 +259,21 @@ cdef bint rx_classify(vtnet_rx *rx, const virtio_packet *packet, const uint8_t *
     return True
 
 
-cdef void rx_copy(uint8_t *to, const iovec *pieces, uint32_t n) noexcept nogil:
-    cdef uint32_t k
-    for k in range(n):
-        memcpy(to, pieces[k].iov_base, pieces[k].iov_len)
-        to += pieces[k].iov_len
-
-
 cdef const uint8_t *rx_headers(const virtio_packet *packet, const iovec *pieces) noexcept nogil:
     """A packet's headers in one piece, to be parsed: behind those of many pieces there are zeros."""
     cdef uint8_t *scratch
-    cdef uint32_t k, part
-    cdef uint32_t n = 0
+    cdef size_t n
     if packet.nsegs == 1:
         return <const uint8_t *>pieces[0].iov_base
     scratch = segment_scratch()
-    for k in range(packet.nsegs):
-        part = <uint32_t>pieces[k].iov_len
-        if part > VIRTIO_SEGMENT_HEADERS_MAX - n:
-            part = VIRTIO_SEGMENT_HEADERS_MAX - n
-        memcpy(scratch + n, pieces[k].iov_base, part)
-        n += part
-        if n == VIRTIO_SEGMENT_HEADERS_MAX:
-            return scratch
+    n = iov_head(scratch, pieces, packet.nsegs, 0, VIRTIO_SEGMENT_HEADERS_MAX)
     memset(scratch + n, 0, VIRTIO_SEGMENT_HEADERS_MAX - n)
     return scratch
 
 
-cdef void store_at(const iovec *pieces, uint32_t at, uint8_t value) noexcept nogil:
-    """Write one byte of a packet in pieces."""
-    while at >= pieces.iov_len:
-        at -= <uint32_t>pieces.iov_len
-        pieces += 1
-    (<uint8_t *>pieces.iov_base)[at] = value
-
-
 cdef void store_word(const iovec *pieces, uint32_t at, uint16_t word) noexcept nogil:
     """Write a sum as it is stored."""
-    cdef const uint8_t *stored = <const uint8_t *>&word
-    store_at(pieces, at, stored[0])
-    store_at(pieces, at + 1, stored[1])
+    iov_write(pieces, at, <const uint8_t *>&word, sizeof(word))
 
 
 cdef void complete_pieces(const iovec *pieces, uint32_t n, uint32_t start, uint32_t field, uint32_t end) noexcept nogil:

@@ -8,6 +8,7 @@ from virtio._ring cimport (
 )
 from virtio.core.atomic cimport virtio_get64, virtio_likely, virtio_prefetch_write, virtio_put64, virtio_unlikely
 from virtio.core.counters cimport add_count
+from virtio.core.iov cimport iov_read_all
 from virtio.event.worker cimport (
     VIRTIO_WORK_BYTES, VIRTIO_WORK_FRAME, VIRTIO_WORK_SEGMENT, virtio_turn, virtio_wait, virtio_wait_bell,
     virtio_wait_us, virtio_work_bytes,
@@ -384,8 +385,6 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
     """Send a frame in pieces with its header. 1: taken, sent or dropped; 0: no room now."""
     cdef virtio_net_hdr nothing
     cdef place at
-    cdef uint8_t *to
-    cdef uint32_t k
     cdef int sent
     cdef bint much = beyond(tx, hdr)
     if tx.nreq == VIRTIO_BURST:
@@ -403,10 +402,7 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
         return 1
     if virtio_likely(not at.view):
         add_count(&tx.stats.copied, len)
-        to = at.frame
-        for k in range(npieces):
-            memcpy(to, pieces[k].iov_base, pieces[k].iov_len)
-            to += pieces[k].iov_len
+        iov_read_all(at.frame, pieces, npieces)
     if virtio_unlikely(much):
         memset(&nothing, 0, sizeof(nothing))
         if checksum_complete(at.frame, len, hdr.csum_start, hdr.csum_offset):
