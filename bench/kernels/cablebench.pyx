@@ -5,7 +5,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio.core.clock cimport now_ns
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_read_all, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
 from virtio.event.worker cimport Task, virtio_task, virtio_turn
@@ -63,15 +63,11 @@ cdef class TwoCopies(Port):
                              virtio_turn *turn) noexcept nogil:
         cdef virtio_sink *sink = self.other.sink
         cdef virtio_bell *bell
-        cdef uint8_t *to
-        cdef uint32_t i, k
+        cdef uint32_t i
         if sink is NULL:
             return n
         for i in range(n):
-            to = <uint8_t *>self.segs[i].iov_base
-            for k in range(packets[i].first, packets[i].first + packets[i].nsegs):
-                memcpy(to, segs[k].iov_base, segs[k].iov_len)
-                to += segs[k].iov_len
+            iov_read_all(<uint8_t *>self.segs[i].iov_base, segs + packets[i].first, packets[i].nsegs)
             self.segs[i].iov_len = packets[i].len
             self.packets[i] = packets[i]
             self.packets[i].first = i

@@ -4,6 +4,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from virtio.core.iov cimport iov_cursor, iov_left, iovec
 from virtio.offload.inet_checksum cimport (
     store_sum16, sum_be16, sum_bytes, sum_copy, sum_finish, sum_fold, sum_gather, sum_swap,
 )
@@ -231,27 +232,14 @@ cdef uint32_t segment_views(virtio_segmenter *s, uint32_t first, uint32_t n, iov
     return n
 
 
-cdef struct reader:     # a place in a list of pieces
-    const iovec *piece
-    size_t skip         # bytes into it
-
-
-cdef inline size_t piece_left(reader *r) noexcept nogil:
-    """Bytes left in the piece at hand, which is the next one where one ends. There are more bytes to come."""
-    while r.skip >= r.piece.iov_len:
-        r.skip -= r.piece.iov_len
-        r.piece += 1
-    return r.piece.iov_len - r.skip
-
-
-cdef uint64_t copy_pieces(reader *to, reader *source, size_t n, bint full) noexcept nogil:
+cdef uint64_t copy_pieces(iov_cursor *to, iov_cursor *source, size_t n, bint full) noexcept nogil:
     """Copy n bytes, which both have, and sum them if full."""
     cdef uint64_t total = 0, sum
     cdef size_t done = 0, part
     cdef uint8_t *p
     cdef const uint8_t *q
     while done < n:
-        part = min(piece_left(to), piece_left(source), n - done)
+        part = min(iov_left(to), iov_left(source), n - done)
         p = <uint8_t *>to.piece.iov_base + to.skip
         q = <const uint8_t *>source.piece.iov_base + source.skip
         if full:
@@ -272,7 +260,7 @@ cdef uint32_t segment_copy(virtio_segmenter *s, uint32_t i, const iovec *to, uin
     cdef uint64_t sum = 0
     cdef size_t room = 0, offset = skip
     cdef iovec whole
-    cdef reader target, source, header_source
+    cdef iov_cursor target, source, header_source
     cdef uint8_t *p
     cdef uint32_t k
     if i >= s.count:

@@ -6,6 +6,7 @@ from libc.stddef cimport size_t
 from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from virtio.core.iov cimport iov_cursor, iov_left, iovec
 from virtio.offload.frame cimport (
     VIRTIO_L3_IPV4, VIRTIO_L3_IPV6, VIRTIO_L3_NONE, VIRTIO_LAYER_FRAGMENT, VIRTIO_LAYER_L4, VIRTIO_LAYER_TUNNEL,
     VIRTIO_STOP_FAULTS, VIRTIO_STOP_OK, VIRTIO_TUNNEL_NONE, frame_parse, get_be16, get_be32, put_be16, put_be32,
@@ -230,22 +231,19 @@ cdef inline uint64_t mix(uint64_t hash, uint64_t word) noexcept nogil:
 
 cdef uint64_t datagram_sum(const virtio_segmenter *s, uint64_t *hash) noexcept nogil:
     """The partial sum of a datagram's payload; it goes into *hash, too."""
-    cdef const iovec *piece = s.pieces
-    cdef uint32_t npieces = s.npieces, at = 0, n
-    cdef size_t skip = s.payload_at
+    cdef iov_cursor source
+    cdef uint32_t at = 0, n
     cdef uint64_t total = 0
     cdef uint16_t part
+    source.piece, source.skip = s.pieces, s.payload_at
     while at < s.payload:
         n = min(s.payload - at, <uint32_t>CHUNK)
         if s.frame is not NULL:
             part = sum_fold(sum_bytes(s.frame + s.payload_at + at, n))
         else:
-            while skip >= piece.iov_len:
-                skip -= piece.iov_len
-                piece += 1
-                npieces -= 1
-            part = sum_fold(sum_gather(piece, npieces, skip, n))
-            skip += n
+            iov_left(&source)
+            part = sum_fold(sum_gather(source.piece, s.npieces - (source.piece - s.pieces), source.skip, n))
+            source.skip += n
         at += n
         total += part
         hash[0] = mix(hash[0], part)

@@ -12,7 +12,7 @@ from libc.string cimport memcpy, memmove, memset
 from virtio.core.atomic cimport virtio_store32
 from virtio.core.clock cimport now_ns, wall_ns
 from virtio.core.counters cimport add_count, counted
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_head, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.worker cimport (
     VIRTIO_WORK_BYTES, VIRTIO_WORK_SYSCALL, pollfd, virtio_turn, virtio_wait, virtio_wait_fd, virtio_wait_us,
@@ -450,8 +450,6 @@ cdef void add_record(pcap_writer *w, const virtio_packet *packet, const iovec *s
     cdef int64_t now = wall_ns()
     cdef uint32_t left = packet.len if packet.len < w.snaplen else w.snaplen
     cdef uint32_t head[4]
-    cdef uint32_t i
-    cdef size_t part
     if w.used + RECORD + left > BUFFER:
         flush(w)
     head[0] = <uint32_t>(now // 1000000000)
@@ -460,13 +458,7 @@ cdef void add_record(pcap_writer *w, const virtio_packet *packet, const iovec *s
     head[3] = packet.len
     memcpy(w.buffer + w.used, head, RECORD)
     w.used += RECORD
-    for i in range(packet.nsegs):
-        part = segs[packet.first + i].iov_len
-        if part > left:
-            part = left
-        memcpy(w.buffer + w.used, segs[packet.first + i].iov_base, part)
-        w.used += <uint32_t>part
-        left -= <uint32_t>part
+    w.used += <uint32_t>iov_head(w.buffer + w.used, segs + packet.first, packet.nsegs, 0, left)
     w.packets += 1
     w.bytes += packet.len
 

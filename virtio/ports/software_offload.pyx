@@ -6,6 +6,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iov_head, iov_read_all, iov_size, iov_slice, iovec
 from virtio.event.worker cimport VIRTIO_WORK_SEGMENT, virtio_work_bytes
 from virtio.offload.batch cimport Batch
 from virtio.offload.frame cimport frame_parse, virtio_frame
@@ -61,9 +62,7 @@ cdef void execute_start(net_executor *x, const virtio_packet *packets, uint32_t 
 cdef inline uint32_t add_packet(net_executor *x, uint32_t first) noexcept nogil:
     """Count a packet whose pieces are x.segs[first .. npieces)."""
     cdef virtio_packet *out = &x.packets[x.count]
-    cdef uint32_t i, length = 0
-    for i in range(first, x.npieces):
-        length += <uint32_t>x.segs[i].iov_len
+    cdef uint32_t length = <uint32_t>iov_size(x.segs + first, x.npieces - first)
     out.first = first
     out.nsegs = x.npieces - first
     out.len = length
@@ -92,9 +91,9 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
     It is the sum from csum_start to the frame's end (VIRTIO 1.4, 5.1.9.2), and never 0: see checksum_complete.
     """
     cdef uint32_t field = <uint32_t>packet.hdr.csum_start + packet.hdr.csum_offset
-    cdef uint32_t head = field + 2, start = packet.hdr.csum_start, first = x.npieces, done = 0, part
-    cdef const iovec *piece = x.input_segs + packet.first
-    cdef const iovec *end = piece + packet.nsegs
+    cdef uint32_t head = field + 2, start = packet.hdr.csum_start, first = x.npieces
+    cdef const iovec *pieces = x.input_segs + packet.first
+    cdef size_t left
     cdef uint8_t *to = x.scratch + x.scratch_used
     cdef uint64_t sum, rest
     if head > packet.len:
@@ -107,19 +106,9 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
     x.segs[first].iov_base = to
     x.segs[first].iov_len = head
     x.npieces += 1
-    while done < head and piece < end:
-        part = <uint32_t>min(piece.iov_len, <size_t>(head - done))
-        memcpy(to + done, piece.iov_base, part)
-        done += part
-        if part < piece.iov_len:  # the rest of it is seen, not copied
-            x.segs[x.npieces].iov_base = <uint8_t *>piece.iov_base + part
-            x.segs[x.npieces].iov_len = piece.iov_len - part
-            x.npieces += 1
-        piece += 1
-    while piece < end:
-        x.segs[x.npieces] = piece[0]
-        x.npieces += 1
-        piece += 1
+    iov_head(to, pieces, packet.nsegs, 0, head)
+    left = packet.len - head  # seen, not copied
+    x.npieces += iov_slice(x.segs + x.npieces, packet.nsegs, pieces, packet.nsegs, head, &left)
     sum = sum_bytes(to + start, head - start)
     if packet.len > head:
         rest = sum_gather(x.segs + first + 1, x.npieces - first - 1, 0, packet.len - head)
@@ -320,12 +309,8 @@ cdef class Executor:
     cdef tuple packet(self, const virtio_packet *packet):
         cdef NetHeader header = NetHeader()
         cdef bytes frame = PyBytes_FromStringAndSize(NULL, packet.len)
-        cdef char *to = PyBytes_AS_STRING(frame)
-        cdef uint32_t i
         header.load(&packet.hdr)
-        for i in range(packet.first, packet.first + packet.nsegs):
-            memcpy(to, self.x.segs[i].iov_base, self.x.segs[i].iov_len)
-            to += self.x.segs[i].iov_len
+        iov_read_all(<uint8_t *>PyBytes_AS_STRING(frame), self.x.segs + packet.first, packet.nsegs)
         return header, frame
 
     def statistics(self):
