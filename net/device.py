@@ -310,7 +310,7 @@ class NetDevice(Device):
         self._tasks[index] = task
         self._kicks[index] = slot.kick.rings
         self._close(index, task)
-        if self._dma:
+        if self.dma:
             self._resume(task)
         if isinstance(task, NetReceive):
             task.connect()
