@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import struct
 import time
 import weakref
@@ -27,6 +26,7 @@ from virtio.net.rarp import reverse_arp
 from virtio.netdev.receive import NetReceive, guest_offloads
 from virtio.netdev.txq import NetTransmit
 from virtio.offload import net_header_size
+from virtio.offload.mac import interface_mac
 from virtio.ports.port import Port
 from virtio.virtqueue import saved
 
@@ -43,19 +43,6 @@ ROUNDS = 256  # bursts of each queue that a poll by hand does at most: a port ma
 BURST_WORK = 1 << 20  # units of work of each: about a millisecond, since no neighbour waits
 
 Workers = Worker | Sequence[Worker] | Literal["own", "busy"] | None
-
-
-def parse_mac(mac: str | bytes | None) -> bytes:
-    """Return 6 bytes: of "52:54:00:12:34:56", of bytes, or random ones (locally administered) of None."""
-    if mac is None:
-        return bytes([0x02]) + secrets.token_bytes(5)
-    try:
-        made = bytes.fromhex(mac.replace(":", "").replace("-", "")) if isinstance(mac, str) else bytes(mac)
-    except ValueError:
-        made = b""
-    if len(made) != 6 or made[0] & 1:
-        raise ConfigError(f"MAC address {mac!r} is not one of an interface (6 bytes, unicast)")
-    return made
 
 
 def is_worker(worker: object) -> bool:
@@ -160,7 +147,7 @@ class NetDevice(Device):
         self._restored = False  # the control state is a snapshot's
         self._ended = False  # by close()
         self._second = Bell()  # kicks of receive queue 1, where that may also be the control queue
-        self.control = Control(weakref.proxy(self), parse_mac(mac))
+        self.control = Control(weakref.proxy(self), interface_mac(mac))
         super().__init__(offer=offer, withhold=self._withhold(offer, withhold), queue_size=queue_size)
         self._figures = Figures(self._tasks, self.queues)
         self._serving.threaded = worker is not None

@@ -19,6 +19,8 @@ from virtio.ports.pattern cimport (
 )
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, sink_deliver, virtio_packet, virtio_port, virtio_sink
 
+from virtio.offload.mac import mac_bytes
+
 
 cdef enum:
     WHOLE = 256            # a frame up to this size is made in one piece: copying is cheaper than a second one
@@ -189,16 +191,6 @@ cdef bint generator_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *
         return True
     virtio_wait_us(wait, ahead // 1000 + 1)
     return False
-
-
-def mac_bytes(mac):
-    try:
-        made = bytes.fromhex(mac.replace(":", ""))
-    except ValueError:
-        made = b""
-    if len(made) != 6:
-        raise ValueError(f"MAC {mac!r} is not six bytes in hexadecimal, with colons between them")
-    return made
 
 
 cdef class Generator(Sink):
