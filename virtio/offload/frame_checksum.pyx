@@ -17,21 +17,8 @@ from virtio.offload.frame cimport (
 from virtio.offload.inet_checksum cimport (
     load_sum16, load_sum32, store_sum16, sum_bytes, sum_finish, sum_fold, sum_pseudo4, sum_pseudo6, sum_short,
 )
+from virtio.offload.protocols cimport ICMP, ICMP_FIELD, IPV4_FIELD, SCTP, SCTP_FIELD, TCP, TCP_FIELD, UDP, UDP_FIELD
 from virtio.offload.results cimport Records
-
-
-cdef enum:
-    ICMP = 1
-    TCP = 6
-    UDP = 17
-    ICMPV6 = 58
-    SCTP = 132
-
-    IPV4_FIELD = 10  # offset of the checksum in the header
-    TCP_FIELD = 16
-    UDP_FIELD = 6
-    ICMP_FIELD = 2
-    SCTP_FIELD = 8
 
 
 cdef struct transport:

@@ -6,13 +6,12 @@ from virtio.core.iov cimport iov_read, iovec
 from virtio.offload.net_hdr cimport (
     NET_HDR_GSO_MASK, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_UDP, VIRTIO_NET_HDR_GSO_UDP_L4, virtio_net_hdr,
 )
+from virtio.offload.protocols cimport ETHERTYPE_QINQ, ETHERTYPE_VLAN
 
 
 cdef enum:
     MTU_TAGS = 8          # bytes of the tags that count on top
     MTU_TAG = 4
-    MTU_TPID = 0x8100
-    MTU_TPID_SERVICE = 0x88a8
     MTU_UDP_HEADER = 8
     MTU_TCP_OFFSET = 12   # of the byte that has the header's length
 
@@ -24,7 +23,7 @@ cdef inline uint32_t limit_of(uint32_t limit, const iovec *pieces, uint32_t skip
     iov_read(head, pieces, skip, sizeof(head))
     while at < 12 + MTU_TAGS:
         tpid = <uint32_t>head[at] << 8 | head[at + 1]
-        if tpid != MTU_TPID and tpid != MTU_TPID_SERVICE:
+        if tpid != ETHERTYPE_VLAN and tpid != ETHERTYPE_QINQ:
             break
         at += MTU_TAG
     return limit + at - 12

@@ -10,13 +10,13 @@ from virtio.offload.frame cimport (
     VIRTIO_STOP_UDP_LENGTH, VIRTIO_TUNNEL_NONE, frame_parse, get_be16, put_be16, virtio_layer,
 )
 from virtio.offload.net_hdr cimport NET_HDR_TUNNEL, VIRTIO_NET_HDR_GSO_UDP
+from virtio.offload.protocols cimport UDP
 from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_IP_LENGTH, VIRTIO_SEGMENT_OK, segment_scratch,
 )
 
 
 cdef enum:
-    UDP = 17
     MINIMUM = 60       # bytes of the shortest Ethernet frame; each VLAN tag may come before or after the padding
     TRAILER_MAX = 64
     FIELDS = 4         # IP and UDP, around a tunnel and within

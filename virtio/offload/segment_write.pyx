@@ -8,6 +8,7 @@ from virtio.core.iov cimport iov_cursor, iov_left, iovec
 from virtio.offload.inet_checksum cimport (
     store_sum16, sum_be16, sum_bytes, sum_copy, sum_finish, sum_fold, sum_gather, sum_swap,
 )
+from virtio.offload.protocols cimport IPV4_MORE
 from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_FRAGMENTS, VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_copy_header, segment_header_size,
     segment_payload_at, segment_payload_size, virtio_segment_ip,
@@ -16,10 +17,6 @@ from virtio.offload.segmenter cimport (
 
 cdef extern from *:
     uint32_t sum_be32 "__builtin_bswap32"(uint32_t v) nogil
-
-
-cdef enum:
-    IPV4_MORE = 0x2000
 
 
 cdef inline void write_ip(const virtio_segment_ip *ip, uint8_t *to, uint32_t i, uint32_t last) noexcept nogil:

@@ -19,25 +19,15 @@ from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
     VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4, VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6,
 )
+from virtio.offload.protocols cimport (
+    CWR, DESTINATION, FIN, FRAGMENT, HOP_BY_HOP, OPTION_END, OPTION_NOP, PSH, ROUTING, TCP, UDP,
+)
 from virtio.offload.segment_lengths cimport LENGTHS_TRUE, lengths_mend, segment_headers_of
 
 
 cdef enum:
-    TCP = 6
-    UDP = 17
-    HOP_BY_HOP = 0
-    ROUTING = 43
-    DESTINATION = 60
-
-    TCP_FIN_PSH = 0x09
-    TCP_CWR = 0x80
-
-    FRAGMENT = 44
     FRAGMENT_HEADER = 8
     CHUNK = 512  # bytes of a datagram whose sum goes into its identification
-
-    OPTION_END = 0
-    OPTION_NOP = 1
     OPTION_COPIED = 0x80
     TUNNELS = 0x60  # VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 and _IPV6
 
@@ -154,9 +144,9 @@ cdef void plan_tcp(virtio_segmenter *s, uint64_t pseudo, const uint32_t *size) n
     for k in range(4):
         p[13] = flags
         if not k & 1:
-            p[13] &= <uint8_t>~TCP_CWR
+            p[13] &= <uint8_t>~CWR
         if not k & 2:
-            p[13] &= <uint8_t>~TCP_FIN_PSH
+            p[13] &= <uint8_t>~(FIN | PSH)
         s.flags[k] = load_sum16(p + 12)
     put_be32(p + 4, 0)
     put_be16(p + 12, 0)

@@ -31,6 +31,7 @@ from virtio.offload.net_hdr cimport (
     VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL, VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_USO4,
     VIRTIO_OFFLOAD_USO6, header_size_of, NetHeader, offloads_of,
 )
+from virtio.offload.protocols cimport CWR, DESTINATION, HOP_BY_HOP, ICMP, ICMPV6, ROUTING, SCTP, TCP, UDP, UDP_FIELD
 from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX
 from virtio.offload.counters import TransmitReason
 
@@ -40,18 +41,6 @@ cdef extern from "Python.h":
 
 
 cdef enum:
-    HOP_BY_HOP = 0
-    ICMP = 1
-    TCP = 6
-    UDP = 17
-    ROUTING = 43
-    ICMPV6 = 58
-    DESTINATION = 60
-    SCTP = 132
-
-    UDP_FIELD = 6
-    CWR = 0x80
-
     BY_MSS = 0x100  # beside VIRTIO_TX_WANT_*
 
 

@@ -9,10 +9,10 @@ from virtio.core.iov cimport iov_cursor, iov_head, iov_left, iovec
 from virtio.event.worker cimport virtio_turn, virtio_work_bytes
 from virtio.offload.inet_checksum cimport sum_fold, sum_gather, sum_pseudo4
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM
+from virtio.offload.protocols cimport ETHERNET
 from virtio.ports.counts cimport add_counts
 from virtio.ports.pattern cimport (
-    ETHERNET, FLOWS_MAX, FRAME_CORRUPT, FRAME_FOREIGN, FRAME_RAW, FRAME_TCP, TCP_HEADER, pattern_of, read_header,
-    stretch,
+    FLOWS_MAX, FRAME_CORRUPT, FRAME_FOREIGN, FRAME_RAW, FRAME_TCP, TCP_HEADER, pattern_of, read_header, stretch,
 )
 from virtio.ports.port cimport virtio_packet, virtio_port
 

@@ -11,10 +11,11 @@ from virtio.core.iov cimport iovec
 from virtio.event.worker cimport VIRTIO_WORK_BYTES, virtio_turn, virtio_wait, virtio_wait_us
 from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_fold, sum_pseudo4
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, virtio_net_hdr
+from virtio.offload.protocols cimport ETHERNET, ETHERTYPE_IPV4
 from virtio.ports.checker cimport Sink, sink_state
 from virtio.ports.counts cimport add_counts, port_counts
 from virtio.ports.pattern cimport (
-    ADDRESS_FROM, ADDRESS_TO, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_RAW, FLOWS_MAX, FRAME_RAW, FRAME_TCP, PORT_DISCARD,
+    ADDRESS_FROM, ADDRESS_TO, ETHERTYPE_RAW, FLOWS_MAX, FRAME_RAW, FRAME_TCP, PORT_DISCARD,
     RAW_HEADER, RAW_MAGIC, TCP_HEADER, pattern_of, put_be16, put_be32, raw_stamp,
 )
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, sink_deliver, virtio_packet, virtio_port, virtio_sink

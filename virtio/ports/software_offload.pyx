@@ -12,6 +12,7 @@ from virtio.offload.batch cimport Batch
 from virtio.offload.frame cimport frame_parse, virtio_frame
 from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_finish, sum_gather, sum_swap
 from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_TO_DRIVER, net_hdr_check, NetHeader
+from virtio.offload.protocols cimport TCP_FIELD, UDP_FIELD
 from virtio.offload.segment_lengths cimport lengths_exact, segment_headers_of
 from virtio.offload.segment_write cimport segment_headers, segment_views
 from virtio.offload.segmenter cimport (
@@ -25,8 +26,6 @@ from virtio.ports.port cimport VIRTIO_PACKET_PIECES, port_offloads
 
 cdef enum:
     SHORT = 256  # frames up to here are copied whole: one piece is cheaper for the taker than two
-    TCP_FIELD = 16
-    UDP_FIELD = 6
 
 
 cdef net_executor *executor_new() noexcept nogil:
