@@ -18,6 +18,7 @@ from virtio.offload.inet_checksum cimport store_sum16, sum_copy, sum_finish
 from virtio.offload.mtu cimport MTU_TAGS, exceeds, limit_of
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, virtio_net_hdr
 from virtio.offload.pieces cimport complete
+from virtio.offload.protocols cimport TCP_FIELD, UDP_FIELD
 from virtio.offload.segment_write cimport segment_copy
 from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_header_size, segment_payload_size, segment_plan_pieces,
@@ -40,8 +41,6 @@ cdef extern from "virtio/net_copy.h" nogil:
 cdef enum:
     NO_ROOM = 0
     NEVER = -1
-    TCP_FIELD = 16
-    UDP_FIELD = 6
     RESERVES = 3      # frames that are popped for when a port reads one: it is not alone
 
 
