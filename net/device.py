@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import struct
 import time
 import weakref
@@ -22,10 +21,12 @@ from virtio.event.worker import Task, Worker
 from virtio.features import Features, parse
 from virtio.memory.guest_memory import GuestMemory
 from virtio.net.ctrl_device import COMMAND_MAX, GUEST_OFFLOAD_FEATURES, Control
+from virtio.net.figures import Figures
 from virtio.net.rarp import reverse_arp
 from virtio.netdev.rxq import NetReceive, guest_offloads
 from virtio.netdev.txq import NetTransmit
 from virtio.offload import net_header_size
+from virtio.offload.mac import interface_mac
 from virtio.ports.port import Port
 from virtio.virtqueue import saved
 
@@ -42,19 +43,6 @@ ROUNDS = 256  # bursts of each queue that a poll by hand does at most: a port ma
 BURST_WORK = 1 << 20  # units of work of each: about a millisecond, since no neighbour waits
 
 Workers = Worker | Sequence[Worker] | Literal["own", "busy"] | None
-
-
-def parse_mac(mac: str | bytes | None) -> bytes:
-    """Return 6 bytes: of "52:54:00:12:34:56", of bytes, or random ones (locally administered) of None."""
-    if mac is None:
-        return bytes([0x02]) + secrets.token_bytes(5)
-    try:
-        made = bytes.fromhex(mac.replace(":", "").replace("-", "")) if isinstance(mac, str) else bytes(mac)
-    except ValueError:
-        made = b""
-    if len(made) != 6 or made[0] & 1:
-        raise ConfigError(f"MAC address {mac!r} is not one of an interface (6 bytes, unicast)")
-    return made
 
 
 def is_worker(worker: object) -> bool:
@@ -156,14 +144,12 @@ class NetDevice(Device):
         self._tasks: dict[int, NetReceive | NetTransmit] = {}
         self._threads: list[Worker] = []
         self._trouble = Bell(weakly(self._rang))
-        # what tasks that ended have counted; and who of those in _tasks is among them already
-        self._ended_counts: tuple[dict[str, Any], frozenset[int]] = ({}, frozenset())
         self._restored = False  # the control state is a snapshot's
-        self._kicks: dict[int, int] = {}  # of each queue, before its task was made
         self._ended = False  # by close()
         self._second = Bell()  # kicks of receive queue 1, where that may also be the control queue
-        self.control = Control(weakref.proxy(self), parse_mac(mac))
+        self.control = Control(weakref.proxy(self), interface_mac(mac))
         super().__init__(offer=offer, withhold=self._withhold(offer, withhold), queue_size=queue_size)
+        self._figures = Figures(self._tasks, self.queues)
         self._serving.threaded = worker is not None
         self.config = bytearray(CONFIG.size)
         self._write_config()
@@ -307,10 +293,10 @@ class NetDevice(Device):
             task.accept(self._accepted())
             task.limit(self._limit())
             task.filter(**self.control.filter())
+        self._figures.begin(index)
         self._tasks[index] = task
-        self._kicks[index] = slot.kick.rings
         self._close(index, task)
-        if self._dma:
+        if self.dma:
             self._resume(task)
         if isinstance(task, NetReceive):
             task.connect()
@@ -332,13 +318,7 @@ class NetDevice(Device):
         worker = self._worker_of(index // 2)
         if worker is not None and task in worker.tasks:
             worker.remove(task)
-        totals: dict[str, Any] = {}
-        add_up(totals, self._ended_counts[0])
-        add_up(totals, self._figures(index, task))
-        # in this order, and each as a whole: statistics() reads without a lock
-        self._ended_counts = totals, frozenset({index})
-        del self._tasks[index]
-        self._ended_counts = totals, frozenset()
+        self._figures.end(index)
 
     def deactivate(self) -> None:
         """Let go of all queues: of those that send first, as what they send may come back to the others."""
@@ -551,31 +531,13 @@ class NetDevice(Device):
                 self._refuse("fault", fault)
                 self.needs_reset(reason)
 
-    def _figures(self, index: int, task: NetReceive | NetTransmit) -> dict[str, Any]:
-        queue = self.queues[index].queue
-        figures = task.statistics() | (queue.counters() if queue is not None else {})
-        figures["kicks"] = self.queues[index].kick.rings - self._kicks[index]
-        return {f"{'tx' if index % 2 else 'rx'}{index // 2}": figures}
-
     def statistics(self) -> dict[str, Any]:
         """Return what was counted since the device was made, also before resets.
 
         For each queue, "rx0", "tx0", ..., frames, bytes, what was done to them, why some were dropped, and the ring's
         chains and interrupts; "control": commands; "port": the port's own.
         """
-        figures: dict[str, Any] = {}
-        # no lock: a port in Python may ask, under a queue's lock, which somebody with the device's lock may wait for
-        while True:
-            before = self._ended_counts
-            tasks = self._tasks.copy()
-            if self._ended_counts is before:
-                break
-        totals, ended = before
-        add_up(figures, totals)
-        for index, task in sorted(tasks.items()):
-            if index not in ended:
-                add_up(figures, self._figures(index, task))
-        return figures | {"control": dict(self.control.counters), "port": self.port.statistics()}
+        return self._figures.report() | {"control": dict(self.control.counters), "port": self.port.statistics()}
 
     # ---- snapshot ----
 
@@ -591,12 +553,3 @@ class NetDevice(Device):
         self.control.load({name: value for name, value in state.items() if name not in told})
         self._link, self._announce = bool(told["link"]), bool(told["announce"])
         self._restored = True
-
-
-def add_up(to: dict[str, Any], more: Mapping[str, Any]) -> None:
-    """Add the numbers of a dict of dicts to another's."""
-    for name, value in more.items():
-        if isinstance(value, Mapping):
-            add_up(to.setdefault(name, {}), value)
-        else:
-            to[name] = to.get(name, 0) + value

@@ -12,6 +12,8 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from virtio.offload.mac import mac_bytes
+
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK, RTM_NEWADDR, RTM_NEWNEIGH = 16, 17, 18, 20, 28
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_REPLACE, NLM_F_CREATE, NLM_F_DUMP = 1, 4, 0x100, 0x400, 0x300
@@ -45,14 +47,6 @@ def attributes(data: bytes) -> dict[int, bytes]:
         found[kind & 0x3FFF] = data[4:length]
         data = data[(length + 3) & ~3 :]
     return found
-
-
-def mac_bytes(mac: str) -> bytes:
-    """Return the six bytes of "02:00:00:00:00:01"; ValueError if it is none."""
-    parts = mac.split(":")
-    if len(parts) != 6 or not all(len(part) == 2 for part in parts):
-        raise ValueError(f"MAC {mac!r} is not six bytes in hexadecimal, with colons between them")
-    return bytes(int(part, 16) for part in parts)
 
 
 def family_of(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> int:

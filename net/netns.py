@@ -88,6 +88,31 @@ def _hint() -> str:
     return ""
 
 
+def unsettled_addresses() -> set[str]:
+    """Return this thread's IPv6 addresses that are not in use yet."""
+    addresses, routes = (
+        [line.split() for line in Path("/proc/thread-self/net", name).read_text().splitlines()]
+        for name in ("if_inet6", "ipv6_route")
+    )
+    local = {route[0] for route in routes if route[1] == "80" and int(route[8], 16) & 0x80000000}  # RTF_LOCAL
+    # link-local addresses have their duplicates looked for; 0x40 is IFA_F_TENTATIVE
+    return {a[0] for a in addresses if a[0][:4] != "fe80" and (int(a[4], 16) & 0x40 or a[0] not in local)}
+
+
+def protocol_counters() -> dict[str, int]:
+    """Return the kernel's counters of protocols in this thread's namespace, as in nstat."""
+    counts: dict[str, int] = {}
+    for path in ("snmp", "netstat"):
+        lines = [line.split() for line in Path("/proc/thread-self/net", path).read_text().splitlines()]
+        for names, values in zip(lines[::2], lines[1::2], strict=True):
+            pairs = zip(names[1:], values[1:], strict=True)
+            counts.update({names[0][:-1] + "." + name: int(value) for name, value in pairs})
+    for line in Path("/proc/thread-self/net/snmp6").read_text().splitlines():
+        name, value = line.split()
+        counts[name] = int(value)
+    return counts
+
+
 class Namespace:
     """A network namespace. Any thread may call; it is gone with the last of its sockets and TAPs after :meth:`close`.
 
@@ -245,38 +270,15 @@ class Namespace:
 
     def settle(self, seconds: float = 10) -> None:
         """Wait until IPv6 addresses are in use: what comes for them before is lost. OSError after ``seconds``."""
-
-        def pending() -> set[str]:
-            addresses, routes = (
-                [line.split() for line in Path("/proc/thread-self/net", name).read_text().splitlines()]
-                for name in ("if_inet6", "ipv6_route")
-            )
-            local = {route[0] for route in routes if route[1] == "80" and int(route[8], 16) & 0x80000000}  # RTF_LOCAL
-            # link-local addresses have their duplicates looked for; 0x40 is IFA_F_TENTATIVE
-            return {a[0] for a in addresses if a[0][:4] != "fe80" and (int(a[4], 16) & 0x40 or a[0] not in local)}
-
         end = time.monotonic() + seconds
-        while left := self.run(pending):
+        while left := self.run(unsettled_addresses):
             if time.monotonic() > end:
                 raise OSError(f"IPv6 addresses {' '.join(sorted(left))} are not in use after {seconds} s")
             time.sleep(0.005)
 
     def counters(self) -> dict[str, int]:
         """Return the kernel's counters of protocols, as in nstat: "Tcp.InSegs", "Udp6InDatagrams", ..."""
-
-        def read() -> dict[str, int]:
-            counts: dict[str, int] = {}
-            for path in ("snmp", "netstat"):
-                lines = [line.split() for line in Path("/proc/thread-self/net", path).read_text().splitlines()]
-                for names, values in zip(lines[::2], lines[1::2], strict=True):
-                    pairs = zip(names[1:], values[1:], strict=True)
-                    counts.update({names[0][:-1] + "." + name: int(value) for name, value in pairs})
-            for line in Path("/proc/thread-self/net/snmp6").read_text().splitlines():
-                name, value = line.split()
-                counts[name] = int(value)
-            return counts
-
-        return self.run(read)
+        return self.run(protocol_counters)
 
     def __repr__(self) -> str:
         return f"<Namespace: {'closed' if self._fd < 0 else f'fd {self._fd}'}>"

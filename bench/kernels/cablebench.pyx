@@ -4,7 +4,8 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
-from virtio.core.iov cimport iovec
+from virtio.core.clock cimport now_ns
+from virtio.core.iov cimport iov_read_all, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
 from virtio.event.worker cimport Task, virtio_task, virtio_turn
@@ -13,25 +14,10 @@ from virtio.vtnet.rxq cimport VtnetReceive, rx_done, rx_post, rx_take, vtnet_rx
 from virtio.vtnet.txq cimport VtnetTransmit
 
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
-
-
 cdef enum:
     WHOLE = 1 << 30    # units of work: a burst is never over before its end
     FRAME = 1 << 16    # bytes of each buffer in between, at most
     SPARE = 192        # so that buffers do not all fall into the same sets of a cache
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 # ---- the baseline: two copies ----
@@ -76,15 +62,11 @@ cdef class TwoCopies(Port):
                              virtio_turn *turn) noexcept nogil:
         cdef virtio_sink *sink = self.other.sink
         cdef virtio_bell *bell
-        cdef uint8_t *to
-        cdef uint32_t i, k
+        cdef uint32_t i
         if sink is NULL:
             return n
         for i in range(n):
-            to = <uint8_t *>self.segs[i].iov_base
-            for k in range(packets[i].first, packets[i].first + packets[i].nsegs):
-                memcpy(to, segs[k].iov_base, segs[k].iov_len)
-                to += segs[k].iov_len
+            iov_read_all(<uint8_t *>self.segs[i].iov_base, segs + packets[i].first, packets[i].nsegs)
             self.segs[i].iov_len = packets[i].len
             self.packets[i] = packets[i]
             self.packets[i].first = i

@@ -4,25 +4,11 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT64_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
+from virtio.core.clock cimport thread_ns
 from virtio.offload.batch cimport Batch
 from virtio.offload.coalesce cimport (
     coalesce_burst, coalesce_flush, coalescer_close, coalescer_limits, coalescer_open, virtio_coalescer, virtio_merged,
 )
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int clock, timespec *now)
-
-
-cdef double clock_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
-    return now.tv_sec * 1e9 + now.tv_nsec
 
 
 def coalesce(frames not None, *, uint32_t flows, uint32_t segments=64, uint32_t burst=128, uint32_t rounds,
@@ -58,7 +44,7 @@ def coalesce(frames not None, *, uint32_t flows, uint32_t segments=64, uint32_t 
         with nogil:
             for i in range(rounds + 1):
                 if i == 1:  # the first round warms up
-                    start = clock_ns()
+                    start = thread_ns()
                     results = 0
                 at = 0
                 while at < batch.count:
@@ -69,7 +55,7 @@ def coalesce(frames not None, *, uint32_t flows, uint32_t segments=64, uint32_t 
                     results += nout
                     while c.held_flows and (at == batch.count or not hold and taken == want):
                         results += coalesce_flush(&c, out, room)
-            start = clock_ns() - start
+            start = thread_ns() - start
     finally:
         coalescer_close(&c)
         free(out)

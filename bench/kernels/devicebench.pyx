@@ -7,6 +7,7 @@ from libc.string cimport memcpy
 
 from virtio.core.atomic cimport virtio_load64, virtio_store64
 from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iov_read_all, iov_size, iov_write, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.worker cimport virtio_turn, virtio_wait
 from virtio.offload.net_hdr cimport NetHeader
@@ -23,16 +24,13 @@ cdef void free_frame(script_frame *frame) noexcept nogil:
 
 cdef script_frame *copy_packet(const virtio_packet *packet, const iovec *segs) noexcept nogil:
     cdef script_frame *frame = <script_frame *>calloc(1, sizeof(script_frame))
-    cdef uint32_t i, at = 0
     if frame is NULL:
         return NULL
     frame.hdr = packet.hdr
     frame.len = packet.len
     frame.nsegs = packet.nsegs
     frame.data = <uint8_t *>malloc(packet.len + 1)
-    for i in range(packet.first, packet.first + packet.nsegs):
-        memcpy(frame.data + at, segs[i].iov_base, segs[i].iov_len)
-        at += <uint32_t>segs[i].iov_len
+    iov_read_all(frame.data, segs + packet.first, packet.nsegs)
     return frame
 
 
@@ -63,15 +61,12 @@ cdef uint32_t script_send(virtio_port *port, uint32_t queue, const virtio_packet
 
 cdef bint give_in_place(script_frame *frame, virtio_sink *sink, virtio_turn *turn) noexcept nogil:
     cdef iovec room[VIRTIO_PACKET_PIECES]
-    cdef uint32_t n = sink.reserve(sink, room, VIRTIO_PACKET_PIECES, turn), i = 0, at = 0, part
+    cdef uint32_t n = sink.reserve(sink, room, VIRTIO_PACKET_PIECES, turn), length
     if n == 0:
         return False
-    while at < frame.len and i < n:
-        part = <uint32_t>min(room[i].iov_len, <size_t>(frame.len - at))
-        memcpy(room[i].iov_base, frame.data + at, part)
-        at += part
-        i += 1
-    sink.commit(sink, &frame.hdr, at)  # as a TAP: what finds no room is cut off
+    length = <uint32_t>min(iov_size(room, n), <size_t>frame.len)  # as a TAP: what finds no room is cut off
+    iov_write(room, 0, frame.data, length)
+    sink.commit(sink, &frame.hdr, length)
     return True
 
 

@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free
 
+from virtio.core.clock cimport thread_ns
 from virtio.offload.batch cimport Batch
 from virtio.offload.frame cimport frame_parse_burst, virtio_frame
 from virtio.offload.toeplitz cimport frame_hash, Toeplitz, virtio_hash
@@ -10,21 +11,6 @@ from virtio.offload.toeplitz cimport frame_hash, Toeplitz, virtio_hash
 
 cdef extern from "stdlib.h" nogil:
     void *aligned_alloc(size_t alignment, size_t size)
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int clock, timespec *now)
-
-
-cdef double cpu_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
-    return now.tv_sec * 1e9 + now.tv_nsec
 
 
 cdef double exercise(Toeplitz toeplitz, object frames, object offsets, uint32_t rounds) except -1:
@@ -43,14 +29,14 @@ cdef double exercise(Toeplitz toeplitz, object frames, object offsets, uint32_t 
         raise MemoryError()
     with nogil:
         frame_parse_burst(parsed, <const uint8_t *const *>batch.data, batch.lengths, batch.count)
-        start = cpu_ns()
+        start = thread_ns()
         for _i in range(rounds):
             if table is NULL:
                 frame_parse_burst(parsed, <const uint8_t *const *>batch.data, batch.lengths, batch.count)
             else:
                 for j in range(batch.count):
                     frame_hash(&out, table, 0x1ff, 0, &parsed[j], batch.data[j])
-        taken = cpu_ns() - start
+        taken = thread_ns() - start
     free(parsed)
     return taken / (<double>rounds * batch.count)
 

@@ -2,9 +2,11 @@
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from posix.time cimport nanosleep, timespec
 
 from virtio._ring cimport driver_dequeue_burst, driver_enqueue_burst, driver_notify
 from virtio.core.atomic cimport virtio_load32, virtio_relax, virtio_store32
+from virtio.core.clock cimport now_ns
 from virtio.core.counters cimport add_count, counted
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport Bell, virtio_bell_ring
@@ -13,25 +15,9 @@ from virtio.virtqueue.driver_queue cimport DriverQueue
 from virtio.virtqueue.structs cimport virtio_completion, virtio_driver_queue, virtio_request, virtio_sg
 
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
-    int nanosleep(const timespec *time, timespec *rest)
-
-
 cdef enum:
     BURST = 64
     LOST = 2000000000  # ns after which a frame does not come any more
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef inline void pause_us(long us) noexcept nogil:

@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from virtio.core.atomic cimport virtio_relax
+from virtio.core.clock cimport thread_ns
 from virtio.core.iov cimport iovec
 from virtio.core.lock cimport queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
@@ -14,26 +15,10 @@ from virtio.vtnet.rxq cimport VtnetReceive, rx_done, rx_post, rx_take, vtnet_rx
 from virtio.vtnet.txq cimport VtnetTransmit, vtnet_tx
 
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-        CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int clock, timespec *now)
-
-
 cdef enum:
     TASKS_MAX = 8
     WHOLE = 1 << 30  # units of work: a burst is never over before its end
     IDLE_MAX = 1 << 24  # rounds in which nothing moves: then something is stuck
-
-
-cdef double clock_ns(int clock) noexcept nogil:
-    cdef timespec now
-    clock_gettime(clock, &now)
-    return now.tv_sec * 1e9 + now.tv_nsec
 
 
 cdef class Source:
@@ -128,7 +113,7 @@ def through(VtnetTransmit transmit, VtnetReceive receive, tasks, uint32_t length
         run[ntasks] = (<Task?>task).task
         ntasks += 1
     with nogil:
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
+        start = thread_ns()
         while idle < IDLE_MAX and ((tx is not NULL and source.sent < want) or (rx is not NULL and got < want)):
             moved = 0
             if tx is not NULL and source.sent < want:
@@ -143,7 +128,7 @@ def through(VtnetTransmit transmit, VtnetReceive receive, tasks, uint32_t length
             idle = 0 if moved else idle + 1
             if not ntasks and not moved:
                 virtio_relax()
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
+        start = thread_ns() - start
     if idle == IDLE_MAX:
         raise RuntimeError(f"nothing moves after {source.sent} frames sent and {got} received")
     return start / (source.sent if tx is not NULL else got), source.sent, got

@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from virtio.core.clock cimport thread_ns
 from virtio.core.iov cimport iovec
 from virtio.offload.batch cimport Batch
 from virtio.offload.crc cimport crc32c_update
@@ -21,15 +22,6 @@ cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
 
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int clock, timespec *now)
-
-
 cdef enum:
     SUM = 0
     SUM_COPY = 1
@@ -39,18 +31,12 @@ cdef enum:
 _WORK = {"sum": SUM, "sum_copy": SUM_COPY, "memcpy": MEMCPY, "crc32c": CRC32C}
 
 
-cdef double clock_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
-    return now.tv_sec * 1e9 + now.tv_nsec
-
-
 cdef double work_ns(int work, uint8_t *base, uint8_t *to, size_t size, size_t stride, size_t frames, long count,
                     volatile uint64_t *total) noexcept nogil:
     cdef uint64_t sum = 0
     cdef size_t at = 0
     cdef long _
-    cdef double start = clock_ns()
+    cdef double start = thread_ns()
     for _ in range(count):
         if work == SUM:
             sum += sum_bytes(base + at, size)
@@ -64,7 +50,7 @@ cdef double work_ns(int work, uint8_t *base, uint8_t *to, size_t size, size_t st
         if at == stride * frames:
             at = 0
     total[0] = sum
-    return (clock_ns() - start) / count
+    return (thread_ns() - start) / count
 
 
 def kernel_ns(work, size_t size, size_t span, long count, *, size_t offset=14, size_t to_offset=14):

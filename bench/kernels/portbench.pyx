@@ -7,30 +7,15 @@ from libc.string cimport memcpy, memset
 
 from virtio.core.atomic cimport virtio_load32, virtio_store32
 from virtio.core.counters cimport add_count, counted
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_read_all, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_is_locked
 from virtio.event.worker cimport virtio_turn, virtio_wait, virtio_wait_bell
 from virtio.offload.net_hdr cimport NetHeader
 from virtio.ports.port cimport VIRTIO_FRAME_MAX, Port, port_flush, port_ring, virtio_packet
 
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int clock, timespec *now)
-
-
 cdef enum:
     WHOLE = 1 << 30  # units of work: a burst is never over before its end
-
-
-cdef inline double thread_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
-    return now.tv_sec * 1e9 + now.tv_nsec
 
 
 # ---- the sink ----
@@ -56,16 +41,14 @@ cdef inline uint8_t *sink_slot(bench_sink *s, const virtio_net_hdr *hdr, uint32_
 cdef uint32_t bench_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
                             virtio_turn *turn) noexcept nogil:
     cdef bench_sink *s = <bench_sink *>sink
-    cdef uint32_t i, j
+    cdef uint32_t i
     cdef uint8_t *to
     check_lock(s)
     for i in range(n):
         if s.count == s.size:
             return i
         to = sink_slot(s, &packets[i].hdr, packets[i].len)
-        for j in range(packets[i].nsegs):
-            memcpy(to, segs[packets[i].first + j].iov_base, segs[packets[i].first + j].iov_len)
-            to += segs[packets[i].first + j].iov_len
+        iov_read_all(to, segs + packets[i].first, packets[i].nsegs)
     return n
 
 

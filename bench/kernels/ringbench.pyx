@@ -8,6 +8,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
 from virtio._ring cimport device_add_used_burst, device_pop_burst, driver_dequeue_burst, driver_enqueue_burst
 from virtio.core.atomic cimport virtio_store16_release, virtio_store64
+from virtio.core.clock cimport thread_ns
 from virtio.core.iov cimport iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.virtqueue.device_queue cimport DeviceQueue
@@ -15,15 +16,6 @@ from virtio.virtqueue.driver_queue cimport DriverQueue
 from virtio.virtqueue.structs cimport (
     virtio_chain, virtio_completion, virtio_device_queue, virtio_driver_queue, virtio_request, virtio_sg,
 )
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int clock, timespec *now)
 
 
 cdef enum:
@@ -35,12 +27,6 @@ cdef enum:
     ROOM_OUT = MAX_BATCH + 20
     ROOM_CHAINS = MAX_BATCH + 28
     ROOM_SEGS = 8 * MAX_BATCH + 36
-
-
-cdef double clock_ns(int clock) noexcept nogil:
-    cdef timespec now
-    clock_gettime(clock, &now)
-    return now.tv_sec * 1e9 + now.tv_nsec
 
 
 cdef int check_batch(int batch, int pieces) except -1:
@@ -83,14 +69,14 @@ def cycle(DriverQueue driver not None, DeviceQueue device not None, int batch, l
     with nogil:
         queue_lock(&dq.lock)
         queue_lock(&vq.lock)
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
+        start = thread_ns()
         while through < count and got == n:
             driver_enqueue_burst(dq, sg, req, n, &why)
             got = device_pop_burst(vq, chains, n, segs, ROOM_SEGS)
             device_add_used_burst(vq, chains, got)
             got = driver_dequeue_burst(dq, out, n)
             through += got
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
+        start = thread_ns() - start
         queue_unlock(&vq.lock)
         queue_unlock(&dq.lock)
     if got != n:
@@ -128,14 +114,14 @@ def device_only(DeviceQueue device not None, int batch, long count, *, uint32_t 
         q.avail.ring[i] = <uint16_t>i
     with nogil:
         queue_lock(&q.lock)
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID)
+        start = thread_ns()
         while through < count and got == n:
             idx += <uint16_t>n
             virtio_store16_release(&q.avail.idx, idx)
             got = device_pop_burst(q, chains, n, segs, ROOM_SEGS)
             device_add_used_burst(q, chains, got)
             through += got
-        start = clock_ns(CLOCK_THREAD_CPUTIME_ID) - start
+        start = thread_ns() - start
         queue_unlock(&q.lock)
     if got != n:
         raise RuntimeError(f"{got} of {n} chains were popped after {through}; {device!r}: {device.broken}")

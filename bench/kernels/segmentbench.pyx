@@ -4,6 +4,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
+from virtio.core.clock cimport thread_ns
 from virtio.core.iov cimport iovec
 from virtio.offload.batch cimport Batch
 from virtio.offload.segment_write cimport segment_copy, segment_headers, segment_views
@@ -17,15 +18,6 @@ cdef extern from "stdlib.h" nogil:
     int posix_memalign(void **memory, size_t alignment, size_t size)
 
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_THREAD_CPUTIME_ID
-    int clock_gettime(int clock, timespec *now)
-
-
 cdef enum:
     MOST = 0xffff  # segments of a frame
     HEADERS = 0
@@ -33,12 +25,6 @@ cdef enum:
     MEMCPY = 2
 
 _WORK = {"headers": HEADERS, "copy": COPY, "memcpy": MEMCPY}
-
-
-cdef double clock_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now)
-    return now.tv_sec * 1e9 + now.tv_nsec
 
 
 def segment_ns(work, frame, uint32_t gso_size, long count, *, uint32_t gso_type=0x100, bint partial=False):
@@ -69,7 +55,7 @@ def segment_ns(work, frame, uint32_t gso_size, long count, *, uint32_t gso_type=
         raise ValueError(f"the frame cannot be cut (code {code}), or there is no memory")
     memset(memory, 0, size)
     with nogil:
-        start = clock_ns()
+        start = thread_ns()
         for _round in range(count):
             segment_plan(&s, batch.data[0], batch.lengths[0], gso_type, gso_size, options, MOST)
             if what == HEADERS:
@@ -86,7 +72,7 @@ def segment_ns(work, frame, uint32_t gso_size, long count, *, uint32_t gso_type=
                     memcpy(memory + i * stride + s.header, s.frame + s.payload_at + segment_payload_at(&s, i),
                            segment_payload_size(&s, i))
                 done += s.count
-        start = clock_ns() - start
+        start = thread_ns() - start
     free(memory)
     free(views)
     free(nviews)

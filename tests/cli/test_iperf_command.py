@@ -20,6 +20,7 @@ from pathlib import Path
 import netns
 import pytest
 from netns import refuse
+from waiting import wait_for
 
 from virtio.cli.iperf import run as iperf
 from virtio.cli.iperf.paths import Ends, VtnetPath
@@ -390,10 +391,7 @@ def test_a_signal_ends_it_and_nothing_is_left(running: subprocess.Popen[str], nu
     assert running.returncode == (130 if number == signal.SIGINT else -number)
     assert running.stderr is not None
     assert running.stderr.read() == ""
-    deadline = time.monotonic() + 10
-    while children(running.pid) and time.monotonic() < deadline:  # of a process that was killed, they take a moment
-        time.sleep(0.01)
-    assert children(running.pid) == set()
+    wait_for(lambda: not children(running.pid))  # of a process that was killed, they take a moment
 
 
 @pytest.mark.usefixtures("kernel")

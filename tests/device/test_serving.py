@@ -416,7 +416,7 @@ def test_a_thread_that_stops_waiting_for_the_lock_keeps_nobody_out() -> None:
 def test_a_thread_that_others_keep_busy_leaves_them_to_another() -> None:
     calm = threading.Event()
     servants: list[int] = []
-    slot = QueueSlot(0, 8, Bell())
+    slot = QueueSlot(0, 8, Bell(), lambda: None)
 
     def serve(slot: QueueSlot) -> None:
         servants.append(threading.get_ident())

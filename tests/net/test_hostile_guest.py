@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from nic import ALL, PACKED, RawNic, attach
 from rawring import BASE, DATA, INDIRECT, SIZE, TABLE, WRITE, RawRing
 from ring_faults import CASES
 from undone import NONE, payload, undone
+from waiting import wait_for
 
 from bench.kernels.devicebench import ScriptPort
 from virtio import GuestMemory
@@ -281,10 +281,7 @@ def test_a_guest_that_scribbles_while_workers_run(packed: bool) -> None:
             frames = [(NONE, payload(60, round_ * 20 + i)) for i in range(20)]
             world.good.post(20)
             world.good.send(frames)
-            end = time.monotonic() + 30
-            while world.good.ring(1).nused < 20:
-                assert time.monotonic() < end, world.good_device.statistics()
-                time.sleep(0.0005)
+            wait_for(lambda: world.good.ring(1).nused >= 20, 30)
             world.good.reap()
             received += [frame for _, frame in frames]
     finally:

@@ -180,7 +180,7 @@ def test_what_a_listener_raises_comes_out_of_the_access():
     function.device.interrupt(0)
     with pytest.raises(RuntimeError, match="listener"):
         function.config_write(COMMAND, 2, 0)
-    assert function.read(ISR, 1) == 1 and not function.device._dma
+    assert function.read(ISR, 1) == 1 and not function.device.dma
     with pytest.raises(RuntimeError, match="listener"):
         function.write(PFN, 4, 0xFFFFFFFF)  # no memory: the device wants a reset, and says so
     assert function.read(ISR, 1) == 2

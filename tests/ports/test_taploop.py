@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from peers import need_peer
 from spaces import MACS, namespaces
+from waiting import wait_for
 
 from virtio.net.netns import Namespace
 from virtio.net.ports import Tap, TapLoop
@@ -63,9 +64,7 @@ def stream(spaces: list[Namespace], size: int, to: int) -> None:
 
 def counted(loop: TapLoop, name: str, least: int) -> dict[str, int | str]:
     """What the loop counts, when it has counted that much: it does so after the receiver has the frame."""
-    end = time.monotonic() + 10
-    while int(loop.statistics()[name]) < least and time.monotonic() < end:
-        time.sleep(0.001)
+    wait_for(lambda: int(loop.statistics()[name]) >= least, what=f"{name} is under {least}")
     return loop.statistics()
 
 
@@ -147,10 +146,7 @@ def test_what_a_kernel_refuses_is_counted() -> None:
         with spaces[0].socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
             for _ in range(5):
                 sender.sendto(b"x", (ADDRESSES[1], 9))
-        end = time.monotonic() + 10
-        while int(loop.statistics()["a_to_b_dropped"]) < 5 and time.monotonic() < end:
-            time.sleep(0.001)
-        counts = loop.statistics()
+        counts = counted(loop, "a_to_b_dropped", 5)
         assert (counts["a_to_b_dropped"], counts["a_to_b_packets"], counts["a_to_b_error"]) == (5, 0, "EIO")
         spaces[1].set_link("tap0", up=True)
         stream(spaces, 10_000, 1)
@@ -175,11 +171,8 @@ def test_it_waits_for_room() -> None:
             sender.bind(("tap0", 0))
             for _ in range(30):
                 sender.send(bytes.fromhex("020000009999" + MACS[0].replace(":", "") + "88b5") + bytes(1000))
-            end = time.monotonic() + 10
-            while int(loop.statistics()["a_to_b_packets"]) < 12 and time.monotonic() < end:
-                time.sleep(0.001)
-            counts = loop.statistics()
-            assert 12 <= int(counts["a_to_b_packets"]) < 30
+            counts = counted(loop, "a_to_b_packets", 12)
+            assert int(counts["a_to_b_packets"]) < 30
             assert counts["a_to_b_dropped"] == 0
             assert loop.running
 
@@ -187,10 +180,7 @@ def test_it_waits_for_room() -> None:
 def test_it_ends_with_an_interface() -> None:
     with pair() as (spaces, taps), TapLoop(*taps) as loop:
         spaces[0].delete_link("tap0")
-        end = time.monotonic() + 10
-        while loop.running and time.monotonic() < end:
-            time.sleep(0.001)
-        assert not loop.running
+        wait_for(lambda: not loop.running)
 
 
 def test_a_tap_that_is_closed_meanwhile() -> None:

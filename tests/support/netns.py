@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 import pytest
 from peers import need_peer
 
+from virtio.net.netns import protocol_counters, unsettled_addresses
+
 T = TypeVar("T")
 
 CLONE_NEWNET = 0x40000000
@@ -85,16 +87,8 @@ class Namespace:
 
     def settled(self) -> None:
         """Wait until each IPv6 address is this machine's: the kernel takes its time, and what comes before is lost."""
-
-        def pending() -> set[str]:
-            addresses = [line.split() for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()]
-            routes = [line.split() for line in Path("/proc/thread-self/net/ipv6_route").read_text().splitlines()]
-            local = {route[0] for route in routes if route[1] == "80" and int(route[8], 16) & 0x80000000}  # RTF_LOCAL
-            # link-local addresses are not used here, and have their duplicates looked for; 0x40 is IFA_F_TENTATIVE
-            return {a[0] for a in addresses if a[0][:4] != "fe80" and (int(a[4], 16) & 0x40 or a[0] not in local)}
-
         end = time.monotonic() + 10
-        while left := self.run(pending):
+        while left := self.run(unsettled_addresses):
             if time.monotonic() > end:
                 raise OSError(f"no route to IPv6 address {' '.join(left)} of its own after 10 s")
             time.sleep(0.01)
@@ -134,20 +128,7 @@ class Namespace:
 
     def counters(self) -> dict[str, int]:
         """Return the kernel's counters here, as in nstat: "Tcp.InSegs", "Udp6InDatagrams", ..."""
-
-        def read() -> dict[str, int]:
-            counts: dict[str, int] = {}
-            for path in ("snmp", "netstat"):
-                with open(f"/proc/thread-self/net/{path}") as file:
-                    lines = [line.split() for line in file]
-                for names, values in zip(lines[::2], lines[1::2], strict=True):
-                    pairs = zip(names[1:], values[1:], strict=True)
-                    counts.update({names[0][:-1] + "." + name: int(value) for name, value in pairs})
-            with open("/proc/thread-self/net/snmp6") as file:
-                counts.update({name: int(value) for name, value in map(str.split, file)})
-            return counts
-
-        return self.run(read)
+        return self.run(protocol_counters)
 
     def errors(self) -> dict[str, int]:
         """Return those of ERRORS that are not 0."""

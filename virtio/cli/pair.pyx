@@ -11,6 +11,7 @@ from virtio._ring cimport (
     driver_dequeue_burst, driver_enable_intr, driver_enqueue_burst, driver_notify, driver_nused,
 )
 from virtio.core.atomic cimport virtio_load32, virtio_relax, virtio_store32, virtio_store64
+from virtio.core.clock cimport now_ns
 from virtio.core.counters cimport counted
 from virtio.core.iov cimport iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
@@ -20,15 +21,6 @@ from virtio.virtqueue.structs cimport (
     VIRTIO_ENQ_BROKEN, VIRTIO_FAULT_NONE, virtio_chain, virtio_completion, virtio_device_queue, virtio_driver_queue,
     virtio_request, virtio_sg,
 )
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
 
 
 cdef extern from "poll.h" nogil:
@@ -72,12 +64,6 @@ _ERRORS = {
     REFUSED: "enqueue refused with code {0} at chain {1}",
     FAULT: "queue broke at chain {1}",
 }
-
-
-cdef double clock_ns(int clock) noexcept nogil:
-    cdef timespec now
-    clock_gettime(clock, &now)
-    return now.tv_sec * 1e9 + now.tv_nsec
 
 
 cdef int check_batch(int batch, int pieces) except -1:
@@ -173,7 +159,7 @@ cdef class Pair:
         Raises RuntimeError for lost wake-ups, wrong data or wrong order, and the queue's error if it breaks.
         """
         cdef int why
-        cdef double start = clock_ns(CLOCK_MONOTONIC)
+        cdef double start = now_ns()
         cdef uint8_t[::1] buffers  # keeps them alive, though the map may be replaced meanwhile
         if self.verify:
             buffers = self.driver.memory.view(self.buffers, 2 * <uint64_t>self.length * self.driver.q.size)
@@ -183,7 +169,7 @@ cdef class Pair:
             self.driver.disable_intr()
         with nogil:
             why = self.drive_loop()
-        start = clock_ns(CLOCK_MONOTONIC) - start
+        start = now_ns() - start
         if why > STOPPED:
             raise self.failed(why, self.returned)
         return start

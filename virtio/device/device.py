@@ -76,17 +76,17 @@ class Device(Hooks):
         self.status = 0
         self.generation = 0
         self.live = False  # between activate() and deactivate()
-        self._dma = True  # the transport lets it at its memory
+        self.dma = True  # the transport lets it at its memory
         self.reason: str | None = None  # of NEEDS_RESET
         self.refused: deque[VirtioError] = deque(maxlen=REFUSED_KEPT)
         self.counters: Counter[str] = Counter()
         self._interrupt: Interrupt | None = None
-        self._acked = 0
+        self.acked = 0  # features that the driver wants, checked or not
         self._epoch = 0  # counts resets
         self._complaint: tuple[str, int] | None = None  # of needs_reset, and when
         self._serving = Serving(self._servable, self._serve, self._raise_config)
         self._control = self._serving.control
-        self._early = partial(weakly(self.soon), weakly(self._begin))
+        begin = partial(weakly(self.soon), weakly(self.begin_early))
         sizes = self.queue_sizes()
         if not len(sizes) <= QUEUES_MAX:
             raise ConfigError(f"{len(sizes)} queues (at most {QUEUES_MAX})")
@@ -94,7 +94,7 @@ class Device(Hooks):
         for index, size in enumerate(sizes):
             if not 1 <= size <= QUEUE_SIZE_MAX:
                 raise ConfigError(f"size {size} of queue {index} out of range (1 to {QUEUE_SIZE_MAX})")
-            slot = QueueSlot(index, size, Bell(nobody))
+            slot = QueueSlot(index, size, Bell(nobody), begin)
             slot.kick = Bell(self._serving.kick_function(index)) if self.handles(index) else Bell()
             self.queues.append(slot)
 
@@ -192,7 +192,7 @@ class Device(Hooks):
         if self.live:
             raise RuntimeError(f"{self!r} is bound and live: reset it first")
         with self._control():
-            self.memory, self._interrupt, self._dma = memory, interrupt, True
+            self.memory, self._interrupt, self.dma = memory, interrupt, True
             for slot in self.queues:
                 self.set_call(slot.index, interrupt.queue(slot.index))
 
@@ -217,15 +217,15 @@ class Device(Hooks):
         What it missed is made up for then: DRIVER_OK, kicks. It may from :meth:`bind` on; a reset does not change it.
         """
         with self._control():
-            if allowed == self._dma:
+            if allowed == self.dma:
                 return
-            self._dma = allowed
+            self.dma = allowed
             if self.live:
                 (self.resume if allowed else self.pause)()
             elif allowed and self.status & (Status.DRIVER_OK | Status.FAILED) == Status.DRIVER_OK:
-                self._start()
+                self.go_live()
             else:
-                self._begin()
+                self.begin_early()
             for slot in self.queues:
                 if allowed and self.live and slot.enabled:
                     slot.kick.ring()
@@ -252,23 +252,23 @@ class Device(Hooks):
         """
         with self._control():
             if self.legacy:
-                before, self._acked = self.negotiated, bits
+                before, self.acked = self.negotiated, bits
                 self._negotiate()
                 if self.negotiated != before:
                     self._renew()
             elif self.status & (Status.FEATURES_OK | Status.DRIVER_OK):
                 self._refuse("features", NegotiationError("features are negotiated already", self.negotiated, bits))
             else:
-                self._acked = bits
+                self.acked = bits
 
     def _negotiate(self) -> bool:
         try:
-            self.check_features(self._acked)
+            self.check_features(self.acked)
         except NegotiationError as error:
             self._refuse("features", error)
             if not self.legacy:
                 return False
-        self.negotiated = closed(self._acked & self.device_features, self.device_type)
+        self.negotiated = closed(self.acked & self.device_features, self.device_type)
         return True
 
     def write_status(self, value: int) -> None:
@@ -316,8 +316,8 @@ class Device(Hooks):
             self._refuse("status", VirtioError("DRIVER_OK after FAILED"))
         else:
             self.status |= Status.DRIVER_OK
-            if self._dma and not self.live:
-                self._start()
+            if self.dma and not self.live:
+                self.go_live()
 
     def _not_ok(self) -> None:
         """Stop where the queues stand: the driver cleared DRIVER_OK, and a kick alone does not start the device."""
@@ -329,17 +329,18 @@ class Device(Hooks):
     def _may_begin(self, slot: QueueSlot) -> bool:
         """Say whether a kick of the queue starts the device before DRIVER_OK: legacy drivers wait for it (3.1.2)."""
         stopped = self.status & (Status.FAILED | Status.DEVICE_NEEDS_RESET)
-        return self.legacy and slot.early and self._dma and not stopped
+        return self.legacy and slot.early and self.dma and not stopped
 
-    def _begin(self) -> None:
+    def begin_early(self) -> None:
+        """Start if a legacy driver kicked a queue before DRIVER_OK."""
         if not self.live and any(map(self._may_begin, self.queues)):
-            self._start()
+            self.go_live()
 
     def _renew(self) -> None:
         """Go on with the features that a legacy driver has just written: each queue from where it stands."""
         live = self.live
         if self._hold() and live:
-            self._start()
+            self.go_live()
 
     def _hold(self) -> bool:
         """Stop, with each queue where it stands: chains that are out come again. False: the device needs a reset."""
@@ -355,7 +356,8 @@ class Device(Hooks):
             return False
         return True
 
-    def _start(self) -> None:
+    def go_live(self) -> None:
+        """Start: :meth:`activate`."""
         if self.memory is None or self._interrupt is None:
             raise RuntimeError(f"{self!r} is not bound to memory")
         self.live = True
@@ -379,7 +381,7 @@ class Device(Hooks):
             try:
                 self._stop()
             finally:
-                self.status = self.negotiated = self._acked = 0
+                self.status = self.negotiated = self.acked = 0
                 self.reason = None
                 self._serving.config_owed = False
                 for slot in self.queues:
@@ -397,8 +399,7 @@ class Device(Hooks):
         with self._control():
             size = len(self.config)
             if offset < 0 or offset + len(data) > size:
-                what = f"config write of {len(data)} bytes at {offset} (size {size})"
-                self._refuse("config", ConfigError(what))
+                self._refuse("config", ConfigError(f"config write of {len(data)} bytes at {offset} (size {size})"))
             elif not self.config_written(offset, bytes(data)):
                 self._refuse("config", ConfigError(f"config write of {len(data)} bytes at {offset}: read-only"))
 
@@ -428,10 +429,10 @@ class Device(Hooks):
                 self.needs_reset(f"queue {index}: {error}")
                 return False
             slot.layout, slot.size, slot.enabled = layout, layout.size, True
-            slot.await_kick(self._early)
+            slot.await_kick()
             if self.live:
                 self.queue_enable(index)
-                if not self._dma:
+                if not self.dma:
                     self.pause()
             return True
 
@@ -492,10 +493,10 @@ class Device(Hooks):
 
     def _servable(self, slot: QueueSlot) -> bool:
         wanted = slot.kicked and slot.enabled and not (slot.muted or slot.halted)
-        return wanted and slot.broken is None and (self._dma if self.live else self._may_begin(slot))
+        return wanted and slot.broken is None and (self.dma if self.live else self._may_begin(slot))
 
     def _serve(self, slot: QueueSlot) -> None:
-        self._begin()
+        self.begin_early()
         if not self.live:
             return
         epoch = self._epoch
@@ -585,7 +586,8 @@ class Device(Hooks):
         and not yet given to the driver, if its type keeps any. The device goes on. A device that drains its queues
         when it is closed does not do so after its snapshot.
         """
-        return snapshot.take(self)
+        with self._control():
+            return snapshot.take(self)
 
     def restore(self, state: Mapping[str, Any], memory: GuestMemory) -> None:
         """Go on where ``state`` was taken, on ``memory`` with the contents of that moment. Restore the transport first.
@@ -594,4 +596,5 @@ class Device(Hooks):
         SnapshotError (a ValueError) that names the field; it is a NegotiationError too if that has features which this
         device does not offer, and a MemoryFault too if it lies outside of memory. The device is then reset.
         """
-        snapshot.put(self, state, memory)
+        with self._control():
+            snapshot.put(self, state, memory)

@@ -34,10 +34,11 @@ class QueueSlot:
 
     kick: Bell
 
-    def __init__(self, index: int, size_max: int, call: Bell) -> None:
+    def __init__(self, index: int, size_max: int, call: Bell, begin: Callable[[], object]) -> None:
         self.index = index
         self.size_max = size_max
         self.call = call
+        self._begin = begin
         self.trouble = Bell(nobody)
         self.awaits: Callable[[VirtioError], bool] = nothing
         self.queue: DeviceQueue | None = None
@@ -63,9 +64,9 @@ class QueueSlot:
         self.owed = False  # the driver is to be interrupted as soon as no lock is held
         self.stood: int | None = None  # rings of `kick` at setup_queue(); None: kicks before DRIVER_OK start nothing
 
-    def await_kick(self, begin: Callable[[], object]) -> None:
+    def await_kick(self) -> None:
         """Tell kicks from those before now, and call ``begin`` at each until the kick bell's watcher is taken away."""
-        self.kick.watch(begin)  # first, or a kick between the two would count and begin nothing
+        self.kick.watch(self._begin)  # first, or a kick between the two would count and begin nothing
         self.stood = self.kick.rings
 
     @property

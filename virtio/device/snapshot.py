@@ -19,46 +19,44 @@ if TYPE_CHECKING:
 
 
 def take(device: Device) -> dict[str, Any]:
-    """Return the state of a device, which goes on."""
-    with device._control():
-        if device.live and device._dma:
-            device.pause()
-        try:
-            return {
-                "device_type": int(device.device_type),
-                "legacy": device.legacy,
-                "acked": int(device._acked),
-                "negotiated": int(device.negotiated),
-                "status": int(device.status),
-                "reason": device.reason,
-                "generation": device.generation,
-                "config": device.config.hex(),
-                "queues": [
-                    {
-                        "layout": asdict(slot.layout) if slot.layout else None,
-                        "broken": slot.broken,
-                        "early": None if slot.stood is None else slot.early,
-                        "state": slot.queue.state() if slot.queue else None,
-                    }
-                    for slot in device.queues
-                ],
-                "own": device.save(),
-            }
-        finally:
-            if device.live and device._dma:
-                device.resume()
+    """Return the state of a device, of which the caller has the lock. The device goes on."""
+    if device.live and device.dma:
+        device.pause()
+    try:
+        return {
+            "device_type": int(device.device_type),
+            "legacy": device.legacy,
+            "acked": int(device.acked),
+            "negotiated": int(device.negotiated),
+            "status": int(device.status),
+            "reason": device.reason,
+            "generation": device.generation,
+            "config": device.config.hex(),
+            "queues": [
+                {
+                    "layout": asdict(slot.layout) if slot.layout else None,
+                    "broken": slot.broken,
+                    "early": None if slot.stood is None else slot.early,
+                    "state": slot.queue.state() if slot.queue else None,
+                }
+                for slot in device.queues
+            ],
+            "own": device.save(),
+        }
+    finally:
+        if device.live and device.dma:
+            device.resume()
 
 
 def put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
-    """Make a device go on where a state was taken; reset it if that cannot be."""
-    with device._control():
+    """Make a device, of which the caller has the lock, go on where a state was taken; reset it if that cannot be."""
+    device.reset()
+    device.memory = memory
+    try:
+        _put(device, state, memory)
+    except BaseException:
         device.reset()
-        device.memory = memory
-        try:
-            _put(device, state, memory)
-        except BaseException:
-            device.reset()
-            raise
+        raise
 
 
 def _shape(device: Device) -> saved.Check:
@@ -89,7 +87,7 @@ def _put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
     _shape(device)(state, "")
     _check_features(device, state)
     device.config[:] = bytes.fromhex(state["config"])
-    device._acked, device.negotiated = state["acked"], state["negotiated"]
+    device.acked, device.negotiated = state["acked"], state["negotiated"]
     device.status, device.reason, device.generation = state["status"], state["reason"], state["generation"]
     for slot, entry in zip(device.queues, state["queues"], strict=True):
         with saved.within(f"queues[{slot.index}]"):
@@ -101,8 +99,8 @@ def _put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, OverflowError, ValueError) as error:
             raise SnapshotError("", f"is malformed: {type(error).__name__}: {error}") from error
-    if device._dma and device.status & Status.DRIVER_OK and not device.status & Status.FAILED:
-        device._start()
+    if device.dma and device.status & Status.DRIVER_OK and not device.status & Status.FAILED:
+        device.go_live()
     # kicks are the driver's word that a legacy queue may be used before DRIVER_OK: then only those that came count
     kicks = not device.legacy or device.status & Status.DRIVER_OK or any(entry["early"] for entry in state["queues"])
     for slot in device.queues:
@@ -112,7 +110,7 @@ def _put(device: Device, state: Mapping[str, Any], memory: GuestMemory) -> None:
                 slot.kick.ring()
             else:  # what waits is served after DRIVER_OK
                 slot.kicked = device.handles(slot.index)
-    device._begin()
+    device.begin_early()
 
 
 def _check_features(device: Device, state: Mapping[str, Any]) -> None:
@@ -137,7 +135,7 @@ def _put_queue(device: Device, slot: QueueSlot, entry: Mapping[str, Any], memory
             raise SnapshotError("layout", f"is {layout}, which this device cannot have")
         slot.layout, slot.size, slot.enabled, slot.broken = layout, layout.size, True, entry["broken"]
         if entry["early"] is not None:
-            slot.await_kick(device._early)
+            slot.await_kick()
     if entry["state"] is not None:
         with saved.within("state"):
             queue = DeviceQueue.restore(memory, entry["state"])

@@ -7,23 +7,16 @@ import weakref
 
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
+from posix.time cimport timespec
 
 from virtio.core.atomic cimport virtio_load32, virtio_relax, virtio_store32
+from virtio.core.clock cimport now_ns
 from virtio.core.counters cimport add_count, counted
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport Bell, virtio_bell_answer, virtio_bell_drain
 
 from virtio.core import signals
 from virtio.core.process import Origin
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
 
 
 cdef extern from "poll.h" nogil:
@@ -44,12 +37,6 @@ cdef enum:
 
 
 LOOK = 100e-6  # seconds between two tries to stop a task amid a burst
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef struct worker_guest:

@@ -13,6 +13,7 @@ from virtio.core.atomic cimport (
     virtio_exchange8, virtio_load16_acquire, virtio_load32_acquire, virtio_load64_acquire, virtio_load8,
     virtio_store16_release, virtio_store32_release, virtio_store64_release,
 )
+from virtio.core.iov cimport iov_read_all
 from virtio.memory.region cimport sort_regions
 
 from weakref import ref
@@ -38,13 +39,6 @@ cdef Region new_log(uint64_t needed):
         raise ValueError(f"a dirty log of {needed} bytes is too large to be allocated unasked (limit {_LOG_MAX}): "
                          "give start_log() a buffer")
     return Region(0, bytearray(needed))
-
-
-cdef inline void copy_out(const memory_span *found, uint8_t *to) noexcept nogil:
-    cdef uint32_t i
-    for i in range(found.parts):
-        memcpy(to, found.part[i].iov_base, found.part[i].iov_len)
-        to += found.part[i].iov_len
 
 
 cdef inline void copy_in(const memory_span *found, const uint8_t *data) noexcept nogil:
@@ -335,7 +329,7 @@ cdef class GuestMemory:
         cdef memory_span found
         cdef tuple _kept = self._find(gpa, length, &found, VIRTIO_REGIONS_MAX)
         cdef bytes data = PyBytes_FromStringAndSize(NULL, length)
-        copy_out(&found, <uint8_t *>PyBytes_AS_STRING(data))
+        iov_read_all(<uint8_t *>PyBytes_AS_STRING(data), found.part, found.parts)
         return data
 
     def write(self, gpa, data):
@@ -365,7 +359,7 @@ cdef class GuestMemory:
         cdef void *base = found.part[0].iov_base
         cdef uint64_t value = 0
         if found.parts > 1 or <uint64_t>base & (size - 1):
-            copy_out(&found, <uint8_t *>&value)
+            iov_read_all(<uint8_t *>&value, found.part, found.parts)
             return value
         if size == 1:
             return virtio_load8(<uint8_t *>base)

@@ -1,11 +1,11 @@
 # A frame that is not plain, on its way into the buffers of a receive queue: its header, the filter, the MTU. It is put
 # in whole or cut, or waits in scratch for room. For rxq.pyx alone.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memmove, memset
 
 from virtio.core.atomic cimport virtio_unlikely
 from virtio.core.counters cimport add_count
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_head, iov_read, iov_write, iovec
 from virtio.event.worker cimport VIRTIO_WORK_SEGMENT
 from virtio.netdev.filter cimport FILTER_HEAD, FILTER_PROMISC, filter_passes
 from virtio.netdev.rx_buffers cimport NEVER, NO_ROOM, drop_never, gather, pieces_of, room_of, take
@@ -14,7 +14,8 @@ from virtio.netdev.rxq cimport (
 )
 from virtio.offload.mtu cimport exceeds, limit_of
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE, virtio_net_hdr
-from virtio.offload.pieces cimport collect, complete, scatter
+from virtio.offload.pieces cimport complete
+from virtio.offload.protocols cimport TCP_FIELD, UDP_FIELD
 from virtio.offload.segment_write cimport segment_copy
 from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_header_size, segment_payload_size, segment_plan_pieces,
@@ -31,11 +32,6 @@ cdef extern from "virtio/net_copy.h" nogil:
     void put_net_hdr "virtio_put_net_hdr"(uint8_t *to, const virtio_net_hdr *hdr, uint16_t num_buffers, uint32_t size)
 
 
-cdef enum:
-    TCP_FIELD = 16
-    UDP_FIELD = 6
-
-
 cdef inline void write_header(net_rx *rx, const iovec *to, const virtio_net_hdr *hdr, uint32_t length,
                               uint32_t buffers) noexcept nogil:
     """Write the header at the start of the pieces: an empty one if the guest does not know one of its flags."""
@@ -50,25 +46,14 @@ cdef inline void write_header(net_rx *rx, const iovec *to, const virtio_net_hdr 
         if hdr.gso_type != VIRTIO_NET_HDR_GSO_NONE:
             add_count(&rx.gso, 1)
             add_count(&rx.gso_bytes, length)
-    scatter(to, 0, bytes, rx.header)
+    iov_write(to, 0, bytes, rx.header)
 
 
 cdef inline bint is_wanted(const net_rx *rx, const iovec *pieces, uint32_t npieces, uint32_t skip) noexcept nogil:
     """Ask the filter about a frame, skip bytes into the pieces."""
     cdef uint8_t head[FILTER_HEAD]
-    cdef uint64_t part, got = 0, at = skip
-    cdef uint32_t i
     memset(head, 0, sizeof(head))
-    for i in range(npieces):
-        if at >= pieces[i].iov_len:
-            at -= pieces[i].iov_len
-            continue
-        part = min(pieces[i].iov_len - at, FILTER_HEAD - got)
-        memcpy(head + got, <const uint8_t *>pieces[i].iov_base + at, part)
-        got += part
-        at = 0
-        if got == FILTER_HEAD:
-            break
+    iov_head(head, pieces, npieces, skip, FILTER_HEAD)
     return filter_passes(&rx.filter, head)
 
 
@@ -147,7 +132,7 @@ cdef inline bint place(net_rx *rx, const virtio_packet *packet, const iovec *sou
         return True
     to = room_of(rx)
     for i in range(packet.nsegs):
-        scatter(to, at, <const uint8_t *>source[i].iov_base, source[i].iov_len)
+        iov_write(to, at, <const uint8_t *>source[i].iov_base, source[i].iov_len)
         at += source[i].iov_len
     if summed:
         complete(to, pieces_of(rx, n), rx.header, hdr, packet.len)
@@ -187,7 +172,7 @@ cdef inline void put_aside(net_rx *rx, const virtio_net_hdr *hdr, uint32_t lengt
     """Put a frame in that is partly in scratch, or in the way of its own segments: all of it by way of scratch."""
     cdef uint32_t there = <uint32_t>min(rx.room, <uint64_t>length)
     memmove(rx.scratch + there, rx.scratch, length - there)
-    collect(rx.scratch, room_of(rx), rx.header, there)
+    iov_read(rx.scratch, room_of(rx), rx.header, there)
     rx.waiting.hdr = hdr[0]
     rx.waiting.first = 0
     rx.waiting.nsegs = 1
@@ -214,7 +199,7 @@ cdef inline bint is_exact_there(net_rx *rx, const virtio_net_hdr *hdr, uint32_t 
         pieces[0].iov_base, pieces[0].iov_len = <uint8_t *>to.iov_base + rx.header, to.iov_len - rx.header
         if is_exact_plain(&packet, pieces):
             return True
-    collect(headers, to, rx.header, n)
+    iov_read(headers, to, rx.header, n)
     pieces[0].iov_base, pieces[0].iov_len = headers, n
     pieces[1].iov_base, pieces[1].iov_len = rx.scratch, length - there
     packet.nsegs = 2  # no more of them is looked at than has room for headers

@@ -7,6 +7,7 @@ from libc.string cimport memcpy, memset
 from virtio._ring cimport device_disable_notification, device_enable_notification, device_needs_notification
 from virtio.core.atomic cimport virtio_likely, virtio_load32, virtio_store32, virtio_unlikely
 from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iov_slice
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell_ring
 from virtio.event.worker cimport VIRTIO_WORK_FRAME, virtio_wait, virtio_wait_bell, virtio_work_bytes
@@ -16,7 +17,7 @@ from virtio.netdev.rx_buffers cimport look, pieces_of, put_back, refill, room_of
 from virtio.netdev.rx_frame cimport (
     beyond, is_exact_there, is_open, is_wanted, place, put_aside, refuse, settle, write_header,
 )
-from virtio.offload.inet_checksum cimport store_sum16, sum_copy, sum_fold
+from virtio.offload.inet_checksum cimport store_sum16, sum_copy, sum_finish
 from virtio.offload.mtu cimport MTU_TAGS, exceeds
 from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_RSC_INFO,
@@ -49,10 +50,8 @@ cdef inline void copy_complete(uint8_t *to, const uint8_t *p, uint32_t length,
                                const virtio_net_hdr *hdr) noexcept nogil:
     """Copy a frame and complete its checksum in one pass; the field is within the frame."""
     cdef uint32_t start = hdr.csum_start
-    cdef uint16_t checksum
     memcpy(to, p, start)
-    checksum = <uint16_t>~sum_fold(sum_copy(to + start, p + start, length - start))
-    store_sum16(to + start + hdr.csum_offset, checksum if checksum else 0xffff)
+    store_sum16(to + start + hdr.csum_offset, sum_finish(sum_copy(to + start, p + start, length - start)))
 
 
 cdef inline bint is_plain(const virtio_packet *packet) noexcept nogil:
@@ -156,9 +155,8 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
 cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
     """Give room for a frame: as much of it as there is in the guest's buffers, the rest in scratch."""
     cdef net_rx *rx = <net_rx *>sink
-    cdef uint64_t left = sink.frame_max, skip = rx.header, have = 0, part
-    cdef const iovec *piece
-    cdef const iovec *end
+    cdef size_t left = sink.frame_max
+    cdef uint64_t have = 0
     cdef uint32_t n = 0
     rx.reserved = 0
     rx.room = 0
@@ -173,20 +171,8 @@ cdef uint32_t rx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_tu
             stall(rx, rx.header)
             return 0
     if rx.reserved:
-        piece = room_of(rx)
-        end = piece + pieces_of(rx, rx.reserved)
-        while piece < end and left and n + 1 < limit:
-            if skip >= piece.iov_len:
-                skip -= piece.iov_len
-            else:
-                part = min(piece.iov_len - skip, left)
-                to[n].iov_base = <uint8_t *>piece.iov_base + skip
-                to[n].iov_len = part
-                n += 1
-                rx.room += part
-                left -= part
-                skip = 0
-            piece += 1
+        n = iov_slice(to, limit - 1, room_of(rx), pieces_of(rx, rx.reserved), rx.header, &left)
+        rx.room = sink.frame_max - left
     if left:
         to[n].iov_base = rx.scratch
         to[n].iov_len = left

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from virtio._ring cimport (
     device_add_used_burst, device_disable_notification, device_enable_notification, device_needs_notification,
@@ -10,6 +10,7 @@ from virtio._ring cimport (
 )
 from virtio.core.atomic cimport virtio_fetch64, virtio_likely, virtio_put64, virtio_unlikely
 from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iov_take
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell_ring
 from virtio.event.worker cimport (
@@ -41,25 +42,9 @@ cdef enum:
     HOLD = 64  # used descriptors; and polls without work
 
 
-cdef void skip_header(uint8_t *bytes, iovec *segs, virtio_packet *packet, uint32_t size) noexcept nogil:
-    """Take the first size bytes out of a packet's pieces, which have more."""
-    cdef uint32_t got = 0, part
-    cdef iovec *seg = segs + packet.first
-    while got < size:
-        part = <uint32_t>min(seg.iov_len, <size_t>(size - got))
-        memcpy(bytes + got, seg.iov_base, part)
-        got += part
-        seg.iov_base = <uint8_t *>seg.iov_base + part
-        seg.iov_len -= part
-        if seg.iov_len == 0:
-            seg += 1
-            packet.first += 1
-            packet.nsegs -= 1
-
-
 cdef int load(net_tx *tx, const virtio_chain *chain, virtio_packet *packet) noexcept nogil:
     """Make a packet of a chain; return why it is to be dropped, or 0."""
-    cdef uint32_t size = tx.header
+    cdef uint32_t size = tx.header, empty
     cdef iovec *seg = tx.segs + chain.first
     cdef uint8_t bytes[24]
     if virtio_unlikely(chain.nwritable != 0):
@@ -76,7 +61,9 @@ cdef int load(net_tx *tx, const virtio_chain *chain, virtio_packet *packet) noex
         seg.iov_base = <uint8_t *>seg.iov_base + size
         seg.iov_len -= size
     else:
-        skip_header(bytes, tx.segs, packet, size)
+        empty = iov_take(bytes, seg, size)
+        packet.first += empty
+        packet.nsegs -= empty
         net_hdr_load(&packet.hdr, bytes, size)
     if virtio_unlikely(packet.nsegs > VIRTIO_PACKET_PIECES):
         return TX_DROP_PIECES

@@ -10,8 +10,7 @@ from libc.string cimport memcpy, memmove, memset
 
 from virtio.core.atomic cimport virtio_prefetch, virtio_unlikely
 from virtio.offload.coalesce_run cimport (
-    AT_CHECKSUM, AT_FLAGS, AT_SEQ, CWR, FIN, IPV4_DF, PSH, TCP, VARIES, fixed_allowed, ipv4_sum, pseudo_sum, put_run,
-    put_whole, run_end,
+    AT_FLAGS, AT_SEQ, VARIES, fixed_allowed, ipv4_sum, pseudo_sum, put_run, put_whole, run_end,
 )
 from virtio.offload.coalesce_table cimport (
     NONE, flow_at, record_of, table_add, table_find, table_match, table_remove, virtio_coalesce_load32,
@@ -23,6 +22,7 @@ from virtio.offload.frame cimport (
     virtio_layer,
 )
 from virtio.offload.inet_checksum cimport load_sum16, sum_bytes, sum_fold, sum_swap
+from virtio.offload.protocols cimport CWR, FIN, IPV4_DF, PSH, TCP, TCP_FIELD
 
 
 cdef extern from "stdlib.h" nogil:
@@ -83,7 +83,7 @@ cdef void build_masks(virtio_coalescer *c) noexcept nogil:
                 memset(mask + l3 + 10, 0, 2)  # checksum
             memset(mask + l4 + AT_SEQ, 0, 4)
             mask[l4 + AT_FLAGS] = 0xff & ~VARIES
-            memset(mask + l4 + AT_CHECKSUM, 0, 2)
+            memset(mask + l4 + TCP_FIELD, 0, 2)
 
 
 cdef int coalescer_open(virtio_coalescer *c, const coalescer_limits *limits) noexcept nogil:
@@ -144,7 +144,7 @@ cdef int check_sums(const uint8_t *p, uint32_t n, uint32_t l3, uint32_t l4, bint
             return VIRTIO_PASS_CHECKSUM_FORM
     if not trusted and sum_fold(sum_bytes(p + l4, n - l4) + pseudo + sum_swap(n - l4)) != 0xffff:
         return VIRTIO_PASS_CHECKSUM
-    if load_sum16(p + l4 + AT_CHECKSUM) == 0xffff:
+    if load_sum16(p + l4 + TCP_FIELD) == 0xffff:
         return VIRTIO_PASS_CHECKSUM_FORM
     return VIRTIO_PASS_NONE
 

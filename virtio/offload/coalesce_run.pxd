@@ -10,17 +10,12 @@ from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_RSC_INFO, VIRTIO_NET_HDR_GSO_ECN,
     VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
 )
+from virtio.offload.protocols cimport CWR, FIN, IPV4_DF, PSH, TCP, TCP_FIELD
 
 
 cdef enum:
-    IPV4_DF = 0x4000
-    TCP = 6
     AT_SEQ = 4                # in the TCP header
     AT_FLAGS = 13
-    AT_CHECKSUM = 16
-    FIN = 0x01
-    PSH = 0x08
-    CWR = 0x80
     VARIES = FIN | PSH | CWR  # flags that segments of a run may differ in
 
 
@@ -86,7 +81,7 @@ cdef inline void put_run(virtio_coalescer *c, const virtio_flow *f, uint32_t fir
     put_be32(h + f.l4 + AT_SEQ, pieces[0].seq)
     h[f.l4 + AT_FLAGS] = <uint8_t>((h[f.l4 + AT_FLAGS] & ~VARIES) | (pieces[0].flags & CWR)
                                    | (pieces[count - 1].flags & (FIN | PSH)))
-    store_sum16(h + f.l4 + AT_CHECKSUM, sum_fold(f.pseudo + sum_swap(l4_length)))
+    store_sum16(h + f.l4 + TCP_FIELD, sum_fold(f.pseudo + sum_swap(l4_length)))
     memset(&m.net, 0, sizeof(m.net))
     m.net.num_buffers = 1
     m.net.gso_type = VIRTIO_NET_HDR_GSO_TCPV6 if f.ipv6 else VIRTIO_NET_HDR_GSO_TCPV4
@@ -100,7 +95,7 @@ cdef inline void put_run(virtio_coalescer *c, const virtio_flow *f, uint32_t fir
         m.net.csum_start = <uint16_t>count  # segments
     else:
         m.net.csum_start = f.l4
-        m.net.csum_offset = AT_CHECKSUM
+        m.net.csum_offset = TCP_FIELD
     m.pieces = pieces
     m.length = f.header_length + payload
     m.segments = <uint16_t>count

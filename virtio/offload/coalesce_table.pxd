@@ -5,6 +5,7 @@ from libc.string cimport memcmp
 from virtio.core.atomic cimport virtio_unlikely
 from virtio.offload.coalesce cimport virtio_coalescer, virtio_flow
 from virtio.offload.frame cimport VIRTIO_L3_IPV6, get_be16, virtio_layer
+from virtio.offload.protocols cimport ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN
 
 
 cdef extern from "virtio/coalesce.h" nogil:
@@ -15,10 +16,6 @@ cdef extern from "virtio/coalesce.h" nogil:
 
 cdef enum:
     NONE = 0xffffffff     # no record
-    ETHERTYPE_IPV4 = 0x0800
-    ETHERTYPE_VLAN = 0x8100
-    ETHERTYPE_IPV6 = 0x86dd
-    ETHERTYPE_QINQ = 0x88a8
 
 
 cdef inline virtio_flow *flow_at(const virtio_coalescer *c, uint32_t record) noexcept nogil:

@@ -9,6 +9,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio.core.atomic cimport virtio_relax
+from virtio.core.clock cimport now_ns
 from virtio.core.lock cimport virtio_is_locked, virtio_trylock, virtio_unlock
 from virtio.offload.batch cimport Batch
 from virtio.offload.coalesce cimport (
@@ -35,15 +36,6 @@ cdef extern from "Python.h":
 
 cdef extern from "sched.h" nogil:
     int sched_yield()
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
 
 
 cdef extern from * nogil:
@@ -515,7 +507,6 @@ cdef class Coalescer:
         number of ``trusted``, MemoryError.
         """
         cdef Input batch = Input.__new__(Input)
-        cdef timespec clock
         cdef uint64_t when = 0
         cdef uint32_t at = 0
         cdef uint32_t n
@@ -528,8 +519,7 @@ cdef class Coalescer:
         if now is not None:
             when = number("now", now, 0, UINT64_MAX)
         elif self.c.max_age != UINT64_MAX:
-            clock_gettime(CLOCK_MONOTONIC, &clock)
-            when = <uint64_t>clock.tv_sec * 1000000000 + <uint64_t>clock.tv_nsec
+            when = <uint64_t>now_ns()
         batch.load((frames,) if single else frames, offsets, False)
         batch.trust(trusted)
         batch.tag()

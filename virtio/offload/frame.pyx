@@ -3,38 +3,18 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
+from virtio.offload.protocols cimport (
+    AH, DESTINATION, ESP, ETHERNET, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ,
+    ETHERTYPE_QINQ_OLD, ETHERTYPE_TEB, ETHERTYPE_VLAN, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, IPV4_MORE, IPV4_OFFSET,
+    MOBILITY, NO_NEXT, OPTION_END, OPTION_NOP, ROUTING, SCTP, TCP, UDP,
+)
+
 
 cdef enum:
     OFFSET_MAX = 0xffff
 
-    ETHER_HEADER = 14
     LLC_LENGTH_MAX = 1500     # up to here the type is a length (802.3, 3.2.6)
-    ETHERTYPE_IPV4 = 0x0800
-    ETHERTYPE_ARP = 0x0806
-    ETHERTYPE_TEB = 0x6558    # transparent Ethernet bridging
-    ETHERTYPE_VLAN = 0x8100   # 802.1Q
-    ETHERTYPE_IPV6 = 0x86dd
-    ETHERTYPE_QINQ = 0x88a8   # 802.1ad
-    ETHERTYPE_QINQ_OLD = 0x9100
 
-    HOP_BY_HOP = 0
-    ICMP = 1
-    TCP = 6
-    UDP = 17
-    ROUTING = 43
-    FRAGMENT = 44
-    ESP = 50
-    AH = 51
-    ICMPV6 = 58
-    NO_NEXT = 59
-    DESTINATION = 60
-    SCTP = 132
-    MOBILITY = 135
-
-    IPV4_MORE = 0x2000
-    IPV4_OFFSET = 0x1fff
-    OPTION_END = 0
-    OPTION_NOP = 1
     OPTION_LSRR = 131
     OPTION_SSRR = 137
     OPTION_PAD1 = 0
@@ -372,9 +352,9 @@ cdef int parse_network(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32
 
 cdef int parse_ethernet(virtio_layer *layer, const uint8_t *p, uint32_t n, uint32_t at) noexcept nogil:
     cdef uint32_t ethertype = 0, vlans = 0
-    cdef int stop = past(ETHER_HEADER, at, n, VIRTIO_STOP_SHORT_ETHERNET)
+    cdef int stop = past(ETHERNET, at, n, VIRTIO_STOP_SHORT_ETHERNET)
     if not stop:
-        at += ETHER_HEADER
+        at += ETHERNET
         ethertype = get_be16(p + at - 2)
         while ethertype == ETHERTYPE_VLAN or ethertype == ETHERTYPE_QINQ or ethertype == ETHERTYPE_QINQ_OLD:
             stop = past(4, at, n, VIRTIO_STOP_SHORT_VLAN)
@@ -466,16 +446,16 @@ cdef virtio_frame PLAIN_IPV4, PLAIN_IPV6  # what all frames that parse_plain() t
 memset(&PLAIN_IPV4, 0, sizeof(virtio_frame))
 PLAIN_IPV4.outer.ethertype = ETHERTYPE_IPV4
 PLAIN_IPV4.outer.l3_kind = VIRTIO_L3_IPV4
-PLAIN_IPV4.outer.l3 = ETHER_HEADER
-PLAIN_IPV4.outer.l4 = ETHER_HEADER + 20
-PLAIN_IPV4.outer.src = ETHER_HEADER + 12
-PLAIN_IPV4.outer.dst = ETHER_HEADER + 16
+PLAIN_IPV4.outer.l3 = ETHERNET
+PLAIN_IPV4.outer.l4 = ETHERNET + 20
+PLAIN_IPV4.outer.src = ETHERNET + 12
+PLAIN_IPV4.outer.dst = ETHERNET + 16
 PLAIN_IPV6 = PLAIN_IPV4
 PLAIN_IPV6.outer.ethertype = ETHERTYPE_IPV6
 PLAIN_IPV6.outer.l3_kind = VIRTIO_L3_IPV6
-PLAIN_IPV6.outer.l4 = ETHER_HEADER + 40
-PLAIN_IPV6.outer.src = ETHER_HEADER + 8
-PLAIN_IPV6.outer.dst = ETHER_HEADER + 24
+PLAIN_IPV6.outer.l4 = ETHERNET + 40
+PLAIN_IPV6.outer.src = ETHERNET + 8
+PLAIN_IPV6.outer.dst = ETHERNET + 24
 
 
 cdef inline bint parse_plain(virtio_frame *frame, const uint8_t *p, uint32_t n) noexcept nogil:
@@ -483,20 +463,20 @@ cdef inline bint parse_plain(virtio_frame *frame, const uint8_t *p, uint32_t n) 
     cdef const virtio_frame *plain
     cdef uint32_t head, end, l4, size, length, flags = VIRTIO_LAYER_L4
     cdef uint8_t protocol
-    if n < ETHER_HEADER + 28:
+    if n < ETHERNET + 28:
         return 0
     head = get_be32(p + 12)  # EtherType, version, header length or traffic class
     if head >> 8 == ETHERTYPE_IPV4 << 8 | 0x45:
-        end = ETHER_HEADER + get_be16(p + 16)
+        end = ETHERNET + get_be16(p + 16)
         if get_be16(p + 20) & (IPV4_MORE | IPV4_OFFSET):
             return 0
         protocol = p[23]
-        l4 = ETHER_HEADER + 20
+        l4 = ETHERNET + 20
         plain = &PLAIN_IPV4
     elif head >> 12 == ETHERTYPE_IPV6 << 4 | 6:
-        end = ETHER_HEADER + 40 + get_be16(p + 18)
+        end = ETHERNET + 40 + get_be16(p + 18)
         protocol = p[20]
-        l4 = ETHER_HEADER + 40
+        l4 = ETHERNET + 40
         plain = &PLAIN_IPV6
     else:
         return 0

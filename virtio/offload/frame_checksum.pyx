@@ -15,23 +15,10 @@ from virtio.offload.frame cimport (
     VIRTIO_STOP_NO_NEXT, VIRTIO_STOP_NOT_IP, VIRTIO_STOP_OK, VIRTIO_STOP_SHORT_L3, frame_parse, get_be16,
 )
 from virtio.offload.inet_checksum cimport (
-    load_sum16, load_sum32, store_sum16, sum_bytes, sum_fold, sum_pseudo4, sum_pseudo6, sum_short,
+    load_sum16, load_sum32, store_sum16, sum_bytes, sum_finish, sum_fold, sum_pseudo4, sum_pseudo6, sum_short,
 )
+from virtio.offload.protocols cimport ICMP, ICMP_FIELD, IPV4_FIELD, SCTP, SCTP_FIELD, TCP, TCP_FIELD, UDP, UDP_FIELD
 from virtio.offload.results cimport Records
-
-
-cdef enum:
-    ICMP = 1
-    TCP = 6
-    UDP = 17
-    ICMPV6 = 58
-    SCTP = 132
-
-    IPV4_FIELD = 10  # offset of the checksum in the header
-    TCP_FIELD = 16
-    UDP_FIELD = 6
-    ICMP_FIELD = 2
-    SCTP_FIELD = 8
 
 
 cdef struct transport:
@@ -144,7 +131,7 @@ cdef int layer_fill_l3(uint8_t *p, const virtio_frame *frame, const virtio_layer
 cdef int layer_fill_l4(uint8_t *p, const virtio_frame *frame, const virtio_layer *layer) noexcept nogil:
     cdef transport it
     cdef uint32_t crc
-    cdef uint16_t checksum
+    cdef uint64_t sum
     cdef int found = find_transport(&it, p, frame, layer)
     if found != VERDICT_GOOD:
         return found
@@ -153,11 +140,8 @@ cdef int layer_fill_l4(uint8_t *p, const virtio_frame *frame, const virtio_layer
         crc = sctp_crc(p, it.length)
         memcpy(p + SCTP_FIELD, &crc, 4)
         return VERDICT_GOOD
-    checksum = <uint16_t>~sum_fold(
-        it.pseudo + sum_short(p, it.field) + sum_bytes(p + it.field + 2, it.length - it.field - 2))
-    if checksum == 0 and layer.protocol == UDP:
-        checksum = 0xffff
-    store_sum16(p + it.field, checksum)
+    sum = it.pseudo + sum_short(p, it.field) + sum_bytes(p + it.field + 2, it.length - it.field - 2)
+    store_sum16(p + it.field, sum_finish(sum) if layer.protocol == UDP else <uint16_t>~sum_fold(sum))
     return VERDICT_GOOD
 
 

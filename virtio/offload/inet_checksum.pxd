@@ -71,6 +71,14 @@ cdef inline uint64_t sum_at(size_t offset, const uint8_t *p, size_t n) noexcept 
 cdef uint64_t sum_gather(const iovec *pieces, size_t count, size_t skip, size_t length) noexcept nogil
 
 
+# The checksum of what has this sum, as it is stored: a 0 becomes 0xffff, as UDP needs it, where 0 stands for none
+# (RFC 768; RFC 8200, 8.1). In one's complement both are the same number. Not for a TCP or IPv4 header's own checksum:
+# those of senders are 0 then, never 0xffff (RFC 1624, 3).
+cdef inline uint16_t sum_finish(uint64_t sum) noexcept nogil:
+    cdef uint16_t checksum = <uint16_t>~sum_fold(sum)
+    return checksum if checksum else <uint16_t>0xffff
+
+
 # Pseudo headers (RFC 9293, RFC 768; RFC 8200 section 8.1), from pointers to the addresses. length is that of the
 # transport header and what follows it. IPv4 has 16 bits for it; a longer one, of a packet still to be cut, goes in
 # whole as in Linux.
@@ -90,8 +98,7 @@ cdef inline uint64_t sum_pseudo6(const uint8_t *src, const uint8_t *dst, uint8_t
 # The checksum after some of what it covers changed, from partial sums of the old and the new bytes (RFC 1624,
 # equation 3). The bytes start at an even offset of what is summed. It is what summing anew gives, but for data that
 # become all zero: 0 here, 0xffff there. A field of 16 or 32 bits, as the native number that a load gives, is a partial
-# sum. A UDP checksum of 0 stands for none, is not to be updated, and as a result
-# must become 0xffff.
+# sum. A UDP checksum of 0 stands for none, is not to be updated, and as a result must become 0xffff.
 cdef inline uint16_t checksum_update(uint16_t checksum, uint64_t old, uint64_t new) noexcept nogil:
     return <uint16_t>~sum_fold(<uint64_t><uint16_t>~checksum + <uint16_t>~sum_fold(old) + sum_fold(new))
 

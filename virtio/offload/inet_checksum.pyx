@@ -100,13 +100,11 @@ cdef uint64_t sum_gather(const iovec *pieces, size_t count, size_t skip, size_t 
 
 
 cdef int checksum_complete(uint8_t *frame, size_t length, size_t csum_start, size_t csum_offset) noexcept nogil:
-    cdef uint16_t checksum
     if csum_start > length:
         return COMPLETE_START
     if length - csum_start < 2 or csum_offset > length - csum_start - 2:
         return COMPLETE_FIELD
-    checksum = <uint16_t>~sum_fold(sum_bytes(frame + csum_start, length - csum_start))
-    store_sum16(frame + csum_start + csum_offset, checksum if checksum else 0xffff)
+    store_sum16(frame + csum_start + csum_offset, sum_finish(sum_bytes(frame + csum_start, length - csum_start)))
     return COMPLETE_OK
 
 

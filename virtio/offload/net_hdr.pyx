@@ -6,6 +6,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from virtio.offload.protocols cimport TCP_FIELD, UDP_FIELD
+
 from virtio.constants import Feature, NetFeature
 
 
@@ -16,9 +18,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     TCP_HEADER = 20
-    TCP_FIELD = 16
     UDP_HEADER = 8
-    UDP_FIELD = 6
 
     FEATURES_MAX = 16
 

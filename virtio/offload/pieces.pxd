@@ -1,40 +1,10 @@
-# Frames in pieces of memory: writing to them, reading out of them, completing their checksum. `skip` is where the frame
-# starts, in bytes from the start of the pieces, which hold all of it.
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy
+# Frames in pieces of memory: completing their checksum. `skip` is where the frame starts, in bytes from the start of
+# the pieces, which hold all of it.
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
 
-from virtio.core.iov cimport iovec
-from virtio.offload.inet_checksum cimport sum_fold, sum_gather
+from virtio.core.iov cimport iov_write, iovec
+from virtio.offload.inet_checksum cimport sum_finish, sum_gather
 from virtio.offload.net_hdr cimport virtio_net_hdr
-
-
-cdef inline void scatter(const iovec *to, uint64_t skip, const uint8_t *p, uint64_t n) noexcept nogil:
-    """Write n bytes."""
-    cdef uint64_t part
-    while n:
-        if skip >= to.iov_len:
-            skip -= to.iov_len
-        else:
-            part = min(to.iov_len - skip, n)
-            memcpy(<uint8_t *>to.iov_base + skip, p, part)
-            p += part
-            n -= part
-            skip = 0
-        to += 1
-
-
-cdef inline void collect(uint8_t *to, const iovec *pieces, uint64_t skip, uint64_t n) noexcept nogil:
-    """Read n bytes."""
-    cdef uint64_t done = 0, part
-    while done < n:
-        if skip >= pieces.iov_len:
-            skip -= pieces.iov_len
-        else:
-            part = min(pieces.iov_len - skip, n - done)
-            memcpy(to + done, <const uint8_t *>pieces.iov_base + skip, part)
-            done += part
-            skip = 0
-        pieces += 1
 
 
 cdef inline bint complete(const iovec *to, uint32_t npieces, uint32_t skip, const virtio_net_hdr *hdr,
@@ -44,8 +14,6 @@ cdef inline bint complete(const iovec *to, uint32_t npieces, uint32_t skip, cons
     cdef uint16_t checksum
     if field + 2 > length:
         return False
-    checksum = <uint16_t>~sum_fold(sum_gather(to, npieces, skip + hdr.csum_start, length - hdr.csum_start))
-    if checksum == 0:
-        checksum = 0xffff
-    scatter(to, skip + field, <const uint8_t *>&checksum, 2)
+    checksum = sum_finish(sum_gather(to, npieces, skip + hdr.csum_start, length - hdr.csum_start))
+    iov_write(to, skip + field, <const uint8_t *>&checksum, 2)
     return True

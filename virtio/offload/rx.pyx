@@ -29,21 +29,10 @@ from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, header_size_of, net_hdr_check,
     net_hdr_load, NetHeader, offloads_of,
 )
+from virtio.offload.protocols cimport ICMP, ICMPV6, ICMP_FIELD, IPV4_FIELD, SCTP, TCP, TCP_FIELD, UDP, UDP_FIELD
 from virtio.offload.segment_lengths cimport lengths_copy, lengths_exact, lengths_mend
 from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_OK
 from virtio.offload.counters import ReceiveReason, ReceiveVerdict
-
-
-cdef enum:
-    ICMP = 1
-    TCP = 6
-    UDP = 17
-    ICMPV6 = 58
-    SCTP = 132
-    ICMP_FIELD = 2
-    TCP_FIELD = 16
-    UDP_FIELD = 6
-    IPV4_FIELD = 10
 
 
 cdef int why_none(const virtio_layer *layer) noexcept nogil:

@@ -1,22 +1,22 @@
 """Lengths in the headers of a frame that is to be cut."""
 
-from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from virtio.core.iov cimport iov_head, iovec
 from virtio.offload.frame cimport (
     VIRTIO_L3_IPV4, VIRTIO_L3_IPV6, VIRTIO_LAYER_L4, VIRTIO_STOP_IP_LENGTH, VIRTIO_STOP_OK, VIRTIO_STOP_SHORT_ETHERNET,
     VIRTIO_STOP_SHORT_EXTENSION, VIRTIO_STOP_SHORT_L3, VIRTIO_STOP_SHORT_L4, VIRTIO_STOP_SHORT_TUNNEL,
     VIRTIO_STOP_UDP_LENGTH, VIRTIO_TUNNEL_NONE, frame_parse, get_be16, put_be16, virtio_layer,
 )
 from virtio.offload.net_hdr cimport NET_HDR_TUNNEL, VIRTIO_NET_HDR_GSO_UDP
+from virtio.offload.protocols cimport UDP
 from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_IP_LENGTH, VIRTIO_SEGMENT_OK, segment_scratch,
 )
 
 
 cdef enum:
-    UDP = 17
     MINIMUM = 60       # bytes of the shortest Ethernet frame; each VLAN tag may come before or after the padding
     TRAILER_MAX = 64
     FIELDS = 4         # IP and UDP, around a tunnel and within
@@ -177,15 +177,7 @@ cdef bint lengths_exact(const virtio_frame *f, const uint8_t *p, uint32_t gso_ty
 
 cdef const uint8_t *segment_headers_of(const iovec *pieces, uint32_t npieces) noexcept nogil:
     cdef uint8_t *scratch = segment_scratch()
-    cdef size_t copied = 0, n
-    cdef uint32_t i
     if npieces == 1:
         return <const uint8_t *>pieces[0].iov_base
-    for i in range(npieces):
-        n = min(pieces[i].iov_len, VIRTIO_SEGMENT_HEADERS_MAX - copied)
-        if n:
-            memcpy(scratch + copied, pieces[i].iov_base, n)
-        copied += n
-        if copied == VIRTIO_SEGMENT_HEADERS_MAX:
-            break
+    iov_head(scratch, pieces, npieces, 0, VIRTIO_SEGMENT_HEADERS_MAX)
     return scratch

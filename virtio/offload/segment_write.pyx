@@ -4,7 +4,11 @@ from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from virtio.offload.inet_checksum cimport store_sum16, sum_be16, sum_bytes, sum_copy, sum_fold, sum_gather, sum_swap
+from virtio.core.iov cimport iov_cursor, iov_left, iovec
+from virtio.offload.inet_checksum cimport (
+    store_sum16, sum_be16, sum_bytes, sum_copy, sum_finish, sum_fold, sum_gather, sum_swap,
+)
+from virtio.offload.protocols cimport IPV4_MORE
 from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_FRAGMENTS, VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_copy_header, segment_header_size,
     segment_payload_at, segment_payload_size, virtio_segment_ip,
@@ -13,10 +17,6 @@ from virtio.offload.segmenter cimport (
 
 cdef extern from *:
     uint32_t sum_be32 "__builtin_bswap32"(uint32_t v) nogil
-
-
-cdef enum:
-    IPV4_MORE = 0x2000
 
 
 cdef inline void write_ip(const virtio_segment_ip *ip, uint8_t *to, uint32_t i, uint32_t last) noexcept nogil:
@@ -59,9 +59,7 @@ cdef inline void write_header(const virtio_segmenter *s, uint8_t *to, uint32_t i
         if last:
             store_sum16(l4 + 4, s.udp_length[1])
         l4 += 6
-        checksum = <uint16_t>~sum_fold(sum)
-        if checksum == 0:
-            checksum = 0xffff
+        checksum = sum_finish(sum)
     if not s.partial:
         store_sum16(l4, checksum)
     elif last:
@@ -164,12 +162,12 @@ cdef uint8_t *write_middle(const virtio_segmenter *s, uint32_t i, uint32_t end, 
             seq += unit
             sum += stored_seq
         if full:
-            word = <uint16_t>~sum_fold(sum + sum_bytes(payload, unit))
+            sum += sum_bytes(payload, unit)
             payload += unit
             if tcp:
-                store_sum16(to + l4 + 16, word)
+                store_sum16(to + l4 + 16, <uint16_t>~sum_fold(sum))
             else:
-                store_sum16(to + l4 + 6, word if word else 0xffff)
+                store_sum16(to + l4 + 6, sum_finish(sum))
         to += stride
         i += 1
     return to
@@ -231,27 +229,14 @@ cdef uint32_t segment_views(virtio_segmenter *s, uint32_t first, uint32_t n, iov
     return n
 
 
-cdef struct reader:     # a place in a list of pieces
-    const iovec *piece
-    size_t skip         # bytes into it
-
-
-cdef inline size_t piece_left(reader *r) noexcept nogil:
-    """Bytes left in the piece at hand, which is the next one where one ends. There are more bytes to come."""
-    while r.skip >= r.piece.iov_len:
-        r.skip -= r.piece.iov_len
-        r.piece += 1
-    return r.piece.iov_len - r.skip
-
-
-cdef uint64_t copy_pieces(reader *to, reader *source, size_t n, bint full) noexcept nogil:
+cdef uint64_t copy_pieces(iov_cursor *to, iov_cursor *source, size_t n, bint full) noexcept nogil:
     """Copy n bytes, which both have, and sum them if full."""
     cdef uint64_t total = 0, sum
     cdef size_t done = 0, part
     cdef uint8_t *p
     cdef const uint8_t *q
     while done < n:
-        part = min(piece_left(to), piece_left(source), n - done)
+        part = min(iov_left(to), iov_left(source), n - done)
         p = <uint8_t *>to.piece.iov_base + to.skip
         q = <const uint8_t *>source.piece.iov_base + source.skip
         if full:
@@ -272,7 +257,7 @@ cdef uint32_t segment_copy(virtio_segmenter *s, uint32_t i, const iovec *to, uin
     cdef uint64_t sum = 0
     cdef size_t room = 0, offset = skip
     cdef iovec whole
-    cdef reader target, source, header_source
+    cdef iov_cursor target, source, header_source
     cdef uint8_t *p
     cdef uint32_t k
     if i >= s.count:

@@ -6,37 +6,28 @@ from libc.stddef cimport size_t
 from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from virtio.core.iov cimport iov_cursor, iov_left, iovec
 from virtio.offload.frame cimport (
     VIRTIO_L3_IPV4, VIRTIO_L3_IPV6, VIRTIO_L3_NONE, VIRTIO_LAYER_FRAGMENT, VIRTIO_LAYER_L4, VIRTIO_LAYER_TUNNEL,
     VIRTIO_STOP_FAULTS, VIRTIO_STOP_OK, VIRTIO_TUNNEL_NONE, frame_parse, get_be16, get_be32, put_be16, put_be32,
     virtio_layer,
 )
 from virtio.offload.inet_checksum cimport (
-    load_sum16, store_sum16, sum_be16, sum_bytes, sum_fold, sum_gather, sum_pseudo4, sum_pseudo6, sum_short,
+    load_sum16, store_sum16, sum_be16, sum_bytes, sum_finish, sum_fold, sum_gather, sum_pseudo4, sum_pseudo6, sum_short,
 )
 from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP,
     VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4, VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV6,
 )
+from virtio.offload.protocols cimport (
+    CWR, DESTINATION, FIN, FRAGMENT, HOP_BY_HOP, OPTION_END, OPTION_NOP, PSH, ROUTING, TCP, UDP,
+)
 from virtio.offload.segment_lengths cimport LENGTHS_TRUE, lengths_mend, segment_headers_of
 
 
 cdef enum:
-    TCP = 6
-    UDP = 17
-    HOP_BY_HOP = 0
-    ROUTING = 43
-    DESTINATION = 60
-
-    TCP_FIN_PSH = 0x09
-    TCP_CWR = 0x80
-
-    FRAGMENT = 44
     FRAGMENT_HEADER = 8
     CHUNK = 512  # bytes of a datagram whose sum goes into its identification
-
-    OPTION_END = 0
-    OPTION_NOP = 1
     OPTION_COPIED = 0x80
     TUNNELS = 0x60  # VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4 and _IPV6
 
@@ -153,9 +144,9 @@ cdef void plan_tcp(virtio_segmenter *s, uint64_t pseudo, const uint32_t *size) n
     for k in range(4):
         p[13] = flags
         if not k & 1:
-            p[13] &= <uint8_t>~TCP_CWR
+            p[13] &= <uint8_t>~CWR
         if not k & 2:
-            p[13] &= <uint8_t>~TCP_FIN_PSH
+            p[13] &= <uint8_t>~(FIN | PSH)
         s.flags[k] = load_sum16(p + 12)
     put_be32(p + 4, 0)
     put_be16(p + 12, 0)
@@ -199,11 +190,9 @@ cdef void plan_tunnel(virtio_segmenter *s, const virtio_frame *f, uint64_t pseud
     for k in range(2):
         length[k] = f.inner.l4 - f.outer.l4 + size[k]
         s.outer_length[k] = sum_be16(<uint16_t>length[k])
-        s.outer_checksum[k] = <uint16_t>~sum_fold(
+        s.outer_checksum[k] = sum_finish(
             sum + 2 * <uint64_t>s.outer_length[k] + (0 if s.ip[0].v4 else s.ip[0].length[k])
             + <uint16_t>~sum_fold(pseudo + sum_be16(<uint16_t>size[k])))
-        if s.outer_checksum[k] == 0:
-            s.outer_checksum[k] = 0xffff
     plan_ip(s, &s.ip[1], &f.outer, length, options & SEGMENT_FIXED_OUTER_ID)
     store_sum16(p + 4, s.outer_length[0])
     if s.outer_check:
@@ -232,22 +221,19 @@ cdef inline uint64_t mix(uint64_t hash, uint64_t word) noexcept nogil:
 
 cdef uint64_t datagram_sum(const virtio_segmenter *s, uint64_t *hash) noexcept nogil:
     """The partial sum of a datagram's payload; it goes into *hash, too."""
-    cdef const iovec *piece = s.pieces
-    cdef uint32_t npieces = s.npieces, at = 0, n
-    cdef size_t skip = s.payload_at
+    cdef iov_cursor source
+    cdef uint32_t at = 0, n
     cdef uint64_t total = 0
     cdef uint16_t part
+    source.piece, source.skip = s.pieces, s.payload_at
     while at < s.payload:
         n = min(s.payload - at, <uint32_t>CHUNK)
         if s.frame is not NULL:
             part = sum_fold(sum_bytes(s.frame + s.payload_at + at, n))
         else:
-            while skip >= piece.iov_len:
-                skip -= piece.iov_len
-                piece += 1
-                npieces -= 1
-            part = sum_fold(sum_gather(piece, npieces, skip, n))
-            skip += n
+            iov_left(&source)
+            part = sum_fold(sum_gather(source.piece, s.npieces - (source.piece - s.pieces), source.skip, n))
+            source.skip += n
         at += n
         total += part
         hash[0] = mix(hash[0], part)
@@ -277,7 +263,7 @@ cdef void plan_fragments(virtio_segmenter *s, const virtio_layer *layer, uint64_
     cdef bint bare = options & SEGMENT_NO_CHECKSUM and load_sum16(udp + 6) == 0
     cdef uint32_t size[2]
     cdef uint32_t more = s.header - layer.l4, i
-    cdef uint16_t length = sum_be16(<uint16_t>(8 + s.payload)), checksum
+    cdef uint16_t length = sum_be16(<uint16_t>(8 + s.payload))
     cdef uint64_t sum, hash = SECRET
     store_sum16(udp + 4, length)
     store_sum16(udp + 6, 0)
@@ -285,9 +271,8 @@ cdef void plan_fragments(virtio_segmenter *s, const virtio_layer *layer, uint64_
     s.l4_sum[0] = sum
     s.seq = 0
     sum += pseudo + length + sum_short(udp, 8)
-    checksum = <uint16_t>~sum_fold(sum)
     if not bare or s.kind == VIRTIO_SEGMENT_IPV6_FRAGMENT:
-        store_sum16(udp + 6, checksum if checksum else 0xffff)
+        store_sum16(udp + 6, sum_finish(sum))
     size[0] = s.unit + more
     size[1] = s.last + more
     if s.kind == VIRTIO_SEGMENT_IPV6_FRAGMENT:

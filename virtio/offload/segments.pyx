@@ -8,7 +8,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_size, iovec
 from virtio.core.limits cimport number_within
 from virtio.offload.batch cimport Batch
 from virtio.offload.frame cimport (
@@ -270,12 +270,10 @@ cdef int write_all(virtio_segmenter *s, const iovec *to, const uint32_t *counts,
 
     Else the number of the first that does not, room being what its pieces hold, and nothing is written.
     """
-    cdef uint32_t i, k, n, first = 0
+    cdef uint32_t i, n, first = 0
     for i in range(s.count):
         n = counts[i] if counts is not NULL else 1
-        room[0] = 0
-        for k in range(first, first + n):
-            room[0] += to[k].iov_len
+        room[0] = iov_size(to + first, n)
         if room[0] < segment_header_size(s, i) + segment_payload_size(s, i):
             return <int>i
         first += n

@@ -23,7 +23,7 @@ from virtio.offload.frame cimport (
     VIRTIO_STOP_IP_VERSION, frame_parse, get_be16, virtio_layer,
 )
 from virtio.offload.frame_checksum cimport VERDICT_GOOD, layer_fill_l4, layer_fill_partial
-from virtio.offload.inet_checksum cimport load_sum16, store_sum16, sum_bytes, sum_fold
+from virtio.offload.inet_checksum cimport load_sum16, store_sum16, sum_bytes, sum_finish
 from virtio.offload.net_hdr cimport (
     VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM, VIRTIO_NET_HDR_GSO_ECN, VIRTIO_NET_HDR_GSO_TCPV4,
     VIRTIO_NET_HDR_GSO_TCPV6, VIRTIO_NET_HDR_GSO_UDP_L4, VIRTIO_NET_HDR_GSO_UDP_TUNNEL_IPV4,
@@ -31,6 +31,7 @@ from virtio.offload.net_hdr cimport (
     VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL, VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_USO4,
     VIRTIO_OFFLOAD_USO6, header_size_of, NetHeader, offloads_of,
 )
+from virtio.offload.protocols cimport CWR, DESTINATION, HOP_BY_HOP, ICMP, ICMPV6, ROUTING, SCTP, TCP, UDP, UDP_FIELD
 from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX
 from virtio.offload.counters import TransmitReason
 
@@ -40,18 +41,6 @@ cdef extern from "Python.h":
 
 
 cdef enum:
-    HOP_BY_HOP = 0
-    ICMP = 1
-    TCP = 6
-    UDP = 17
-    ROUTING = 43
-    ICMPV6 = 58
-    DESTINATION = 60
-    SCTP = 132
-
-    UDP_FIELD = 6
-    CWR = 0x80
-
     BY_MSS = 0x100  # beside VIRTIO_TX_WANT_*
 
 
@@ -108,11 +97,9 @@ cdef void fill_outer(uint8_t *p, const virtio_frame *frame, uint16_t pseudo) noe
     Completed, the inner transport header and payload sum to the complement of that, whatever they are.
     """
     cdef uint32_t at = frame.outer.l4
-    cdef uint16_t checksum
     layer_fill_partial(p, frame, &frame.outer)
     # headers have an even number of bytes: both sums are of the same words
-    checksum = <uint16_t>~sum_fold(sum_bytes(p + at, frame.inner.l4 - at) + <uint16_t>~pseudo)
-    store_sum16(p + at + UDP_FIELD, checksum if checksum else <uint16_t>0xffff)
+    store_sum16(p + at + UDP_FIELD, sum_finish(sum_bytes(p + at, frame.inner.l4 - at) + <uint16_t>~pseudo))
 
 
 cdef int transmit_checksum(virtio_net_hdr *hdr, uint8_t *p, const virtio_frame *frame, const virtio_layer *layer,

@@ -3,12 +3,13 @@
 import sys
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memset
 
 from virtio.core.atomic cimport virtio_load32, virtio_store32
+from virtio.core.clock cimport now_us
 from virtio.core.counters cimport add_count
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_head, iovec
 from virtio.event.notifier cimport Bell, virtio_bell, virtio_bell_answer
 from virtio.event.worker cimport (
     VIRTIO_WORK_BYTES, virtio_turn, virtio_wait, virtio_wait_bell, virtio_wait_us, virtio_work_bytes,
@@ -37,21 +38,6 @@ cdef enum:
 cdef extern from "Python.h":
     void PyErr_SetInterrupt()
     Py_buffer *PyMemoryView_GET_BUFFER(object view)
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
-
-
-cdef inline int64_t now_us() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
 # What is looked at without the GIL
@@ -117,17 +103,7 @@ cdef void report() noexcept:
 
 cdef bytes frame_of(const virtio_packet *packet, const iovec *segs):
     cdef bytes frame = PyBytes_FromStringAndSize(NULL, packet.len)
-    cdef char *to = PyBytes_AS_STRING(frame)
-    cdef size_t left = packet.len
-    cdef size_t part
-    cdef uint32_t i
-    for i in range(packet.nsegs):
-        part = segs[packet.first + i].iov_len
-        if part > left:
-            part = left
-        memcpy(to, segs[packet.first + i].iov_base, part)
-        to += part
-        left -= part
+    iov_head(<uint8_t *>PyBytes_AS_STRING(frame), segs + packet.first, packet.nsegs, 0, packet.len)
     return frame
 
 

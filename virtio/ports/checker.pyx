@@ -2,17 +2,17 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcmp, memmove, memset
 
 from virtio.core.counters cimport add_count, counted
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_cursor, iov_head, iov_left, iovec
 from virtio.event.worker cimport virtio_turn, virtio_work_bytes
 from virtio.offload.inet_checksum cimport sum_fold, sum_gather, sum_pseudo4
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM
+from virtio.offload.protocols cimport ETHERNET
 from virtio.ports.counts cimport add_counts
 from virtio.ports.pattern cimport (
-    ETHERNET, FLOWS_MAX, FRAME_CORRUPT, FRAME_FOREIGN, FRAME_RAW, FRAME_TCP, TCP_HEADER, pattern_of, read_header,
-    stretch,
+    FLOWS_MAX, FRAME_CORRUPT, FRAME_FOREIGN, FRAME_RAW, FRAME_TCP, TCP_HEADER, pattern_of, read_header, stretch,
 )
 from virtio.ports.port cimport virtio_packet, virtio_port
 
@@ -79,21 +79,16 @@ cdef void account(sink_queue *q, sink_flow *flow, uint64_t start, uint64_t end) 
 # ---- the data path ----
 
 cdef bint payload_differs(const uint8_t *expected, const iovec *pieces, uint32_t skip, uint32_t length) noexcept nogil:
+    cdef iov_cursor at
     cdef size_t part
+    at.piece, at.skip = pieces, skip
     while length:
-        if skip >= pieces.iov_len:
-            skip -= <uint32_t>pieces.iov_len
-            pieces += 1
-            continue
-        part = pieces.iov_len - skip
-        if part > length:
-            part = length
-        if memcmp(expected, <const uint8_t *>pieces.iov_base + skip, part) != 0:
+        part = min(iov_left(&at), <size_t>length)
+        if memcmp(expected, <const uint8_t *>at.piece.iov_base + at.skip, part) != 0:
             return True
         expected += part
         length -= <uint32_t>part
-        skip = 0
-        pieces += 1
+        at.skip += part
     return False
 
 
@@ -112,9 +107,7 @@ cdef bint checksum_wrong(const virtio_packet *packet, const uint8_t *head, const
 cdef void verify_frame(sink_queue *q, const virtio_packet *packet, const iovec *pieces) noexcept nogil:
     cdef uint8_t copy[TCP_HEADER]
     cdef const uint8_t *head = <const uint8_t *>pieces.iov_base
-    cdef uint32_t have = 0
-    cdef uint32_t i = 0
-    cdef size_t part
+    cdef uint32_t have
     cdef stretch s
     cdef sink_flow *flow
     cdef int kind
@@ -123,11 +116,7 @@ cdef void verify_frame(sink_queue *q, const virtio_packet *packet, const iovec *
     if packet.nsegs and pieces.iov_len >= TCP_HEADER:
         have = TCP_HEADER
     else:
-        while i < packet.nsegs and have < TCP_HEADER:
-            part = pieces[i].iov_len if pieces[i].iov_len < TCP_HEADER - have else TCP_HEADER - have
-            memcpy(copy + have, pieces[i].iov_base, part)
-            have += <uint32_t>part
-            i += 1
+        have = <uint32_t>iov_head(copy, pieces, packet.nsegs, 0, TCP_HEADER)
         head = copy
     kind = read_header(&s, head, have, packet.len)
     if kind == FRAME_FOREIGN:

@@ -5,27 +5,22 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from virtio.core.atomic cimport virtio_load32, virtio_store32
+from virtio.core.clock cimport now_ns
 from virtio.core.counters cimport add_count, counted
 from virtio.core.iov cimport iovec
 from virtio.event.worker cimport VIRTIO_WORK_BYTES, virtio_turn, virtio_wait, virtio_wait_us
 from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_fold, sum_pseudo4
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_TCPV4, virtio_net_hdr
+from virtio.offload.protocols cimport ETHERNET, ETHERTYPE_IPV4
 from virtio.ports.checker cimport Sink, sink_state
 from virtio.ports.counts cimport add_counts, port_counts
 from virtio.ports.pattern cimport (
-    ADDRESS_FROM, ADDRESS_TO, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_RAW, FLOWS_MAX, FRAME_RAW, FRAME_TCP, PORT_DISCARD,
+    ADDRESS_FROM, ADDRESS_TO, ETHERTYPE_RAW, FLOWS_MAX, FRAME_RAW, FRAME_TCP, PORT_DISCARD,
     RAW_HEADER, RAW_MAGIC, TCP_HEADER, pattern_of, put_be16, put_be32, raw_stamp,
 )
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, sink_deliver, virtio_packet, virtio_port, virtio_sink
 
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
+from virtio.offload.mac import mac_bytes
 
 
 cdef enum:
@@ -60,12 +55,6 @@ cdef struct generator:
     double rate            # frames a nanosecond of each queue, 0: as fast as they are taken
     uint32_t stopped
     generator_queue *queues
-
-
-cdef inline int64_t now_ns() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 cdef void make_raw(generator_queue *q, uint8_t *block, uint64_t number, uint32_t size) noexcept nogil:
@@ -203,16 +192,6 @@ cdef bint generator_arm_receive(virtio_port *port, uint32_t queue, virtio_wait *
         return True
     virtio_wait_us(wait, ahead // 1000 + 1)
     return False
-
-
-def mac_bytes(mac):
-    try:
-        made = bytes.fromhex(mac.replace(":", ""))
-    except ValueError:
-        made = b""
-    if len(made) != 6:
-        raise ValueError(f"MAC {mac!r} is not six bytes in hexadecimal, with colons between them")
-    return made
 
 
 cdef class Generator(Sink):

@@ -3,19 +3,11 @@
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from virtio.core.atomic cimport virtio_load32
+from virtio.core.clock cimport now_us
 from virtio.core.counters cimport add_count
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.worker cimport virtio_wait_us
 from virtio.ports.port cimport turn_is_full
-
-
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-    int clock_gettime(int clock, timespec *now)
 
 
 cdef extern from *:
@@ -30,12 +22,6 @@ cdef extern from *:
 cdef enum:
     WAIT_MIN = 50     # us between two looks for room, at first;
     WAIT_MAX = 4000   # then as long as it has waited already, up to this
-
-
-cdef inline int64_t now_us() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000000 + now.tv_nsec // 1000
 
 
 cdef uint32_t wire_send(wire *w, wire_sender *sender, const virtio_packet *packets, uint32_t n, const iovec *segs,

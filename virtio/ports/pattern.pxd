@@ -7,15 +7,15 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from virtio.offload.protocols cimport ETHERNET, ETHERTYPE_IPV4
+
 
 cdef enum:
     PATTERN_PERIOD = 65521
     PATTERN_FRAME = 65589     # VIRTIO_FRAME_MAX
-    ETHERNET = 14
     RAW_HEADER = 30           # Ethernet, raw_stamp
     TCP_HEADER = 54           # Ethernet, IPv4, TCP
     ETHERTYPE_RAW = 0x88b5
-    ETHERTYPE_IPV4 = 0x0800
     RAW_MAGIC = 0x5652        # "RV"
     PORT_DISCARD = 9
     ADDRESS_FROM = 0xc6120001  # 198.18.0.1 and .2: for benchmarks (RFC 2544)

@@ -10,8 +10,9 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memmove, memset
 
 from virtio.core.atomic cimport virtio_store32
+from virtio.core.clock cimport now_ns, wall_ns
 from virtio.core.counters cimport add_count, counted
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_head, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.worker cimport (
     VIRTIO_WORK_BYTES, VIRTIO_WORK_SYSCALL, pollfd, virtio_turn, virtio_wait, virtio_wait_fd, virtio_wait_us,
@@ -44,16 +45,6 @@ cdef extern from "poll.h" nogil:
     int poll(pollfd *fds, unsigned long n, int timeout)
 
 
-cdef extern from "time.h" nogil:
-    struct timespec:
-        long tv_sec
-        long tv_nsec
-    enum:
-        CLOCK_MONOTONIC
-        CLOCK_REALTIME
-    int clock_gettime(int clock, timespec *now)
-
-
 cdef enum:
     FILE_HEADER = 24
     RECORD = 16               # bytes of header of each record
@@ -67,12 +58,6 @@ cdef enum:
     MORE = 0                  # what take_record found: nothing whole in the buffer,
     FOUND = 1                 # a record,
     BROKEN = 2                # one that cannot be
-
-
-cdef inline int64_t clock_ns(int clock) noexcept nogil:
-    cdef timespec now
-    clock_gettime(clock, &now)
-    return <int64_t>now.tv_sec * 1000000000 + now.tv_nsec
 
 
 # ---- reading ----
@@ -178,7 +163,7 @@ cdef bint is_due(pcap_reader *r, const record *found) noexcept nogil:
     cdef double ahead
     if r.speed == 0:
         return True
-    now = clock_ns(CLOCK_MONOTONIC)
+    now = now_ns()
     if r.since == 0:
         r.since = now
         r.origin = found.time
@@ -263,7 +248,7 @@ cdef bint wait_for_more(pcap_reader *r, virtio_wait *wait) noexcept nogil:
         return False
     if r.speed == 0:
         return True
-    ahead = r.due - clock_ns(CLOCK_MONOTONIC)
+    ahead = r.due - now_ns()
     if ahead <= 0:
         return True
     virtio_wait_us(wait, ahead // 1000 + 1)
@@ -462,11 +447,9 @@ cdef void flush(pcap_writer *w) noexcept nogil:
 
 
 cdef void add_record(pcap_writer *w, const virtio_packet *packet, const iovec *segs) noexcept nogil:
-    cdef int64_t now = clock_ns(CLOCK_REALTIME)
+    cdef int64_t now = wall_ns()
     cdef uint32_t left = packet.len if packet.len < w.snaplen else w.snaplen
     cdef uint32_t head[4]
-    cdef uint32_t i
-    cdef size_t part
     if w.used + RECORD + left > BUFFER:
         flush(w)
     head[0] = <uint32_t>(now // 1000000000)
@@ -475,13 +458,7 @@ cdef void add_record(pcap_writer *w, const virtio_packet *packet, const iovec *s
     head[3] = packet.len
     memcpy(w.buffer + w.used, head, RECORD)
     w.used += RECORD
-    for i in range(packet.nsegs):
-        part = segs[packet.first + i].iov_len
-        if part > left:
-            part = left
-        memcpy(w.buffer + w.used, segs[packet.first + i].iov_base, part)
-        w.used += <uint32_t>part
-        left -= <uint32_t>part
+    w.used += <uint32_t>iov_head(w.buffer + w.used, segs + packet.first, packet.nsegs, 0, left)
     w.packets += 1
     w.bytes += packet.len
 

@@ -1,16 +1,18 @@
 """Executing offloads: frames that leave something undone become frames that leave no more undone than is allowed."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 from virtio.core.counters cimport add_count, counted
+from virtio.core.iov cimport iov_head, iov_read_all, iov_size, iov_slice, iovec
 from virtio.event.worker cimport VIRTIO_WORK_SEGMENT, virtio_work_bytes
 from virtio.offload.batch cimport Batch
 from virtio.offload.frame cimport frame_parse, virtio_frame
-from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_fold, sum_gather, sum_swap
+from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_finish, sum_gather, sum_swap
 from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_TO_DRIVER, net_hdr_check, NetHeader
+from virtio.offload.protocols cimport TCP_FIELD, UDP_FIELD
 from virtio.offload.segment_lengths cimport lengths_exact, segment_headers_of
 from virtio.offload.segment_write cimport segment_headers, segment_views
 from virtio.offload.segmenter cimport (
@@ -24,8 +26,6 @@ from virtio.ports.port cimport VIRTIO_PACKET_PIECES, port_offloads
 
 cdef enum:
     SHORT = 256  # frames up to here are copied whole: one piece is cheaper for the taker than two
-    TCP_FIELD = 16
-    UDP_FIELD = 6
 
 
 cdef net_executor *executor_new() noexcept nogil:
@@ -61,9 +61,7 @@ cdef void execute_start(net_executor *x, const virtio_packet *packets, uint32_t 
 cdef inline uint32_t add_packet(net_executor *x, uint32_t first) noexcept nogil:
     """Count a packet whose pieces are x.segs[first .. npieces)."""
     cdef virtio_packet *out = &x.packets[x.count]
-    cdef uint32_t i, length = 0
-    for i in range(first, x.npieces):
-        length += <uint32_t>x.segs[i].iov_len
+    cdef uint32_t length = <uint32_t>iov_size(x.segs + first, x.npieces - first)
     out.first = first
     out.nsegs = x.npieces - first
     out.len = length
@@ -92,12 +90,11 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
     It is the sum from csum_start to the frame's end (VIRTIO 1.4, 5.1.9.2), and never 0: see checksum_complete.
     """
     cdef uint32_t field = <uint32_t>packet.hdr.csum_start + packet.hdr.csum_offset
-    cdef uint32_t head = field + 2, start = packet.hdr.csum_start, first = x.npieces, done = 0, part
-    cdef const iovec *piece = x.input_segs + packet.first
-    cdef const iovec *end = piece + packet.nsegs
+    cdef uint32_t head = field + 2, start = packet.hdr.csum_start, first = x.npieces
+    cdef const iovec *pieces = x.input_segs + packet.first
+    cdef size_t left
     cdef uint8_t *to = x.scratch + x.scratch_used
     cdef uint64_t sum, rest
-    cdef uint16_t checksum
     if head > packet.len:
         add_count(&x.dropped[EXECUTE_BAD_CHECKSUM], 1)
         return True
@@ -108,25 +105,14 @@ cdef bint add_checksum(net_executor *x, const virtio_packet *packet) noexcept no
     x.segs[first].iov_base = to
     x.segs[first].iov_len = head
     x.npieces += 1
-    while done < head and piece < end:
-        part = <uint32_t>min(piece.iov_len, <size_t>(head - done))
-        memcpy(to + done, piece.iov_base, part)
-        done += part
-        if part < piece.iov_len:  # the rest of it is seen, not copied
-            x.segs[x.npieces].iov_base = <uint8_t *>piece.iov_base + part
-            x.segs[x.npieces].iov_len = piece.iov_len - part
-            x.npieces += 1
-        piece += 1
-    while piece < end:
-        x.segs[x.npieces] = piece[0]
-        x.npieces += 1
-        piece += 1
+    iov_head(to, pieces, packet.nsegs, 0, head)
+    left = packet.len - head  # seen, not copied
+    x.npieces += iov_slice(x.segs + x.npieces, packet.nsegs, pieces, packet.nsegs, head, &left)
     sum = sum_bytes(to + start, head - start)
     if packet.len > head:
         rest = sum_gather(x.segs + first + 1, x.npieces - first - 1, 0, packet.len - head)
         sum += sum_swap(rest) if (head - start) & 1 else rest
-    checksum = <uint16_t>~sum_fold(sum)
-    store_sum16(to + field, checksum if checksum else 0xffff)
+    store_sum16(to + field, sum_finish(sum))
     x.scratch_used += (head + 63) & ~<uint32_t>63
     memset(&x.packets[x.count].hdr, 0, sizeof(virtio_net_hdr))
     add_packet(x, first)
@@ -322,12 +308,8 @@ cdef class Executor:
     cdef tuple packet(self, const virtio_packet *packet):
         cdef NetHeader header = NetHeader()
         cdef bytes frame = PyBytes_FromStringAndSize(NULL, packet.len)
-        cdef char *to = PyBytes_AS_STRING(frame)
-        cdef uint32_t i
         header.load(&packet.hdr)
-        for i in range(packet.first, packet.first + packet.nsegs):
-            memcpy(to, self.x.segs[i].iov_base, self.x.segs[i].iov_len)
-            to += self.x.segs[i].iov_len
+        iov_read_all(<uint8_t *>PyBytes_AS_STRING(frame), self.x.segs + packet.first, packet.nsegs)
         return header, frame
 
     def statistics(self):

@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 
 from virtio.core.atomic cimport virtio_store32
 from virtio.core.counters cimport add_count
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_head, iov_read_all, iov_size, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.worker cimport VIRTIO_WORK_SYSCALL, virtio_turn, virtio_wait, virtio_wait_fd, virtio_work_bytes
 from virtio.memory.sigbus cimport guard_touch
@@ -102,17 +102,12 @@ cdef inline ssize_t write_pieces(tap_side *side, const iovec *iov, uint32_t piec
 cdef ssize_t write_gathered(tap_side *side, iovec *iov, const virtio_packet *packet, const iovec *segs) noexcept nogil:
     """Write a frame of more pieces than one writev takes: copied together first. Returns -errno for none."""
     cdef uint8_t *scratch = scratch_of(side)
-    cdef size_t length = 0
-    cdef uint32_t i
-    cdef const iovec *seg
+    cdef size_t length = iov_size(segs + packet.first, packet.nsegs)
     if scratch is NULL:
         return -ENOMEM
-    for i in range(packet.nsegs):
-        seg = &segs[packet.first + i]
-        if seg.iov_len > VIRTIO_FRAME_MAX - length:
-            return -EMSGSIZE
-        memcpy(scratch + length, seg.iov_base, seg.iov_len)
-        length += seg.iov_len
+    if length > VIRTIO_FRAME_MAX:
+        return -EMSGSIZE
+    iov_read_all(scratch, segs + packet.first, packet.nsegs)
     iov[1].iov_base = scratch
     iov[1].iov_len = length
     return write_pieces(side, iov, 1)
@@ -172,15 +167,9 @@ cdef bint deliver_copy(tap_side *side, virtio_sink *sink, const virtio_net_hdr *
     cdef virtio_turn whole_turn
     cdef bint taken
     cdef iovec whole
-    cdef uint32_t i
-    cdef uint32_t done = 0
-    cdef size_t part
     if scratch is NULL or length > VIRTIO_FRAME_MAX:
         return False
-    for i in range(pieces):
-        part = room[i].iov_len if room[i].iov_len < length - done else length - done
-        memcpy(scratch + done, room[i].iov_base, part)
-        done += <uint32_t>part
+    iov_head(scratch, room, pieces, 0, length)
     whole.iov_base = scratch
     whole.iov_len = length
     packet.hdr = hdr[0]
@@ -226,7 +215,7 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
     cdef size_t room
     cdef ssize_t got
     cdef uint32_t taken = 0
-    cdef uint32_t pieces, i
+    cdef uint32_t pieces
     iov[0].iov_base = &hdr
     iov[0].iov_len = side.header
     queue_lock(&side.lock)
@@ -235,9 +224,7 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
         if pieces == 0:
             add_count(&side.counts.full, 1)
             break
-        room = side.header
-        for i in range(pieces):
-            room += iov[1 + i].iov_len
+        room = side.header + iov_size(&iov[1], pieces)
         iov[1 + pieces].iov_base = &beyond
         iov[1 + pieces].iov_len = 1
         memset(&hdr, 0, sizeof(hdr))

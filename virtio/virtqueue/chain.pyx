@@ -4,7 +4,8 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint32_t, uint64_t, UINT32_MAX
 from libc.stdlib cimport free
-from libc.string cimport memcpy
+
+from virtio.core.iov cimport iov_head, iov_write
 
 
 cdef class Chain:
@@ -79,9 +80,7 @@ cdef class Chain:
         """Return up to ``length`` bytes (default: all) of the readable parts from ``offset`` on, as one bytes
         object.
         """
-        cdef uint64_t skip, want, left, part
-        cdef uint8_t *to
-        cdef uint32_t i
+        cdef uint64_t skip, want
         if offset < 0 or (length is not None and length < 0):
             raise ValueError(f"offset {offset} and length {length} must not be negative")
         skip = min(offset, self.c.readable)
@@ -89,22 +88,7 @@ cdef class Chain:
         if length is not None and length < want:
             want = length
         result = PyBytes_FromStringAndSize(NULL, want)
-        to = <uint8_t *>PyBytes_AS_STRING(result)
-        left = want
-        for i in range(self.c.nreadable):
-            part = self.segs[i].iov_len
-            if skip >= part:
-                skip -= part
-                continue
-            part -= skip
-            if part > left:
-                part = left
-            memcpy(to, <uint8_t *>self.segs[i].iov_base + skip, part)
-            to += part
-            left -= part
-            skip = 0
-            if left == 0:
-                break
+        iov_head(<uint8_t *>PyBytes_AS_STRING(result), self.segs, self.c.nreadable, skip, want)
         return result
 
     def write(self, data, offset=None):
@@ -114,33 +98,16 @@ cdef class Chain:
         fit, or when the chain was given back already.
         """
         cdef Py_buffer view
-        cdef uint64_t skip, left, part, at, total
-        cdef uint8_t *source
-        cdef uint32_t i
+        cdef uint64_t at, total
         at = self.c.written if offset is None else offset
         if self.owner is None:
             raise ValueError(f"chain {self.c.head} was given back: its memory is the driver's again")
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            total = left = view.len
-            if at > self.c.writable or left > self.c.writable - at:
+            total = view.len
+            if at > self.c.writable or total > self.c.writable - at:
                 raise ValueError(f"{total} bytes at offset {at} do not fit in {self.c.writable} writable bytes")
-            source = <uint8_t *>view.buf
-            skip = at
-            for i in range(self.c.nreadable, <uint32_t>self.c.nreadable + self.c.nwritable):
-                if left == 0:
-                    break
-                part = self.segs[i].iov_len
-                if skip >= part:
-                    skip -= part
-                    continue
-                part -= skip
-                if part > left:
-                    part = left
-                memcpy(<uint8_t *>self.segs[i].iov_base + skip, source, part)
-                source += part
-                left -= part
-                skip = 0
+            iov_write(self.segs + self.c.nreadable, at, <const uint8_t *>view.buf, total)
         finally:
             PyBuffer_Release(&view)
         if at + total > self.c.written:

@@ -1,17 +1,18 @@
 # What the headers of a received packet say: checked against the packet, and completed in its buffers.
 #
 # Compiled into virtio.vtnet.rxq and nowhere else.
+from libc.stddef cimport size_t
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from virtio.core.atomic cimport virtio_likely
 from virtio.core.counters cimport add_count
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_head, iov_write, iovec
 from virtio.offload.counters cimport (
     VIRTIO_RX_BAD, VIRTIO_RX_CSUM_NONE, VIRTIO_RX_NEEDS_CHECKSUM, VIRTIO_RX_UNKNOWN, virtio_rx_offload,
 )
 from virtio.offload.frame cimport frame_parse, virtio_frame
-from virtio.offload.inet_checksum cimport sum_fold, sum_gather
+from virtio.offload.inet_checksum cimport sum_finish, sum_gather
 from virtio.offload.rx cimport offload_complete, offload_receive, rx_offload_clear
 from virtio.offload.segmenter cimport VIRTIO_SEGMENT_HEADERS_MAX, segment_scratch
 from virtio.ports.port cimport virtio_packet
@@ -41,43 +42,24 @@ cdef inline bint rx_classify(vtnet_rx *rx, const virtio_packet *packet, const ui
 cdef inline const uint8_t *rx_headers(const virtio_packet *packet, const iovec *pieces) noexcept nogil:
     """A packet's headers in one piece, to be parsed: behind those of many pieces there are zeros."""
     cdef uint8_t *scratch
-    cdef uint32_t k, part
-    cdef uint32_t n = 0
+    cdef size_t n
     if packet.nsegs == 1:
         return <const uint8_t *>pieces[0].iov_base
     scratch = segment_scratch()
-    for k in range(packet.nsegs):
-        part = <uint32_t>pieces[k].iov_len
-        if part > VIRTIO_SEGMENT_HEADERS_MAX - n:
-            part = VIRTIO_SEGMENT_HEADERS_MAX - n
-        memcpy(scratch + n, pieces[k].iov_base, part)
-        n += part
-        if n == VIRTIO_SEGMENT_HEADERS_MAX:
-            return scratch
+    n = iov_head(scratch, pieces, packet.nsegs, 0, VIRTIO_SEGMENT_HEADERS_MAX)
     memset(scratch + n, 0, VIRTIO_SEGMENT_HEADERS_MAX - n)
     return scratch
 
 
-cdef inline void store_at(const iovec *pieces, uint32_t at, uint8_t value) noexcept nogil:
-    """Write one byte of a packet in pieces."""
-    while at >= pieces.iov_len:
-        at -= <uint32_t>pieces.iov_len
-        pieces += 1
-    (<uint8_t *>pieces.iov_base)[at] = value
-
-
 cdef inline void store_word(const iovec *pieces, uint32_t at, uint16_t word) noexcept nogil:
     """Write a sum as it is stored."""
-    cdef const uint8_t *stored = <const uint8_t *>&word
-    store_at(pieces, at, stored[0])
-    store_at(pieces, at + 1, stored[1])
+    iov_write(pieces, at, <const uint8_t *>&word, sizeof(word))
 
 
 cdef inline void complete_pieces(const iovec *pieces, uint32_t n, uint32_t start, uint32_t field,
                                  uint32_t end) noexcept nogil:
     """checksum_complete() for a packet in pieces, up to byte `end`."""
-    cdef uint16_t checksum = <uint16_t>~sum_fold(sum_gather(pieces, n, start, end - start))
-    store_word(pieces, start + field, checksum if checksum else <uint16_t>0xffff)
+    store_word(pieces, start + field, sum_finish(sum_gather(pieces, n, start, end - start)))
 
 
 cdef inline bint rx_is_incomplete(const virtio_rx_offload *info) noexcept nogil:

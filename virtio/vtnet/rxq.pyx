@@ -13,7 +13,7 @@ from virtio.core.atomic cimport (
     virtio_fetch64, virtio_likely, virtio_load32_acquire, virtio_prefetch, virtio_put64, virtio_unlikely,
 )
 from virtio.core.counters cimport add_count, counted
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_read_all, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport Bell, virtio_bell, virtio_bell_ring
 from virtio.offload.counters cimport VIRTIO_RX_HDR, virtio_rx_offload
@@ -269,13 +269,6 @@ cdef virtio_bell *rx_post(vtnet_rx *rx) noexcept nogil:
     return NULL
 
 
-cdef void rx_copy(uint8_t *to, const iovec *pieces, uint32_t n) noexcept nogil:
-    cdef uint32_t k
-    for k in range(n):
-        memcpy(to, pieces[k].iov_base, pieces[k].iov_len)
-        to += pieces[k].iov_len
-
-
 cdef void rx_open(vtnet_rx *rx, virtio_driver_queue *q, virtio_bell *kick, virtio_bell *call, vtnet_pool *pool,
                   uint32_t hdr_size, bint mergeable, bint separate, uint32_t offloads, uint32_t frame_max,
                   uint32_t *gone) noexcept nogil:
@@ -422,7 +415,7 @@ cdef class VtnetReceive:
                     add_count(&rx.stats.iqdrops, 1)
                     continue
                 to = <uint8_t *>bytes_of(made)
-                rx_copy(to, &segs[packet.first], packet.nsegs)
+                iov_read_all(to, &segs[packet.first], packet.nsegs)
                 add_count(&rx.stats.copied, packet.len)
                 if rx_classify(rx, packet, to, &offload):
                     if complete and rx_is_incomplete(&offload):

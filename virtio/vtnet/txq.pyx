@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset
 from virtio._ring cimport driver_dequeue_burst, driver_disable_intr, driver_notify, driver_postpone_intr
 from virtio.core.atomic cimport virtio_likely, virtio_load32_acquire, virtio_prefetch_write, virtio_unlikely
 from virtio.core.counters cimport add_count, counted
-from virtio.core.iov cimport iovec
+from virtio.core.iov cimport iov_read_all, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport Bell, virtio_bell, virtio_bell_ring
 from virtio.event.worker cimport (
@@ -105,8 +105,6 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
     """
     cdef virtio_net_hdr nothing
     cdef place at
-    cdef uint8_t *to
-    cdef uint32_t k
     cdef int sent
     cdef bint much = beyond(tx, hdr)
     if tx.nreq == VIRTIO_BURST:
@@ -124,10 +122,7 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
         return 1
     if virtio_likely(not at.view):
         add_count(&tx.stats.copied, len)
-        to = at.frame
-        for k in range(npieces):
-            memcpy(to, pieces[k].iov_base, pieces[k].iov_len)
-            to += pieces[k].iov_len
+        iov_read_all(at.frame, pieces, npieces)
     if virtio_unlikely(much):
         memset(&nothing, 0, sizeof(nothing))
         if checksum_complete(at.frame, len, hdr.csum_start, hdr.csum_offset):
