@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from virtio._ring cimport driver_dequeue_burst, driver_disable_intr, driver_notify, driver_postpone_intr
 from virtio.core.atomic cimport virtio_likely, virtio_load32_acquire, virtio_prefetch_write, virtio_unlikely
