@@ -1,4 +1,4 @@
-"""What the queues of a network device have counted since it was made."""
+"""Counters of the queues of a network device, since it was made."""
 
 from __future__ import annotations
 
