@@ -9,6 +9,7 @@ from formats import FORMATS
 from ring_ends import DATA, ends
 
 from virtio import Feature
+from virtio.errors import MemoryFault
 
 
 @FORMATS
@@ -59,3 +60,37 @@ def test_only_the_last_one_goes_back(packed: bool) -> None:
     device.add_used(first)
     device.unpop(second)
     assert [len(chain.read()) for chain in device.pop_burst()] == [9, 10]
+
+
+@FORMATS
+@pytest.mark.parametrize("back", [1, 3])
+def test_a_chain_that_is_put_back_behind_a_fault_is_not_lost(packed: bool, back: int) -> None:
+    """The burst that finds the fault may be put back in part, since a turn is over: that part comes again."""
+    driver, device = ends(packed)
+    for k in range(4):
+        driver.enqueue([(DATA, 8 + k)])
+    driver.enqueue([(0x7_0000_0000, 8)])  # in no guest memory
+    chains = device.pop_burst()
+    assert [len(chain.read()) for chain in chains] == [8, 9, 10, 11]
+    for chain in reversed(chains[-back:]):
+        device.unpop(chain)
+    assert device.enable_notification()
+    again = device.pop_burst()
+    assert [len(chain.read()) for chain in again] == [8, 9, 10, 11][-back:]
+    with pytest.raises(MemoryFault):
+        device.pop()
+    device.add_used_burst([*chains[:-back], *again])
+    assert len(driver.dequeue_burst()) == 4
+
+
+@FORMATS
+def test_a_chain_put_back_is_checked_again_on_a_broken_queue(packed: bool) -> None:
+    driver, device = ends(packed)
+    driver.enqueue([(DATA, 8)])
+    driver.enqueue([(0x7_0000_0000, 8)])
+    (chain,) = device.pop_burst()
+    device.unpop(chain)
+    driver.memory.write(driver.layout.desc, (0x7_0000_0000).to_bytes(8, "little"))
+    with pytest.raises(MemoryFault):
+        device.pop()
+    assert not device.enable_notification()

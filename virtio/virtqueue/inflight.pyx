@@ -208,6 +208,8 @@ cdef uint32_t inflight_pop_burst(virtio_device_queue *q, virtio_chain *chains, u
     cdef uint32_t n = inflight_pop_again(q, chains, limit, segs, nsegs)
     cdef uint32_t s = 0, slot = q.next_avail
     cdef uint32_t got, i
+    if q.fault.code != VIRTIO_FAULT_NONE and f.again < f.listed:
+        return n  # those come first
     if n:
         s = chains[n - 1].first + chains[n - 1].nreadable + chains[n - 1].nwritable
         # a chain that would fit into the whole array must not be told that it fits into none

@@ -16,8 +16,8 @@ from virtio.virtqueue.notify cimport notify_by_word, notify_quiet
 from virtio.virtqueue.structs cimport (
     VIRTIO_DESC_F_AVAIL, VIRTIO_DESC_F_INDIRECT, VIRTIO_DESC_F_NEXT, VIRTIO_DESC_F_USED, VIRTIO_DESC_F_WRITE,
     VIRTIO_EVENT_DESC, VIRTIO_EVENT_DISABLE, VIRTIO_EVENT_ENABLE, VIRTIO_FAULT_NONE, VIRTIO_FAULT_RING_MEMORY,
-    VIRTIO_FAULT_RING_OVERRUN, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, chain_single, latch, virtio_chain,
-    virtio_device_queue,
+    VIRTIO_FAULT_RING_OVERRUN, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, chain_single, device_popped_again,
+    device_put_back, latch, virtio_chain, virtio_device_queue,
 )
 
 
@@ -28,6 +28,7 @@ cdef inline void packed_device_start(virtio_device_queue *q) noexcept nogil:
     q.event_word = 0
     q.chains = q.completions = 0
     q.notify_enabled = 1
+    q.put_back = 0
 
 
 cdef inline bint packed_is_avail(uint64_t word, bint wrap) noexcept nogil:
@@ -57,7 +58,7 @@ cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chai
     cdef uint64_t room = q.hit.size
     cdef uint64_t shift = <uint64_t>q.hit.host - gpa
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
-        return 0
+        limit = min(limit, device_put_back(q))
     if limit > nsegs:  # each chain takes a piece at least; so the loop need not ask
         limit = nsegs
     while n < limit:
@@ -101,6 +102,8 @@ cdef inline uint32_t packed_pop_burst(virtio_device_queue *q, virtio_chain *chai
     q.avail_wrap = marks == <uint64_t>VIRTIO_DESC_F_AVAIL << 48
     q.inuse = <uint16_t>inuse
     add_count(&q.chains, n)
+    if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
+        device_popped_again(q, n)
     return n
 
 
@@ -109,6 +112,8 @@ cdef inline void packed_unpop_burst(virtio_device_queue *q, const virtio_chain *
     cdef uint32_t slots = 0
     cdef uint32_t i
     virtio_store64(&q.chains, q.chains - n)
+    if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
+        q.put_back += n
     for i in range(n):
         slots += chains[i].slots
     q.inuse = <uint16_t>(q.inuse - slots)
@@ -174,7 +179,7 @@ cdef inline void packed_add_used_burst(virtio_device_queue *q, const virtio_chai
 cdef inline uint32_t packed_navail(virtio_device_queue *q) noexcept nogil:
     """Return 1 if a chain is available, else 0: a packed ring has no index to ask for more."""
     if q.fault.code != VIRTIO_FAULT_NONE:
-        return 0
+        return device_put_back(q) != 0
     return packed_is_avail(virtio_load64_acquire(<uint64_t *>&q.ring[q.next_avail].len), q.avail_wrap)
 
 

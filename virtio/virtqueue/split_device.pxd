@@ -16,7 +16,8 @@ from virtio.virtqueue.notify cimport notify_by_event, notify_by_flag, notify_qui
 from virtio.virtqueue.structs cimport (
     VIRTIO_DESC_F_INDIRECT, VIRTIO_DESC_F_NEXT, VIRTIO_FAULT_AVAIL_JUMP, VIRTIO_FAULT_HEAD_RANGE, VIRTIO_FAULT_NONE,
     VIRTIO_FAULT_RING_MEMORY, VIRTIO_NOTIFY_EMPTY, VIRTIO_Q_EVENT_IDX, VIRTIO_Q_IN_ORDER, VIRTIO_Q_NOTIFY_ON_EMPTY,
-    VIRTIO_USED_F_NO_NOTIFY, chain_single, chain_used_elem, latch, virtio_chain, virtio_device_queue,
+    VIRTIO_USED_F_NO_NOTIFY, chain_single, chain_used_elem, device_popped_again,
+    device_put_back, latch, virtio_chain, virtio_device_queue,
 )
 
 
@@ -26,6 +27,7 @@ cdef inline void split_device_start(virtio_device_queue *q) noexcept nogil:
     q.used_flags = q.avail_event = q.pending = 0
     q.chains = q.completions = 0
     q.notify_enabled = 1
+    q.put_back = 0
 
 
 cdef inline uint32_t split_refresh_avail(virtio_device_queue *q) noexcept nogil:
@@ -64,7 +66,9 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
     cdef uint64_t room = q.hit.size
     cdef uint64_t shift = <uint64_t>q.hit.host - gpa
     if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
-        return 0
+        limit = min(limit, device_put_back(q))
+        if limit == 0:
+            return 0
     ready = <uint16_t>(q.avail_seen - idx)
     if ready < limit:
         ready = split_refresh_avail(q)
@@ -104,6 +108,8 @@ cdef inline uint32_t split_pop_burst(virtio_device_queue *q, virtio_chain *chain
     ready = <uint16_t>(idx - q.next_avail)
     q.next_avail = <uint16_t>idx
     add_count(&q.chains, ready)
+    if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
+        device_popped_again(q, ready)
     return ready
 
 
@@ -111,6 +117,8 @@ cdef inline void split_unpop_burst(virtio_device_queue *q, uint32_t n) noexcept 
     """Put back the last n chains popped."""
     virtio_store64(&q.chains, q.chains - n)
     q.next_avail = <uint16_t>(q.next_avail - n)
+    if virtio_unlikely(q.fault.code != VIRTIO_FAULT_NONE):
+        q.put_back += n
 
 
 cdef inline void split_log_used(virtio_device_queue *q, uint16_t first, uint32_t n) noexcept nogil:
@@ -159,7 +167,7 @@ cdef inline void split_add_used_burst(virtio_device_queue *q, const virtio_chain
 cdef inline uint32_t split_navail(virtio_device_queue *q) noexcept nogil:
     """Return how many chains are available and not popped."""
     if q.fault.code != VIRTIO_FAULT_NONE:
-        return 0
+        return device_put_back(q)
     return split_refresh_avail(q)
 
 

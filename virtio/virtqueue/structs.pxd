@@ -275,6 +275,7 @@ cdef extern from "virtio/queue.h" nogil:
         uint64_t chains
         uint64_t completions
         uint32_t lock
+        uint32_t put_back
 
 
 cdef inline void latch(virtio_fault *fault, uint32_t code, uint32_t head, uint64_t value,
@@ -285,6 +286,18 @@ cdef inline void latch(virtio_fault *fault, uint32_t code, uint32_t head, uint64
         fault.value = value
         fault.limit = limit
         virtio_store32_release(&fault.code, code)  # the rest is there for whoever sees it, without the lock too
+
+
+cdef inline uint32_t device_put_back(const virtio_device_queue *q) noexcept nogil:
+    """Return how many chains can be popped of a broken queue: those that were put back, while its ring is there."""
+    if q.fault.code == VIRTIO_FAULT_RING_MEMORY or q.fault.code == VIRTIO_FAULT_FORKED:
+        return 0
+    return q.put_back
+
+
+cdef inline void device_popped_again(virtio_device_queue *q, uint32_t n) noexcept nogil:
+    """Count n chains that were popped of a broken queue. 0: the first of them is not good any more."""
+    q.put_back = q.put_back - n if n and q.put_back else 0
 
 
 cdef inline uint64_t state_word(uint32_t writable, uint16_t ndesc) noexcept nogil:

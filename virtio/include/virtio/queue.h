@@ -220,6 +220,7 @@ typedef struct virtio_device_queue {
     uint64_t chains;      /* counters since start: chains popped, */
     uint64_t completions; /* chains used */
     uint32_t lock;
+    uint32_t put_back;    /* chains that were put back after the fault: they were good, and are popped again */
 } __attribute__((aligned(64))) virtio_device_queue;
 
 #endif
