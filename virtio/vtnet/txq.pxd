@@ -18,8 +18,11 @@
 # tx_offload.pxd if it asks for an offload, and the ring with the flush. All of this is one extension.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport Bell, virtio_bell
 from virtio.event.worker cimport virtio_wait
+from virtio.offload.net_hdr cimport virtio_net_hdr
+from virtio.offload.segmenter cimport virtio_segmenter
 from virtio.ports.port cimport virtio_sink
 from virtio.virtqueue.driver_queue cimport DriverQueue
 from virtio.virtqueue.structs cimport virtio_driver_queue, virtio_request, virtio_sg
@@ -80,7 +83,7 @@ cdef struct vtnet_tx:
     virtio_sg sg[192]
 
 
-# The caller holds the lock for all of these. The pump calls them, each once a burst.
+# The caller holds the lock for all of these. Those that the pump calls, it calls once a burst.
 #
 # Take back the chains that the device has used; return how many frames.
 cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil
@@ -88,6 +91,11 @@ cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil
 cdef void tx_begin(vtnet_tx *tx) noexcept nogil
 # Whether there is room for a frame of len bytes; looks at the ring if there seems to be none.
 cdef bint tx_has_room(vtnet_tx *tx, uint32_t len) noexcept nogil
+# Drop an unusual frame if it is too short, or longer than the MTU allows; return whether that was done. As tx_cut, not
+# inlined: a frame's path keeps its registers.
+cdef bint tx_drop_unfit(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t len) noexcept nogil
+# Write the segments of a plan, each into a buffer of its own. 1: sent; 0: no room now; -1: never.
+cdef int tx_cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil
 # The sink's functions of these names (include/virtio/port.h).
 cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil
 cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil

@@ -16,11 +16,14 @@ from virtio.event.worker cimport (
 )
 from virtio.offload.frame cimport frame_parse, virtio_frame
 from virtio.offload.inet_checksum cimport checksum_complete
+from virtio.offload.mtu cimport exceeds
 from virtio.offload.net_hdr cimport (
     VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL,
     VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, header_size_of,
     net_hdr_check, offloads_of, virtio_net_hdr,
 )
+from virtio.offload.segment_write cimport segment_copy
+from virtio.offload.segmenter cimport virtio_segmenter
 from virtio.offload.toeplitz cimport frame_hash, Toeplitz, virtio_hash
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, virtio_packet, virtio_sink
 from virtio.virtqueue.driver_common cimport driver_outstanding
@@ -33,9 +36,7 @@ from virtio.vtnet.pool cimport (
 )
 from virtio.vtnet.tx_batch cimport TxBatch
 from virtio.vtnet.tx_burst cimport collect, find_place, place, publish, put_back, send
-from virtio.vtnet.tx_offload cimport (
-    beyond, commit_beyond, cut_pieces, drop_unfit, is_unusual, reserved, tx_send_wanted,
-)
+from virtio.vtnet.tx_offload cimport beyond, commit_beyond, cut_pieces, is_unusual, reserved, tx_send_wanted
 
 from virtio.offload.counters import TransmitReason
 from virtio.constants import Feature
@@ -97,6 +98,44 @@ cdef bint tx_has_room(vtnet_tx *tx, uint32_t len) noexcept nogil:
     return False
 
 
+cdef bint tx_drop_unfit(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t len) noexcept nogil:
+    if len < VIRTIO_FRAME_MIN:
+        add_count(&tx.stats.too_short, 1)
+    elif len > tx.limit and exceeds(tx.limit, hdr, len, pieces, 0):
+        add_count(&tx.stats.too_large, 1)
+    else:
+        return False
+    return True
+
+
+cdef int tx_cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
+    cdef virtio_net_hdr nothing
+    cdef iovec to
+    cdef uint32_t i, small
+    if plan.count > tx.small.count or plan.count > tx.q.size // tx.slots:
+        return -1
+    if plan.header + plan.extra + plan.unit > tx.small.room:
+        return -1
+    # all or none: a frame of which half is sent cannot be given back to its sender
+    if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
+        tx_reclaim(tx)
+        if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
+            add_count(&tx.stats.rescheduled, 1)
+            tx.wanting = 1
+            return 0
+    memset(&nothing, 0, sizeof(nothing))
+    for i in range(plan.count):
+        if tx.nreq == VIRTIO_BURST:
+            publish(tx)
+        small = pool_top(tx.small)
+        pool_taken(tx.small)
+        to.iov_base = pool_frame(tx.small, small)
+        to.iov_len = tx.small.room
+        collect(tx, &nothing, small, VTNET_NONE, segment_copy(plan, i, &to, 1, 0), False)
+    add_count(&tx.stats.segments, plan.count)
+    return 1
+
+
 cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
                         uint32_t len) noexcept nogil:
     """Send a frame in pieces with its header, which is such as net_hdr_check passes for any offloads.
@@ -109,7 +148,7 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
     cdef bint much = beyond(tx, hdr)
     if tx.nreq == VIRTIO_BURST:
         publish(tx)
-    if virtio_unlikely(is_unusual(tx, len)) and drop_unfit(tx, hdr, pieces, len):
+    if virtio_unlikely(is_unusual(tx, len)) and tx_drop_unfit(tx, hdr, pieces, len):
         return 1
     if virtio_unlikely(much and hdr.gso_type):
         sent = cut_pieces(tx, hdr, pieces, npieces)
@@ -162,7 +201,7 @@ cdef void tx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len) 
             add_count(&tx.stats.too_large, 1)
             return
         reserved(tx, len, pieces)
-        if drop_unfit(tx, hdr, pieces, len):
+        if tx_drop_unfit(tx, hdr, pieces, len):
             return
     if virtio_unlikely(beyond(tx, hdr)):
         commit_beyond(tx, hdr, len)
