@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from virtio.device.queue_state import QueueSlot
-from virtio.netdev.receive import NetReceive
+from virtio.netdev.rxq import NetReceive
 from virtio.netdev.txq import NetTransmit
 
 

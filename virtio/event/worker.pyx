@@ -33,6 +33,7 @@ cdef enum:
     ROUND = 8 * VIRTIO_WORK_TURN
     SHARE_MIN = 2000
     POLL = 100           # of a poll that did something, beside what that says
+    FULL = 64            # done by a poll: fewer, and it left little behind; more comes together while others have theirs
     TRUST = 32           # so many times what it counted a poll may have taken: beyond, the thread had no CPU
 
 
@@ -96,6 +97,8 @@ cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t *clo
                 turn.left = before - min(now - clock[0], TRUST * (before - turn.left))
             clock[0] = now
         total += done
+        if done < FULL:
+            break
     return total
 
 
@@ -122,7 +125,7 @@ cdef inline uint64_t run_round(worker_task *tasks, uint32_t n, bint alone, int64
     cdef virtio_turn *turn
     for i in range(n):
         turn = tasks[i].turn
-        turn.left += tasks[i].guest.share
+        turn.left = min(turn.left, tasks[i].guest.share) + tasks[i].guest.share
         if turn.left <= 0 and alone:
             turn.left = tasks[i].guest.share
         elif turn.left <= 0:

@@ -26,6 +26,7 @@ from virtio.offload.net_hdr cimport (
     virtio_net_hdr,
 )
 from virtio.offload.pieces cimport complete
+from virtio.offload.protocols cimport ETHERNET
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN
 from virtio.ports.software_offload cimport net_hdr_needs
 from virtio.virtqueue.fastpath cimport run_ahead, run_commit, run_keep, run_next, run_start, virtio_run
@@ -40,8 +41,7 @@ cdef extern from "virtio/net_copy.h" nogil:
 
 
 cdef enum:
-    ETHERNET = 14  # bytes of its header
-    RESERVES = 3   # frames that are popped for when a port reads one: it is not alone
+    RESERVES = 3  # frames that are popped for when a port reads one: it is not alone
 
 
 # ---- runs of plain frames ----

@@ -24,6 +24,7 @@ from virtio.offload.net_hdr cimport (
 )
 from virtio.offload.segment_write cimport segment_copy
 from virtio.offload.segmenter cimport virtio_segmenter
+from virtio.offload.protocols cimport ETHERNET
 from virtio.offload.toeplitz cimport frame_hash, Toeplitz, virtio_hash
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, virtio_packet, virtio_sink
 from virtio.virtqueue.driver_common cimport driver_outstanding
@@ -46,7 +47,6 @@ cdef enum:
     AHEAD = 16  # buffers whose lines are fetched before they are written
     FLOW_QUEUES = 256
     ALL_HASHES = 0x1ff  # VIRTIO_NET_HASH_TYPE_*
-    ETHERNET = 14
     ALL_OFFLOADS = (VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
                     | VIRTIO_OFFLOAD_UFO | VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6 | VIRTIO_OFFLOAD_TUNNEL
                     | VIRTIO_OFFLOAD_TUNNEL_CSUM)
