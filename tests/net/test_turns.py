@@ -26,7 +26,7 @@ from virtio.offload import NetHeader
 from virtio.ports.splice import PortSplice
 
 F = NetFeature
-TURN = 16000  # units of work
+TURN = 20000  # units of work
 SEGMENTS = 2040  # of a frame whose segments have 32 bytes: what a guest can ask for at most is 2048
 GUEST = F.GUEST_CSUM | F.GUEST_TSO4 | F.GUEST_TSO6 | F.GUEST_ECN | F.GUEST_UFO
 MEMORY = 48 << 20

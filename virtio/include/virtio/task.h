@@ -25,7 +25,7 @@ typedef struct virtio_wait {
 
 /* Work is counted, in units of about a nanosecond, and not timed: a turn is then bounded by what the guest asks for, the
  * same on each machine. Added per burst from counts that are there anyway; per piece only on the slow paths. */
-#define VIRTIO_WORK_TURN 16000   /* what a task may do before it is the next one's turn */
+#define VIRTIO_WORK_TURN 20000   /* what a task may do before it is the next one's turn: 64 frames of 1500 bytes, copied */
 #define VIRTIO_WORK_FRAME 50     /* a frame: its chain popped and given back */
 #define VIRTIO_WORK_PIECE 8      /* a descriptor of a chain that is walked */
 #define VIRTIO_WORK_SEGMENT 60   /* a segment's headers */
