@@ -94,6 +94,14 @@ def do(world: Any, what: str, *how: Any) -> Any:
     ),
     fault=st.none() | faults,
 )
+@example(
+    256,
+    0,
+    False,
+    EVERY,
+    [("give", "near", "plain", 0, 3), ("give", "near", "largest", 0, 2), ("give", "near", "plain", 0, 11)],
+    "zero",
+)
 def test_transmitting_with_runs_and_without(
     packed: bool,
     order: int,
@@ -135,6 +143,11 @@ def test_transmitting_with_runs_and_without(
     8, 0, False, F(0),
     [("frames", "plain", 0, 1), ("frames", "plain", 0, 1), ("frames", "plain", 98, 2), ("frames", "uncut", 0, 19),
      ("frames", "largest", 0, 4)], "zero",
+)  # fmt: skip
+@example(
+    256, 0, False, F(0),
+    [("give", "near", "plain", 13, 1), ("frames", "plain", 0, 1), ("frames", "largest", 0, 1),
+     ("give", "near", "plain", 0, 1)], "zero",
 )  # fmt: skip
 def test_receiving_with_runs_and_without(
     packed: bool,

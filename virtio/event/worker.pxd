@@ -35,6 +35,7 @@ cdef extern from "virtio/task.h" nogil:
     ctypedef struct virtio_turn:
         int64_t left
         uint32_t resume
+        uint32_t empty
 
     ctypedef struct virtio_task:
         uint32_t (*poll)(virtio_task *task, virtio_turn *turn) noexcept nogil

@@ -33,7 +33,6 @@ cdef enum:
     ROUND = 8 * VIRTIO_WORK_TURN
     SHARE_MIN = 2000
     POLL = 100           # of a poll that did something, beside what that says
-    FULL = 64            # done by a poll: fewer, and it has emptied its queue
     TRUST = 32           # so many times what it counted a poll may have taken: beyond, the thread had no CPU
 
 
@@ -80,14 +79,15 @@ cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t *clo
     NULL or *clock is 0: for the units that it counts. Those bound each poll, but a unit may take ten times as long
     where caches miss.
 
-    Small bursts move the ring's cache lines for little: a poll follows only if the last one was full, and as much as it
-    took is left.
+    Small bursts move the ring's cache lines for little: a poll follows only if the last one left something, and as much
+    as it took is left of the turn.
     """
     cdef uint64_t total = 0
     cdef uint32_t done
     cdef int64_t before, now
     while turn.left > 0:
         before = turn.left
+        turn.empty = 0
         done = task.poll(task, turn)
         if done == 0:
             if turn.left > 0:
@@ -100,7 +100,7 @@ cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t *clo
                 turn.left = before - min(now - clock[0], TRUST * (before - turn.left))
             clock[0] = now
         total += done
-        if done < FULL or turn.left < before - turn.left:
+        if turn.empty or turn.left < before - turn.left:
             break
     return total
 
@@ -157,7 +157,7 @@ cdef class Task:
         cdef virtio_turn turn
         if work <= 0:
             raise ValueError(f"work {work}: limit 1 at least")
-        turn.left, turn.resume = work, 0
+        turn.left, turn.resume, turn.empty = work, 0, 0
         if self.task is not NULL:
             with nogil:
                 done = self.task.poll(self.task, &turn)

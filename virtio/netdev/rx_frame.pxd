@@ -25,7 +25,7 @@ from virtio.ports.port cimport turn_resume, virtio_packet
 from virtio.ports.software_offload cimport (
     EXECUTE_SEGMENTS_MAX, is_exact, is_exact_plain, packet_needs, segment_options,
 )
-from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE
+from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE, device_put_back
 
 
 cdef extern from "virtio/net_copy.h" nogil:
@@ -143,8 +143,12 @@ cdef inline bint place(net_rx *rx, const virtio_packet *packet, const iovec *sou
 
 
 cdef inline bint is_open(const net_rx *rx) noexcept nogil:
-    """Say whether frames are put in: the task runs, the link is up, the guest did not break the queue."""
-    return rx.task.active and not rx.closed and rx.q.fault.code == VIRTIO_FAULT_NONE
+    """Say whether frames are put in: the task runs, the link is up, the guest did not break the queue.
+
+    Good chains that were popped with a bad one, and put back, still take frames.
+    """
+    return (rx.task.active and not rx.closed
+            and (rx.q.fault.code == VIRTIO_FAULT_NONE or device_put_back(rx.q) != 0))
 
 
 cdef inline uint32_t refuse(net_rx *rx, uint32_t n) noexcept nogil:

@@ -275,7 +275,7 @@ cdef inline net_rx *rx_of(virtio_task *task) noexcept nogil:
 cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
     cdef net_rx *rx = rx_of(task)
     cdef virtio_bell *bell = NULL
-    cdef uint32_t done = 0, before
+    cdef uint32_t got, done = 0, before
     if not virtio_trylock(&rx.q.lock):
         return 0
     while task.active and not rx.idle:
@@ -289,7 +289,9 @@ cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
             else:
                 refuse(rx, 0)
         if not rx.pending and not rx.draining:
-            done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST, turn)
+            got = rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST, turn)
+            turn.empty = got < VIRTIO_BURST and turn.left > 0 and not rx.stalled
+            done += got
         if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
             device_disable_notification(rx.q)
         rx.blocked = rx.stalled

@@ -5,8 +5,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from virtio._ring cimport (
-    device_add_used_burst, device_disable_notification, device_enable_notification, device_needs_notification,
-    device_pop_burst, device_unpop_burst,
+    device_add_used_burst, device_disable_notification, device_enable_notification, device_navail,
+    device_needs_notification, device_pop_burst, device_unpop_burst,
 )
 from virtio.core.atomic cimport virtio_fetch64, virtio_likely, virtio_put64, virtio_unlikely
 from virtio.core.counters cimport add_count, counted
@@ -28,7 +28,9 @@ from virtio.ports.port cimport (
 )
 from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new, packet_needs
 from virtio.virtqueue.chain_walk cimport put_piece
-from virtio.virtqueue.fastpath cimport run_ahead, run_commit, run_keep, run_next, run_start, virtio_run
+from virtio.virtqueue.fastpath cimport (
+    run_ahead, run_commit, run_is_over, run_keep, run_next, run_start, virtio_run,
+)
 from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE, VIRTIO_Q_IN_ORDER, VIRTIO_Q_READ_TABLES
 from virtio.offload.net_hdr import NetHeaderFault
 
@@ -151,11 +153,13 @@ cdef inline uint32_t width_of(const net_tx *tx, const virtio_turn *turn) noexcep
 cdef uint32_t burst_chains(net_tx *tx, virtio_turn *turn) noexcept nogil:
     """Pop, send, give back; return how many chains are done."""
     cdef virtio_device_queue *q = tx.q
-    cdef uint32_t n = device_pop_burst(q, tx.chains, width_of(tx, turn), tx.segs, tx.nsegs), done
+    cdef uint32_t width = width_of(tx, turn), done
+    cdef uint32_t n = device_pop_burst(q, tx.chains, width, tx.segs, tx.nsegs)
     cdef const virtio_chain *last
     cdef uint32_t pieces
     if n == 0:
         return 0
+    turn.empty = n < width and not device_navail(q)
     last = &tx.chains[n - 1]
     pieces = last.first + last.nreadable + last.nwritable + tx.chains[0].slots
     if virtio_unlikely(tx.closed):
@@ -177,10 +181,10 @@ cdef inline uint32_t burst_run(net_tx *tx, virtio_turn *turn, bint packed) noexc
     cdef virtio_run run
     cdef virtio_packet *packet = tx.packets
     cdef iovec *seg = tx.segs
-    cdef uint32_t size = tx.header, done, n
+    cdef uint32_t size = tx.header, width = width_of(tx, turn), done, n
     cdef int64_t room = turn.left * VIRTIO_WORK_BYTES  # bytes
     cdef bint says = False
-    if run_start(&run, tx.q, width_of(tx, turn), packed) == 0:
+    if run_start(&run, tx.q, width, packed) == 0:
         return 0
     run_ahead(&run, False, packed)
     while room > 0 and run_next(&run, 0, packed):
@@ -205,6 +209,7 @@ cdef inline uint32_t burst_run(net_tx *tx, virtio_turn *turn, bint packed) noexc
     n = run.taken
     if n == 0:
         return 0
+    turn.empty = n < width and run_is_over(&run, packed)
     done = send(tx, n, <uint64_t>(turn.left * VIRTIO_WORK_BYTES - room), says, turn)
     run_commit(&run, tx.entries, done, tx.q.flags & VIRTIO_Q_IN_ORDER != 0, packed)
     return done

@@ -125,6 +125,13 @@ cdef inline void run_ahead(const virtio_run *run, bint write, bint packed) noexc
             virtio_prefetch(host + 64)
 
 
+cdef inline bint run_is_over(const virtio_run *run, bint packed) noexcept nogil:
+    """Whether nothing waits behind the chains that were kept: a run may also end at a chain that is not plain."""
+    if packed:
+        return ((virtio_load64(run.desc + 2 * <uint64_t>run.at + 1) ^ run.marks) & run_both()) != 0
+    return run.limit == 0
+
+
 cdef inline bint run_next(virtio_run *run, uint32_t flags, bint packed) noexcept nogil:
     """Look at the next chain: whether there is one, plain and with these flags. run_keep takes it."""
     cdef uint64_t addr

@@ -39,7 +39,7 @@ static inline int64_t virtio_work_bytes(uint64_t bytes) { return (int64_t)(bytes
 typedef struct virtio_turn {
     int64_t left;    /* units; below 0: the last step was larger than what was left */
     uint32_t resume; /* out: where it stopped amid a frame that is cut, so many segments of that are out */
-    uint32_t reserved;
+    uint32_t empty;  /* out, of a poll: it took all that waited; a hint */
 } virtio_turn;
 
 typedef struct virtio_task virtio_task;
