@@ -1,4 +1,6 @@
-# The buffers of a receive queue: chains that are popped for a burst. For rxq.pyx alone.
+# The buffers of a receive queue: chains that are popped for a burst.
+#
+# Compiled into virtio.netdev.rxq and nowhere else.
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from virtio._ring cimport device_add_used_burst, device_log_written, device_navail, device_pop_burst, device_unpop_burst

@@ -1,5 +1,7 @@
 # A frame that is not plain, on its way into the buffers of a receive queue: its header, the filter, the MTU. It is put
-# in whole or cut, or waits in scratch for room. For rxq.pyx alone.
+# in whole or cut, or waits in scratch for room.
+#
+# Compiled into virtio.netdev.rxq and nowhere else.
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memmove, memset
 
