@@ -11,6 +11,7 @@ from formats import FORMATS
 from ring_ends import DATA, ends
 
 from virtio import BadDescriptor, DeviceQueue, DriverQueue, Feature, GuestMemory, Region
+from virtio.errors import MemoryFault
 from virtio.device import Device
 from virtio.direct import DirectTransport
 from virtio.virtqueue.inflight import Inflight
@@ -293,3 +294,27 @@ def test_any_device_has_them_first(packed: bool) -> None:
     device.start_queue(0, again(old, region))
     assert device.read == [1, 2, 3, 4, 5]
     assert [cookie for cookie, _ in driver.dequeue_burst()] == [1, 2, 3, 4, 5]
+
+
+@FORMATS
+def test_what_is_put_back_behind_a_fault_comes_again(packed: bool) -> None:
+    """Chains of the backend before and of the ring, popped with a chain that breaks the queue, and put back."""
+    driver, device, region = world(packed)
+    send(driver, range(1, 4))
+    device.pop_burst()
+    send(driver, range(4, 6))
+    driver.enqueue([(0x7_0000_0000, 8)])
+    device = again(device, region)
+    chains = device.pop_burst()
+    assert [len(chain.read()) for chain in chains] == [1, 2, 3, 4, 5]
+    for chain in reversed(chains[-3:]):
+        device.unpop(chain)
+    assert device.available
+    chains[-3:] = device.pop_burst()
+    assert [len(chain.read()) for chain in chains] == [1, 2, 3, 4, 5]
+    assert not device.available
+    assert not device.enable_notification()
+    with pytest.raises(MemoryFault):
+        device.pop()
+    device.add_used_burst(chains)
+    assert [len(driver.dequeue_burst()), len(device.outstanding)] == [5, 0]

@@ -40,6 +40,7 @@ LOOK = 100e-6  # seconds between two tries to stop a task amid a burst
 
 
 cdef struct worker_guest:
+    uint32_t tasks
     uint32_t busy   # of its tasks, those that had something to do
     int64_t share   # of each task
 
@@ -54,7 +55,7 @@ cdef bint share_out(worker_guest *guests, uint32_t n) noexcept nogil:
     """Say what each task may do in the next round, of those that had something to do in the last.
 
     Guests have equal shares, however many queues each has. One that is alone, or has few tasks, has no more than turns.
-    Return whether a guest is alone.
+    Return whether a guest is alone. A guest that had nothing to do may have something for all its tasks next.
     """
     cdef uint32_t i, found = 0, least = 0
     cdef int64_t share
@@ -66,9 +67,10 @@ cdef bint share_out(worker_guest *guests, uint32_t n) noexcept nogil:
     if found > 1:
         share = min(share, <int64_t>least * VIRTIO_WORK_TURN)
     for i in range(n):
-        guests[i].share = min(<int64_t>VIRTIO_WORK_TURN, share // max(guests[i].busy, <uint32_t>1) + 1)
+        guests[i].share = min(<int64_t>VIRTIO_WORK_TURN,
+                              share // (guests[i].busy if guests[i].busy else guests[i].tasks) + 1)
         guests[i].busy = 0
-    return found <= 1
+    return n <= 1 or found == 1
 
 
 cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t *clock) noexcept nogil:
@@ -89,9 +91,8 @@ cdef inline uint64_t run_turn(virtio_task *task, virtio_turn *turn, int64_t *clo
         before = turn.left
         turn.empty = 0
         done = task.poll(task, turn)
-        if done == 0:
-            if turn.left > 0:
-                turn.left = 0
+        if done == 0:  # it may have looked at much, for nothing
+            turn.left = min(turn.left - before, <int64_t>0)
             break
         turn.left -= POLL
         if clock is not NULL:
@@ -118,29 +119,30 @@ cdef void forgive(worker_task *tasks, uint32_t n) noexcept nogil:
             tasks[i].turn.left += rounds * tasks[i].guest.share
 
 
-cdef inline uint64_t run_round(worker_task *tasks, uint32_t n, bint alone, int64_t *clock) noexcept nogil:
-    """Give each task its turn; return how much was done, or 1 if all with something to do paid. See run_turn.
+cdef inline uint64_t run_round(worker_task *tasks, uint32_t n, bint alone, int64_t *clock,
+                               uint32_t *paid) noexcept nogil:
+    """Give each task its turn; return how much was done. See run_turn.
 
-    ``alone``: one guest has all there is to do, and owes it to none.
+    ``alone``: one guest has all there is to do, and owes it to none. *paid: tasks that only paid.
     """
-    cdef uint32_t i, paid = 0
+    cdef uint32_t i
     cdef uint64_t done, total = 0
     cdef virtio_turn *turn
+    paid[0] = 0
     for i in range(n):
         turn = tasks[i].turn
         turn.left = min(turn.left, tasks[i].guest.share) + tasks[i].guest.share
         if turn.left <= 0 and alone:
             turn.left = tasks[i].guest.share
         elif turn.left <= 0:
-            paid += 1
+            paid[0] += 1
             tasks[i].guest.busy += 1
             continue
         done = run_turn(tasks[i].task, turn, clock)
         tasks[i].guest.busy += done != 0
         total += done
-    if total == 0 and paid:
+    if total == 0 and paid[0]:
         forgive(tasks, n)
-        return 1
     return total
 
 
@@ -282,14 +284,16 @@ cdef class Worker:
     def add(self, Task task not None, *, guest=None):
         """Run this task too; RuntimeError if another worker does.
 
-        ``guest`` is any object: tasks with the same one share what a guest may do (None: the task is one of its own).
+        ``guest`` is any object: tasks with the same one share what a guest may do. None: that of the last time; else
+        the task is a guest of its own.
         """
         self._origin.check()
         with self._changed:
             if task.worker is not None:
                 raise RuntimeError(f"{task!r} is run by {task.worker!r} already")
             task.worker = weakref.proxy(self)  # which has the task
-            task.guest = id(task if guest is None else guest)
+            if guest is not None or task.guest is None:
+                task.guest = id(task if guest is None else guest)
             self._tasks.append(task)
             self._announce()
 
@@ -340,18 +344,21 @@ cdef class Worker:
         self._thread = None
 
     def poll(self):
-        """Give each task a turn, on this thread; return how much was done. For a worker that is not started.
+        """Give each task a turn, on this thread; return how much was done, or 1 if tasks with work only paid.
+
+        For a worker that is not started.
 
         Turns are of work that is counted; of a worker that is started they are of time.
         """
         cdef uint64_t done
+        cdef uint32_t paid
         cdef bint alone
         if self._seen != self._wanted or self._count == 0:
             self._renew()
         with nogil:
             alone = share_out(self._guests, self._nguests)
-            done = run_round(self._running, self._count, alone, NULL)
-        return done
+            done = run_round(self._running, self._count, alone, NULL, &paid)
+        return done if done or not paid else 1
 
     def __enter__(self):
         self.start()
@@ -397,6 +404,8 @@ cdef class Worker:
                 if task.task is not NULL:
                     running[n].task, running[n].turn = task.task, &task.turn
                     running[n].guest = guests + <uint32_t>numbers.setdefault(task.guest, len(numbers))
+                    running[n].guest.tasks += 1
+                    running[n].guest.busy += 1  # as long as nothing else is known
                     n += 1
             free(self._running)
             free(self._guests)
@@ -413,14 +422,21 @@ cdef class Worker:
         cdef worker_task *tasks = self._running
         cdef uint32_t n = self._count
         cdef uint32_t idle = 0
+        cdef uint64_t done
+        cdef uint32_t paid
         cdef int64_t clock = 0  # when the last poll ended that did something; 0: rounds without work followed
         cdef int64_t since = 0  # when the last work was done, 0: just now
         cdef bint alone = share_out(self._guests, self._nguests)
         while not virtio_load32(&self._attention):
             add_count(&self._rounds, 1)
-            if run_round(tasks, n, alone, NULL if alone else &clock):
-                clock = 0 if alone else clock
+            if clock:
+                clock = now_ns()  # what others looked at for nothing is not the next one's
+            done = run_round(tasks, n, alone, NULL if alone else &clock, &paid)
+            if done or paid:
                 alone = share_out(self._guests, self._nguests)
+            if done:
+                if alone:
+                    clock = 0
                 idle = 0
                 since = 0
                 continue

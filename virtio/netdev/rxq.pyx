@@ -147,7 +147,8 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
         elif not place(rx, packet, source):
             break
         i += 1
-    if virtio_unlikely(i < n and rx.q.fault.code != VIRTIO_FAULT_NONE):
+    if virtio_unlikely(i < n and not is_open(rx)):
+        turn.resume = 0  # of a frame that is dropped
         return i + refuse(rx, n - i)
     return i
 
@@ -275,7 +276,7 @@ cdef inline net_rx *rx_of(virtio_task *task) noexcept nogil:
 cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
     cdef net_rx *rx = rx_of(task)
     cdef virtio_bell *bell = NULL
-    cdef uint32_t got, done = 0, before
+    cdef uint32_t done = 0, before
     if not virtio_trylock(&rx.q.lock):
         return 0
     while task.active and not rx.idle:
@@ -289,9 +290,7 @@ cdef uint32_t task_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
             else:
                 refuse(rx, 0)
         if not rx.pending and not rx.draining:
-            got = rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST, turn)
-            turn.empty = got < VIRTIO_BURST and turn.left > 0 and not rx.stalled
-            done += got
+            done += rx.port.receive(rx.port, rx.pair, &rx.sink, VIRTIO_BURST, turn)
         if rx.stalled != rx.blocked and rx.by_hand and not rx.stalled:
             device_disable_notification(rx.q)
         rx.blocked = rx.stalled

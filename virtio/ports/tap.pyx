@@ -237,7 +237,9 @@ cdef uint32_t tap_receive(virtio_port *port, uint32_t queue, virtio_sink *sink, 
                 continue
             if errno == EBADFD:
                 side.gone |= side.attached  # the interface was deleted
-            elif errno != EAGAIN:
+            elif errno == EAGAIN:
+                turn.empty = 1
+            else:
                 count_error(&side.counts, errno)
                 if errno == EFAULT:
                     touch(&iov[1], pieces)

@@ -19,8 +19,8 @@ from virtio.virtqueue.packed_device cimport packed_add_used_burst, packed_is_ava
 from virtio.virtqueue.split_device cimport split_add_used_burst, split_pop_burst, split_unpop_burst
 from virtio.virtqueue.structs cimport (
     VIRTIO_DESC_F_AVAIL, VIRTIO_DESC_F_NEXT, VIRTIO_DESC_F_USED, VIRTIO_FAULT_NONE, VIRTIO_FAULT_RING_MEMORY,
-    VIRTIO_INFLIGHT_VERSION, VIRTIO_RING_MAX, virtio_desc_state_packed, virtio_desc_state_split, virtio_packed_desc,
-    virtio_queue_region_packed, virtio_queue_region_split,
+    VIRTIO_INFLIGHT_VERSION, VIRTIO_RING_MAX, device_popped_again, device_put_back, virtio_desc_state_packed,
+    virtio_desc_state_split, virtio_packed_desc, virtio_queue_region_packed, virtio_queue_region_split,
 )
 
 from virtio.errors import BadIndex, ChainLoop
@@ -181,7 +181,7 @@ cdef uint32_t inflight_pop_again(virtio_device_queue *q, virtio_chain *chains, u
     cdef uint16_t at
     cdef int why
     if q.fault.code != VIRTIO_FAULT_NONE:
-        return 0
+        limit = min(limit, device_put_back(q))
     while n < limit and f.again < f.listed and s < nsegs:
         chain = chains + n
         at = f.heads[f.again]
@@ -198,6 +198,8 @@ cdef uint32_t inflight_pop_again(virtio_device_queue *q, virtio_chain *chains, u
         f.again += 1
         n += 1
     add_count(&q.chains, n)
+    if q.fault.code != VIRTIO_FAULT_NONE and (n or f.again < f.listed):
+        device_popped_again(q, n)
     return n
 
 
@@ -235,6 +237,8 @@ cdef void inflight_unpop_burst(virtio_device_queue *q, const virtio_chain *chain
     chains += n - fresh
     f.again -= n - fresh
     virtio_store64(&q.chains, q.chains - (n - fresh))
+    if q.fault.code != VIRTIO_FAULT_NONE:
+        q.put_back += n - fresh
     f.fresh -= fresh
     f.counter -= fresh
     if q.packed:

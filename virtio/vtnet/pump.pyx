@@ -35,7 +35,6 @@ cdef uint32_t transmit_poll(virtio_task *task, virtio_turn *turn) noexcept nogil
     if task.active:
         tx_begin(pump.tx)
         n = pump.port.receive(pump.port, pump.queue, &pump.tx.sink, VIRTIO_BURST, turn)
-        turn.empty = n < VIRTIO_BURST and turn.left > 0
         bell = tx_flush(&pump.tx.sink)
         add_count(&pump.bursts, n != 0)
         add_count(&pump.packets, n)
