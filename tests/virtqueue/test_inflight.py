@@ -11,9 +11,9 @@ from formats import FORMATS
 from ring_ends import DATA, ends
 
 from virtio import BadDescriptor, DeviceQueue, DriverQueue, Feature, GuestMemory, Region
-from virtio.errors import MemoryFault
 from virtio.device import Device
 from virtio.direct import DirectTransport
+from virtio.errors import MemoryFault
 from virtio.virtqueue.inflight import Inflight
 
 SIZE = 8

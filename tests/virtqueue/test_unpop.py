@@ -9,7 +9,7 @@ from formats import FORMATS
 from ring_ends import DATA, ends
 
 from virtio import Feature
-from virtio.errors import MemoryFault
+from virtio.errors import BadIndex, MemoryFault
 
 
 @FORMATS
@@ -94,3 +94,15 @@ def test_a_chain_put_back_is_checked_again_on_a_broken_queue(packed: bool) -> No
     with pytest.raises(MemoryFault):
         device.pop()
     assert not device.enable_notification()
+
+
+def test_an_index_that_jumps_loses_nothing_that_was_announced_before() -> None:
+    driver, device = ends(False)
+    for k in range(4):
+        driver.enqueue([(DATA, 8 + k)])
+    first, second = device.pop_burst(2)  # which has seen all four
+    device.unpop(second)
+    driver.memory.write_u16(driver.layout.driver + 2, 1000)
+    assert [len(chain.read()) for chain in device.pop_burst()] == [9, 10, 11]
+    with pytest.raises(BadIndex):
+        device.pop()

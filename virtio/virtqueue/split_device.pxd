@@ -34,11 +34,15 @@ cdef inline uint32_t split_refresh_avail(virtio_device_queue *q) noexcept nogil:
     """Read avail.idx; return the chains that wait, or latch a fault when it claims more than a queue can hold."""
     # acquire: ring entries and descriptors are read after the index that announces them (2.7.13)
     cdef uint16_t idx = virtio_load16_acquire(&q.avail.idx)
+    cdef uint16_t seen
     # what waits and what is popped and not yet used, together
     cdef uint32_t claimed = <uint16_t>(idx - q.next_used)
     if virtio_unlikely(claimed > q.size):
-        latch(&q.fault, VIRTIO_FAULT_AVAIL_JUMP, UINT32_MAX, claimed, q.size)
-        return 0
+        seen = <uint16_t>(q.avail_seen - q.next_avail)
+        if q.fault.code == VIRTIO_FAULT_NONE:
+            latch(&q.fault, VIRTIO_FAULT_AVAIL_JUMP, UINT32_MAX, claimed, q.size)
+            q.put_back = seen  # what was announced before is as good as it was
+        return <uint16_t>min(device_put_back(q), <uint32_t>seen)
     q.avail_seen = idx
     return <uint16_t>(idx - q.next_avail)
 
