@@ -100,7 +100,7 @@ def test_an_index_that_jumps_loses_nothing_that_was_announced_before() -> None:
     driver, device = ends(False)
     for k in range(4):
         driver.enqueue([(DATA, 8 + k)])
-    first, second = device.pop_burst(2)  # which has seen all four
+    _, second = device.pop_burst(2)  # which has seen all four
     device.unpop(second)
     driver.memory.write_u16(driver.layout.driver + 2, 1000)
     assert [len(chain.read()) for chain in device.pop_burst()] == [9, 10, 11]
