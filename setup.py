@@ -145,6 +145,9 @@ class BuildExtensions(build_ext):
         if self.stays:
             self.distribution.ext_modules = extensions(everything=True)
         super().finalize_options()
+        if self.stays:  # pip would have all compiled in a folder of its own, each time
+            where = f"{self.plat_name}-{sys.implementation.cache_tag}"
+            self.build_lib, self.build_temp = f"{BUILD}/lib.{where}", f"{BUILD}/temp.{where}"
 
     def run(self) -> None:
         if self.stays:
@@ -163,9 +166,9 @@ class BuildExtensions(build_ext):
                 f"virtio: no Python headers (no Python.h in {sysconfig.get_path('include')})\n"
                 "  run: apt-get install python3-dev      (Debian's python3; elsewhere: the headers of this Python)"
             )
-        began = time.time()
         stamp = Path(BUILD, f"built{sysconfig.get_config_var('EXT_SUFFIX')}")
         flags = write_if_changed(Path("build/flags"), f"{VARIANT} {Cython.__version__} {COMPILE} {DIRECTIVES}\n")
+        began = time.time()  # behind the flags, which may have been written just now
         if self.stays and not self.force and self.is_current(stamp, flags):
             return
         self.began, self.built = time.monotonic(), 0

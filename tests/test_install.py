@@ -224,3 +224,18 @@ def test_a_build_in_place_removes_extensions_without_source(tmp_path: Path) -> N
     assert [line.split()[1].rstrip(":") for line in done.stderr.splitlines() if line.startswith("removed ")] == stale
     assert not any((tmp_path / name).exists() for name in stale)
     assert all((tmp_path / name).exists() for name in (*others, *current))
+
+
+def test_an_editable_install_compiles_nothing_that_is_built(tmp_path: Path) -> None:
+    """`make build` compiles, and pip takes that: of itself it would compile all in a folder of its own."""
+    need_peer("gcc", "gcc")
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("virtio/__init__.py", "virtio/one.pyx", "net/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "virtio" / "__init__.py").write_text('__version__ = "0"\n')
+    (tmp_path / "virtio" / "net").symlink_to("../net")
+    run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], tmp_path)
+    editable = "from setuptools import build_meta; build_meta.build_editable('.')"
+    run([sys.executable, "-c", editable], tmp_path, CC="false")

@@ -1,4 +1,4 @@
-"""A line on a terminal that says how far long work is; nothing where there is no terminal."""
+"""One line on a terminal that shows the progress of long work. Without a terminal, nothing is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TICK = 0.5  # seconds between two forms of a line
 class Progress:
     """One line of ``stream``, stderr by default: each call rewrites it, and ``""`` removes it.
 
-    Nothing is written if the stream is no terminal, or if ``quiet`` is true.
+    If the stream is not a terminal, or ``quiet`` is true, nothing is written.
     """
 
     def __init__(self, stream: TextIO | None = None, quiet: bool = False) -> None:

@@ -284,8 +284,8 @@ cdef class Worker:
     def add(self, Task task not None, *, guest=None):
         """Run this task too; RuntimeError if another worker does.
 
-        ``guest`` is any object: tasks with the same one share what a guest may do. None: that of the last time; else
-        the task is a guest of its own.
+        ``guest`` is any object: tasks with the same one share what a guest may do. None: the task keeps the guest that
+        it was added with before; a new task is a guest of its own.
         """
         self._origin.check()
         with self._changed:

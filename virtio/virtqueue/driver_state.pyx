@@ -57,7 +57,7 @@ cdef int check_state(object state) except -1:
 cdef int check_links(virtio_driver_queue *q, object state) except -1:
     """Raise unless the free list and the chains use each descriptor (packed: the free list each free id) once.
 
-    In order there is no list to check: chains lie one behind the other from the oldest on.
+    With IN_ORDER there is no list to check: chains lie one behind the other, the oldest first.
     """
     cdef set seen = set()
     cdef uint32_t at, _k

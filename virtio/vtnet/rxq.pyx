@@ -494,7 +494,7 @@ cdef class VtnetReceive:
             queue_unlock(&self.c.q.lock)
 
     def forget(self):
-        """Forget what is posted and what was taken: after a reset of the queue. Then :meth:`fill` it anew."""
+        """Forget the posted and the used buffers, after a reset of the queue. Call :meth:`fill` next."""
         with nogil:
             queue_lock(&self.c.q.lock)
             rx_reset(&self.c)
@@ -550,7 +550,7 @@ cdef class VtnetReceive:
     def reasons(self):
         """Return what became of what headers said of checksums: ReceiveReason to how often.
 
-        Headers that contradict what was negotiated are among them, whoever received the frame.
+        Headers that contradict what was negotiated count too, by whichever call the frame was received.
         """
         cdef uint32_t fault
         counts = {reason: counted(&self.c.reasons[<int>int(reason)]) for reason in ReceiveReason}
