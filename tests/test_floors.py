@@ -142,6 +142,28 @@ def test_a_part_of_an_extension_is_compiled_into_it_alone() -> None:
                 assert home in (None, module, belongs.get(module)), f"{path}:{line}: {name} is a part of {home}"
 
 
+def cimported(path: Path, seen: set[Path]) -> set[Path]:
+    """Return seen with the .pxd files that a file depends on: its own, and those it cimports, and so on."""
+    text = path.read_text()
+    names = re.findall(r"^(?:from (virtio[\w.]*) cimport|cimport (virtio[\w.]*))", text, re.MULTILINE)
+    files = [ROOT.joinpath(*(one or other).split(".")).with_suffix(".pxd") for one, other in names]
+    for file in [path.with_suffix(".pxd"), *files]:
+        if file.exists() and file not in seen:
+            seen.add(file)
+            cimported(file, seen)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("contract", "most"), [("_ring.pxd", 16), ("memory/guest_memory.pxd", 25), ("memory/sigbus.pxd", 3)]
+)
+def test_an_edit_of_a_contract_rebuilds_few(contract: str, most: int) -> None:
+    """What is cimported without need is compiled again for each edit."""
+    modules = [path for folder in ("virtio", "bench/kernels") for path in (ROOT / folder).rglob("*.pyx")]
+    users = [path.stem for path in modules if ROOT / "virtio" / contract in cimported(path, set())]
+    assert 1 < len(users) <= most, users
+
+
 @pytest.mark.parametrize(
     ("text", "suffix", "floor", "line"),
     [

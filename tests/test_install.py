@@ -226,6 +226,37 @@ def test_a_build_in_place_removes_extensions_without_source(tmp_path: Path) -> N
     assert all((tmp_path / name).exists() for name in (*others, *current))
 
 
+def test_an_edit_rebuilds_what_depends_on_it(tmp_path: Path) -> None:
+    """A contract that is edited, or newly used, rebuilds its users. A module that fails leaves the others current."""
+    need_peer("gcc", "gcc")
+    shutil.copy(ROOT / "setup.py", tmp_path)
+    (tmp_path / "virtio").mkdir()
+
+    def rebuilt(name: str, text: str, fails: bool = False) -> list[str]:
+        """Return which modules are compiled when the file has this text."""
+        time.sleep(0.01)  # file times
+        (tmp_path / "virtio" / name).write_text(text)
+        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode != 0) == fails, done.stderr
+        return sorted(line.split(".")[-1] for line in done.stderr.splitlines() if line.startswith("["))
+
+    (tmp_path / "virtio" / "contract.pxd").write_text("cdef enum:\n    SIZE = 4\n")
+    (tmp_path / "virtio" / "between.pxd").write_text("from virtio.contract cimport SIZE\n")
+    (tmp_path / "virtio" / "__init__.py").touch()
+    (tmp_path / "virtio" / "other.pyx").touch()
+    assert rebuilt("user.pyx", "from virtio.between cimport SIZE\nsize = SIZE\n") == ["other", "user"]
+    assert rebuilt("other.pyx", "") == ["other"]
+    assert rebuilt("contract.pxd", "cdef enum:\n    SIZE = 5\n") == ["user"]
+    assert rebuilt("other.pyx", "from virtio.contract cimport SIZE\n") == ["other"]
+    assert rebuilt("contract.pxd", "cdef enum:\n    SIZE = 6\n") == ["other", "user"]
+    assert rebuilt("other.pyx", "from virtio.contract cimport\n", fails=True) == []
+    assert rebuilt("other.pyx", "from virtio.contract cimport SIZE\n") == ["other"]
+    assert rebuilt("third.pyx", "") == ["third"]
+    found = run([sys.executable, "-c", "from virtio import user; print(user.size)"], tmp_path)
+    assert found == "6\n"
+
+
 def test_an_editable_install_compiles_nothing_that_is_built(tmp_path: Path) -> None:
     """`make build` compiles, and pip takes that: of itself it would compile all in a folder of its own."""
     need_peer("gcc", "gcc")

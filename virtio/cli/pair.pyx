@@ -4,6 +4,7 @@ They are also the example of how an extension uses the C-level verbs: `cimport` 
 lock for a burst, keep the arrays local.
 """
 
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from virtio._ring cimport (
@@ -100,16 +101,13 @@ cdef class Pair:
 
     ``count`` chains go from the driver to the device and back, ``batch`` at a time, through buffers from guest address
     ``buffers`` on (2 * ``length`` bytes for each ring entry, ``length`` a multiple of 8). With ``verify`` each chain
-    has
-    a readable piece, filled by the driver with a sequence of which the device checks every byte, and a writable
-    piece, for which it is the other way round; order is checked too. Without, it has one readable piece that nobody
-    looks at.
+    has a readable piece, filled by the driver with a sequence of which the device checks every byte, and a writable
+    piece, for which it is the other way round; order is checked too. Without, it has one readable piece that is not
+    looked at.
 
     Without ``kick`` and ``call`` both sides poll; notifications are decided with ``verify``, and off without. With the
-    two
-    eventfds they sleep: event suppression is on, each side re-arms, looks again, and blocks in poll(2); one that is
-    not woken although work
-    waits has found a lost wake-up.
+    two eventfds they sleep: event suppression is on, each side re-arms, looks again, and blocks in poll(2). A side that
+    is not woken although work waits has found a lost wake-up.
     """
 
     cdef DriverQueue driver
@@ -160,16 +158,22 @@ cdef class Pair:
         """
         cdef int why
         cdef double start = now_ns()
-        cdef uint8_t[::1] buffers  # keeps them alive, though the map may be replaced meanwhile
+        cdef Py_buffer buffers  # keeps them alive, though the map may be replaced meanwhile
         if self.verify:
-            buffers = self.driver.memory.view(self.buffers, 2 * <uint64_t>self.length * self.driver.q.size)
-            self.base = &buffers[0]
-            self.driver.enable_intr()
-        elif self.kick < 0:
-            self.driver.disable_intr()
-        with nogil:
-            why = self.drive_loop()
-        start = now_ns() - start
+            PyObject_GetBuffer(self.driver.memory.view(self.buffers, 2 * <uint64_t>self.length * self.driver.q.size),
+                               &buffers, PyBUF_WRITABLE)
+            self.base = <uint8_t *>buffers.buf
+        try:
+            if self.verify:
+                self.driver.enable_intr()
+            elif self.kick < 0:
+                self.driver.disable_intr()
+            with nogil:
+                why = self.drive_loop()
+            start = now_ns() - start
+        finally:
+            if self.verify:
+                PyBuffer_Release(&buffers)
         if why > STOPPED:
             raise self.failed(why, self.returned)
         return start

@@ -32,6 +32,7 @@ cdef extern from "virtio/net_hdr.h" nogil:
         VIRTIO_OFFLOAD_USO6
         VIRTIO_OFFLOAD_TUNNEL
         VIRTIO_OFFLOAD_TUNNEL_CSUM
+        VIRTIO_OFFLOAD_ALL
         VIRTIO_OFFLOAD_RSC
         VIRTIO_OFFLOAD_MRG
         VIRTIO_OFFLOAD_TO_DRIVER

@@ -8,7 +8,9 @@ from virtio.core.counters cimport add_count, counted
 from virtio.core.iov cimport iov_cursor, iov_head, iov_left, iovec
 from virtio.event.worker cimport virtio_turn, virtio_work_bytes
 from virtio.offload.inet_checksum cimport sum_fold, sum_gather, sum_pseudo4
-from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM
+from virtio.offload.net_hdr cimport (
+    VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_OFFLOAD_ALL,
+)
 from virtio.offload.protocols cimport ETHERNET
 from virtio.ports.counts cimport add_counts
 from virtio.ports.pattern cimport (
@@ -186,8 +188,8 @@ cdef class Sink(Port):
             raise TypeError("sink is made already")
         if not 1 <= queues <= 256:
             raise ValueError(f"queues {queues} is not within 1 to 256")
-        if offloads > 0x1ff:
-            raise ValueError(f"offloads {offloads:#x} has bits beyond 0x1ff")
+        if offloads > VIRTIO_OFFLOAD_ALL:
+            raise ValueError(f"offloads {offloads:#x} has bits beyond {VIRTIO_OFFLOAD_ALL:#x}")
         self._state.queues = <sink_queue *>calloc(queues, sizeof(sink_queue))
         if self._state.queues is NULL:
             raise MemoryError()

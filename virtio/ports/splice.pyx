@@ -8,7 +8,7 @@ from virtio.core.counters cimport add_count, counted
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell
 from virtio.event.worker cimport VIRTIO_WORK_FRAME, virtio_turn, virtio_wait
-from virtio.offload.net_hdr cimport virtio_net_hdr
+from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_ALL, virtio_net_hdr
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, port_flush, port_ring, turn_is_full, turn_resume
 from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new
 
@@ -16,7 +16,6 @@ from virtio.core.process import watch
 
 
 cdef enum:
-    ANY = 0x1ff                # VIRTIO_OFFLOAD_*, those that are about frames: the executor does what the taker cannot
     BURST = 64                 # VIRTIO_BURST: the size of the arrays
     # bytes that are read before they are sent: with less than a frame's length left there is no room. Small enough for
     # a second-level cache, and the room for the largest frame comes on top.
@@ -200,7 +199,7 @@ cdef class PortSplice(Task):
         sink.lock = &self.c.lock
         sink.deliver, sink.reserve, sink.commit = splice_deliver, splice_reserve, splice_commit
         sink.flush, sink.arm, sink.disarm = splice_flush, splice_sink_arm, splice_sink_disarm
-        sink.offloads = ANY
+        sink.offloads = VIRTIO_OFFLOAD_ALL  # the executor does what the taker cannot
         sink.frame_max = VIRTIO_FRAME_MAX
 
     def __dealloc__(self):

@@ -10,7 +10,7 @@
 # wanted.
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
-from virtio.core.atomic cimport virtio_load32, virtio_store32
+from virtio.core.atomic cimport virtio_likely, virtio_load32, virtio_store32
 from virtio.memory.guest_memory cimport GuestMemory, MemoryUser
 
 
@@ -66,6 +66,21 @@ cdef inline void pool_put_sent(vtnet_pool *pool, uint32_t i) noexcept nogil:
     pool.state[i] &= <uint8_t>~VTNET_SENT
     if not pool.state[i]:
         pool_put(pool, i)
+
+
+cdef inline uint32_t pool_view_at(const vtnet_pool *pool, const uint8_t *data) noexcept nogil:
+    """The buffer whose frame starts at data, if Python has it and it may be sent; VTNET_NONE otherwise."""
+    cdef uint64_t offset
+    cdef uint32_t i
+    if pool is NULL or pool.host is NULL:
+        return VTNET_NONE
+    offset = <uint64_t>data - <uint64_t>pool.host
+    if virtio_likely(offset >= <uint64_t>pool.count * pool.stride):
+        return VTNET_NONE
+    i = <uint32_t>(offset // pool.stride)
+    if offset % pool.stride != VTNET_HEAD or pool.state[i] != VTNET_VIEW:
+        return VTNET_NONE
+    return i
 
 
 # Take in the views that were let go.

@@ -1,6 +1,6 @@
 # Offloads of a transmit queue: what a frame asks for is left to the device, done here, or refused and counted.
 #
-# A checksum is completed in the buffer; segments are written straight into buffers of their own (tx_cut). Compiled into
+# A checksum is completed in the buffer; segments are written straight into buffers of their own. Compiled into
 # virtio.vtnet.txq and nowhere else.
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
@@ -13,6 +13,7 @@ from virtio.offload.frame cimport frame_parse, virtio_frame, virtio_layer
 from virtio.offload.inet_checksum cimport checksum_complete
 from virtio.offload.mtu cimport limit_of
 from virtio.offload.net_hdr cimport VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_OFFLOAD_CSUM, virtio_net_hdr
+from virtio.offload.segment_write cimport segment_copy
 from virtio.offload.segmenter cimport (
     SEGMENT_AUTO, VIRTIO_SEGMENT_OK, segment_header_size, segment_payload_size, segment_plan_parsed,
     segment_plan_pieces, virtio_segmenter,
@@ -21,8 +22,10 @@ from virtio.offload.tx cimport VIRTIO_TX_WANT_INNER, offload_transmit, tx_outcom
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MIN
 from virtio.ports.software_offload cimport net_hdr_needs, segment_options
 from virtio.vtnet.pool cimport VTNET_NONE, pool_frame, pool_taken, pool_top
-from virtio.vtnet.tx_burst cimport collect, cookie_of, find_place, place, publish, put_back, send
-from virtio.vtnet.txq cimport tx_cut, tx_drop_unfit, tx_has_room, vtnet_tx
+from virtio.vtnet.txq cimport (
+    collect, cookie_of, find_place, publish, put_back, send, tx_drop_unfit, tx_has_room, tx_reclaim, vtnet_place,
+    vtnet_tx,
+)
 
 
 cdef inline bint beyond(const vtnet_tx *tx, const virtio_net_hdr *hdr) noexcept nogil:
@@ -35,6 +38,35 @@ cdef inline bint beyond(const vtnet_tx *tx, const virtio_net_hdr *hdr) noexcept 
 cdef inline bint is_unusual(const vtnet_tx *tx, uint32_t len) noexcept nogil:
     """Whether a frame is too short, or longer than most: one comparison for both."""
     return len - VIRTIO_FRAME_MIN > tx.usual
+
+
+cdef inline int tx_cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
+    """Write the segments of a plan, each into a buffer of its own. 1: sent; 0: no room now; -1: never."""
+    cdef virtio_net_hdr nothing
+    cdef iovec to
+    cdef uint32_t i, small
+    if plan.count > tx.small.count or plan.count > tx.q.size // tx.slots:
+        return -1
+    if plan.header + plan.extra + plan.unit > tx.small.room:
+        return -1
+    # all or none: a frame of which half is sent cannot be given back to its sender
+    if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
+        tx_reclaim(tx)
+        if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
+            add_count(&tx.stats.rescheduled, 1)
+            tx.wanting = 1
+            return 0
+    memset(&nothing, 0, sizeof(nothing))
+    for i in range(plan.count):
+        if tx.nreq == VIRTIO_BURST:
+            publish(tx)
+        small = pool_top(tx.small)
+        pool_taken(tx.small)
+        to.iov_base = pool_frame(tx.small, small)
+        to.iov_len = tx.small.room
+        collect(tx, &nothing, small, VTNET_NONE, segment_copy(plan, i, &to, 1, 0), False)
+    add_count(&tx.stats.segments, plan.count)
+    return 1
 
 
 cdef inline int cut_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces,
@@ -95,7 +127,7 @@ cdef inline int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32
     cdef virtio_frame parsed
     cdef virtio_segmenter plan
     cdef const virtio_layer *layer
-    cdef place at
+    cdef vtnet_place at
     cdef iovec piece
     cdef uint32_t offloads = tx.sink.offloads
     cdef uint32_t head = len

@@ -14,15 +14,14 @@
 # asked for only if TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and
 # empties does not cost one each time.
 #
-# A frame walks through txq.pyx (VtnetTransmit or the sink, then tx_send_pieces), tx_burst.pxd (its buffer and header),
-# tx_offload.pxd if it asks for an offload, and the ring with the flush. All of this is one extension.
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+# A frame walks through txq.pyx (VtnetTransmit, then tx_send_pieces) and the ring with the flush. tx_offload.pxd has the
+# frames that ask for an offload, tx_sink.pxd those that a port brings. All of this is one extension.
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from virtio.core.iov cimport iovec
 from virtio.event.notifier cimport Bell, virtio_bell
 from virtio.event.worker cimport virtio_wait
 from virtio.offload.net_hdr cimport virtio_net_hdr
-from virtio.offload.segmenter cimport virtio_segmenter
 from virtio.ports.port cimport virtio_sink
 from virtio.virtqueue.driver_queue cimport DriverQueue
 from virtio.virtqueue.structs cimport virtio_driver_queue, virtio_request, virtio_sg
@@ -37,6 +36,7 @@ cdef enum:
     TX_SLEEP_US = 200
     TX_SLEEP_MAX_US = 64000
     TX_NO_LIMIT = 0xffffffff
+    IS_VIEW = 0x80000000      # in a cookie
 
 
 # Counters. FreeBSD's are those of sysctl dev.vtnet.N.txqM, by their names there.
@@ -83,6 +83,18 @@ cdef struct vtnet_tx:
     virtio_sg sg[192]
 
 
+cdef struct vtnet_place:  # the buffer that a frame is copied into, or lies in already
+    uint8_t *frame
+    uint32_t small
+    uint32_t large
+    bint view       # Python has the buffer: the frame lies there already
+
+
+cdef inline uint64_t cookie_of(uint32_t small, uint32_t large, bint view) noexcept nogil:
+    """The cookie of a chain: its buffers, and whether Python may have them."""
+    return small | <uint64_t>large << 32 | (IS_VIEW if view else 0)
+
+
 # The caller holds the lock for all of these. Those that the pump calls, it calls once a burst.
 #
 # Take back the chains that the device has used; return how many frames.
@@ -91,11 +103,20 @@ cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil
 cdef void tx_begin(vtnet_tx *tx) noexcept nogil
 # Whether there is room for a frame of len bytes; looks at the ring if there seems to be none.
 cdef bint tx_has_room(vtnet_tx *tx, uint32_t len) noexcept nogil
-# Drop an unusual frame if it is too short, or longer than the MTU allows; return whether that was done. As tx_cut, not
-# inlined: a frame's path keeps its registers.
+# Drop an unusual frame if it is too short, or longer than the MTU allows; return whether that was done. Not inlined:
+# a frame's path keeps its registers.
 cdef bint tx_drop_unfit(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t len) noexcept nogil
-# Write the segments of a plan, each into a buffer of its own. 1: sent; 0: no room now; -1: never.
-cdef int tx_cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil
+# Send a frame in pieces. 1: taken, sent or dropped; 0: no room now.
+cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
+                        uint32_t len) noexcept nogil
+# Choose the buffer for a frame; take it, and add the frame to the burst.
+cdef bint find_place(vtnet_tx *tx, const uint8_t *data, uint32_t len, vtnet_place *at) noexcept nogil
+cdef void send(vtnet_tx *tx, const virtio_net_hdr *hdr, const vtnet_place *at, uint32_t len) noexcept nogil
+# Add a frame to the burst; show the burst to the device; give the buffers of a chain back.
+cdef void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small, uint32_t large, uint32_t len,
+                  bint view) noexcept nogil
+cdef void publish(vtnet_tx *tx) noexcept nogil
+cdef void put_back(vtnet_tx *tx, uint64_t cookie) noexcept nogil
 # The sink's functions of these names (include/virtio/port.h).
 cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil
 cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil

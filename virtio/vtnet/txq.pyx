@@ -1,55 +1,182 @@
 """vtnet's transmit queue."""
 
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
-from virtio._ring cimport driver_dequeue_burst, driver_disable_intr, driver_notify, driver_postpone_intr
-from virtio.core.atomic cimport virtio_likely, virtio_load32_acquire, virtio_prefetch_write, virtio_unlikely
+from virtio._ring cimport (
+    driver_dequeue_burst, driver_disable_intr, driver_enqueue_burst, driver_notify, driver_postpone_intr,
+)
+from virtio.core.atomic cimport (
+    virtio_get64, virtio_likely, virtio_load32_acquire, virtio_put64, virtio_unlikely,
+)
 from virtio.core.counters cimport add_count, counted
 from virtio.core.iov cimport iov_read_all, iovec
 from virtio.core.lock cimport queue_lock, queue_unlock
 from virtio.event.notifier cimport Bell, virtio_bell, virtio_bell_ring
-from virtio.event.worker cimport (
-    VIRTIO_WORK_BYTES, VIRTIO_WORK_FRAME, VIRTIO_WORK_SEGMENT, virtio_turn, virtio_wait, virtio_wait_bell,
-    virtio_wait_us, virtio_work_bytes,
-)
+from virtio.event.worker cimport virtio_wait, virtio_wait_bell, virtio_wait_us
 from virtio.offload.frame cimport frame_parse, virtio_frame
 from virtio.offload.inet_checksum cimport checksum_complete
 from virtio.offload.mtu cimport exceeds
 from virtio.offload.net_hdr cimport (
-    VIRTIO_OFFLOAD_CSUM, VIRTIO_OFFLOAD_ECN, VIRTIO_OFFLOAD_TSO4, VIRTIO_OFFLOAD_TSO6, VIRTIO_OFFLOAD_TUNNEL,
-    VIRTIO_OFFLOAD_TUNNEL_CSUM, VIRTIO_OFFLOAD_UFO, VIRTIO_OFFLOAD_USO4, VIRTIO_OFFLOAD_USO6, header_size_of,
-    net_hdr_check, offloads_of, virtio_net_hdr,
+    VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM, VIRTIO_OFFLOAD_ALL, VIRTIO_OFFLOAD_CSUM,
+    VIRTIO_OFFLOAD_ECN, header_size_of, net_hdr_check, offloads_of, virtio_net_hdr,
 )
-from virtio.offload.segment_write cimport segment_copy
-from virtio.offload.segmenter cimport virtio_segmenter
 from virtio.offload.protocols cimport ETHERNET
 from virtio.offload.toeplitz cimport frame_hash, Toeplitz, virtio_hash
-from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, virtio_packet, virtio_sink
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, virtio_sink
 from virtio.virtqueue.driver_common cimport driver_outstanding
 from virtio.virtqueue.driver_queue cimport DriverQueue
 from virtio.virtqueue.structs cimport (
-    VIRTIO_FAULT_NONE, VIRTIO_Q_EVENT_IDX, virtio_completion, virtio_driver_queue,
+    VIRTIO_FAULT_NONE, VIRTIO_Q_EVENT_IDX, virtio_completion, virtio_driver_queue, virtio_request, virtio_sg,
 )
 from virtio.vtnet.pool cimport (
-    Pool, VTNET_NONE, VTNET_VIEW, pool_collect, pool_frame, pool_taken, pool_top, vtnet_pool,
+    Pool, VTNET_NONE, VTNET_SENT, VTNET_VIEW, pool_collect, pool_frame, pool_gpa, pool_put, pool_put_sent, pool_taken,
+    pool_top, pool_view_at, vtnet_pool,
 )
 from virtio.vtnet.tx_batch cimport TxBatch
-from virtio.vtnet.tx_burst cimport collect, find_place, place, publish, put_back, send
-from virtio.vtnet.tx_offload cimport beyond, commit_beyond, cut_pieces, is_unusual, reserved, tx_send_wanted
+from virtio.vtnet.tx_offload cimport beyond, cut_pieces, is_unusual, tx_send_wanted
+from virtio.vtnet.tx_sink cimport tx_commit, tx_deliver, tx_reserve
 
 from virtio.offload.counters import TransmitReason
 from virtio.constants import Feature
 from virtio.errors import DeviceBroken
 
 cdef enum:
-    AHEAD = 16  # buffers whose lines are fetched before they are written
     FLOW_QUEUES = 256
     ALL_HASHES = 0x1ff  # VIRTIO_NET_HASH_TYPE_*
-    ALL_OFFLOADS = (VIRTIO_OFFLOAD_CSUM | VIRTIO_OFFLOAD_TSO4 | VIRTIO_OFFLOAD_TSO6 | VIRTIO_OFFLOAD_ECN
-                    | VIRTIO_OFFLOAD_UFO | VIRTIO_OFFLOAD_USO4 | VIRTIO_OFFLOAD_USO6 | VIRTIO_OFFLOAD_TUNNEL
-                    | VIRTIO_OFFLOAD_TUNNEL_CSUM)
+
+
+# ---- the burst that is collected ----
+
+
+cdef void put_back(vtnet_tx *tx, uint64_t cookie) noexcept nogil:
+    """Give the buffers of a chain back to their pools."""
+    cdef uint32_t small = <uint32_t>cookie & VTNET_NONE
+    cdef uint32_t large = <uint32_t>(cookie >> 32)
+    if virtio_unlikely(cookie & IS_VIEW):
+        if small != VTNET_NONE:
+            pool_put_sent(tx.small, small)
+        else:
+            pool_put_sent(tx.large, large)
+        return
+    if small != VTNET_NONE:
+        pool_put(tx.small, small)
+    if large != VTNET_NONE:
+        pool_put(tx.large, large)
+
+
+cdef void publish(vtnet_tx *tx) noexcept nogil:
+    """Make the frames collected available to the device."""
+    cdef int why = 0
+    cdef uint32_t done, i
+    if tx.nreq == 0:
+        return
+    done = driver_enqueue_burst(tx.q, tx.sg, tx.req, tx.nreq, &why)
+    for i in range(done, tx.nreq):  # the queue broke
+        put_back(tx, tx.req[i].cookie)
+    tx.nreq = tx.nsg = tx.nslots = 0
+
+
+cdef inline void put_header(const vtnet_tx *tx, uint8_t *frame, const virtio_net_hdr *hdr) noexcept nogil:
+    """Write the header in front of a frame, with the fields that a driver may set (5.1.9.2)."""
+    cdef uint8_t *p = frame - tx.hdr_size
+    cdef virtio_net_hdr clean
+    cdef uint64_t first
+    if virtio_likely(tx.hdr_size <= 12):
+        # NEEDS_CSUM is all that may be said without a tunnel: DATA_VALID is the device's
+        first = virtio_get64(hdr) & ~<uint64_t>0xff | (hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM)
+        virtio_put64(p, first)
+        (<uint16_t *>(p + 8))[0] = hdr.csum_offset
+        if tx.hdr_size == 12:
+            (<uint16_t *>(p + 10))[0] = 0
+        return
+    clean = hdr[0]
+    clean.flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM | VIRTIO_NET_HDR_F_UDP_TUNNEL_CSUM
+    clean.num_buffers = 0
+    clean.hash_value = 0
+    clean.hash_report = clean.padding = 0
+    memcpy(p, &clean, tx.hdr_size)
+
+
+cdef void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small, uint32_t large, uint32_t len,
+                  bint view) noexcept nogil:
+    """Add a frame of len bytes to the burst. It starts in the small buffer, if there is one; the rest is in large."""
+    cdef vtnet_pool *pool = tx.small if small != VTNET_NONE else tx.large
+    cdef uint32_t first = small if small != VTNET_NONE else large
+    cdef uint8_t *frame = pool_frame(pool, first)
+    cdef uint64_t gpa = pool_gpa(pool, first)
+    cdef virtio_sg *sg = &tx.sg[tx.nsg]
+    cdef virtio_request *req = &tx.req[tx.nreq]
+    cdef uint32_t head = len
+    cdef uint32_t pieces = 1
+    put_header(tx, frame, hdr)
+    if head > pool.room:
+        head = pool.room
+    if virtio_likely(not tx.separate):
+        sg[0].gpa = gpa - tx.hdr_size
+        sg[0].len = head + tx.hdr_size
+    else:
+        sg[0].gpa = gpa - tx.hdr_size
+        sg[0].len = tx.hdr_size
+        sg[1].gpa = gpa
+        sg[1].len = head
+        pieces = 2
+    if virtio_unlikely(head < len):
+        sg[pieces].gpa = pool_gpa(tx.large, large)
+        sg[pieces].len = len - head
+        pieces += 1
+    req.cookie = cookie_of(small, large, view)
+    req.readable = <uint16_t>pieces
+    req.writable = 0
+    tx.bytes += len
+    tx.nreq += 1
+    tx.nsg += pieces
+    tx.nslots += 1 if pieces == 1 or pieces <= tx.q.max_indirect else pieces
+    add_count(&tx.stats.opackets, 1)
+    add_count(&tx.stats.obytes, len)
+    add_count(&tx.stats.omcasts, frame[0] & 1)
+    if virtio_unlikely(hdr.flags & VIRTIO_NET_HDR_F_NEEDS_CSUM):
+        if hdr.gso_type:
+            add_count(&tx.stats.tso, 1)
+        else:
+            add_count(&tx.stats.csum, 1)
+
+
+cdef bint find_place(vtnet_tx *tx, const uint8_t *data, uint32_t len, vtnet_place *at) noexcept nogil:
+    """Choose the buffer for a frame of len bytes that lies at data; there is room. False: none is large enough."""
+    at.small = pool_view_at(tx.small, data)
+    at.large = VTNET_NONE if at.small != VTNET_NONE else pool_view_at(tx.large, data)
+    at.view = at.small != VTNET_NONE or at.large != VTNET_NONE
+    if virtio_unlikely(at.view):
+        at.frame = <uint8_t *>data
+        return len <= (tx.small.room if at.small != VTNET_NONE else tx.large.room)
+    if virtio_likely(len <= tx.small.room):
+        at.small = pool_top(tx.small)
+        at.frame = pool_frame(tx.small, at.small)
+        return True
+    if len > tx.sink.frame_max:
+        return False
+    at.large = pool_top(tx.large)
+    at.frame = pool_frame(tx.large, at.large)
+    return True
+
+
+cdef void send(vtnet_tx *tx, const virtio_net_hdr *hdr, const vtnet_place *at, uint32_t len) noexcept nogil:
+    """Take the buffer, and add the frame in it to the burst."""
+    if virtio_unlikely(at.view):
+        if at.small != VTNET_NONE:
+            tx.small.state[at.small] |= VTNET_SENT
+        else:
+            tx.large.state[at.large] |= VTNET_SENT
+    elif at.small != VTNET_NONE:
+        pool_taken(tx.small)
+    else:
+        pool_taken(tx.large)
+    collect(tx, hdr, at.small, at.large, len, at.view)
+
+
+# ---- the ring and its room ----
 
 
 cdef uint32_t tx_reclaim(vtnet_tx *tx) noexcept nogil:
@@ -108,34 +235,6 @@ cdef bint tx_drop_unfit(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
     return True
 
 
-cdef int tx_cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
-    cdef virtio_net_hdr nothing
-    cdef iovec to
-    cdef uint32_t i, small
-    if plan.count > tx.small.count or plan.count > tx.q.size // tx.slots:
-        return -1
-    if plan.header + plan.extra + plan.unit > tx.small.room:
-        return -1
-    # all or none: a frame of which half is sent cannot be given back to its sender
-    if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
-        tx_reclaim(tx)
-        if tx.small.nfree < plan.count or tx.q.nfree < tx.nslots + plan.count * tx.slots:
-            add_count(&tx.stats.rescheduled, 1)
-            tx.wanting = 1
-            return 0
-    memset(&nothing, 0, sizeof(nothing))
-    for i in range(plan.count):
-        if tx.nreq == VIRTIO_BURST:
-            publish(tx)
-        small = pool_top(tx.small)
-        pool_taken(tx.small)
-        to.iov_base = pool_frame(tx.small, small)
-        to.iov_len = tx.small.room
-        collect(tx, &nothing, small, VTNET_NONE, segment_copy(plan, i, &to, 1, 0), False)
-    add_count(&tx.stats.segments, plan.count)
-    return 1
-
-
 cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
                         uint32_t len) noexcept nogil:
     """Send a frame in pieces with its header, which is such as net_hdr_check passes for any offloads.
@@ -143,7 +242,7 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
     1: taken, sent or dropped; 0: no room now.
     """
     cdef virtio_net_hdr nothing
-    cdef place at
+    cdef vtnet_place at
     cdef int sent
     cdef bint much = beyond(tx, hdr)
     if tx.nreq == VIRTIO_BURST:
@@ -173,79 +272,6 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
 
 
 # ---- the sink ----
-
-
-cdef uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
-    cdef vtnet_tx *tx = <vtnet_tx *>sink
-    cdef uint32_t i
-    if tx.nreq == VIRTIO_BURST:
-        publish(tx)
-    if limit < 2 or tx.bytes >= TX_BURST_BYTES or not tx_has_room(tx, sink.frame_max):
-        return 0
-    i = pool_top(tx.small)
-    to[0].iov_base = pool_frame(tx.small, i)
-    to[0].iov_len = tx.small.room
-    if tx.large is NULL:
-        return 1
-    to[1].iov_base = pool_frame(tx.large, pool_top(tx.large))
-    to[1].iov_len = sink.frame_max - tx.small.room
-    return 2
-
-
-cdef void tx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil:
-    cdef vtnet_tx *tx = <vtnet_tx *>sink
-    cdef uint32_t small, large
-    cdef iovec pieces[2]
-    if virtio_unlikely(is_unusual(tx, len)):
-        if len > sink.frame_max:
-            add_count(&tx.stats.too_large, 1)
-            return
-        reserved(tx, len, pieces)
-        if tx_drop_unfit(tx, hdr, pieces, len):
-            return
-    if virtio_unlikely(beyond(tx, hdr)):
-        commit_beyond(tx, hdr, len)
-        return
-    small = pool_top(tx.small)
-    pool_taken(tx.small)
-    large = VTNET_NONE
-    if len > tx.small.room:
-        large = pool_top(tx.large)
-        pool_taken(tx.large)
-    collect(tx, hdr, small, large, len, False)
-
-
-cdef inline void fetch_ahead(const vtnet_tx *tx, uint32_t n) noexcept nogil:
-    """Get the first lines of the next n small buffers back from the device's CPU, all at once."""
-    cdef const uint8_t *frame
-    cdef uint32_t i
-    if n > tx.small.nfree:
-        n = tx.small.nfree
-    for i in range(n):
-        frame = pool_frame(tx.small, tx.small.free[tx.small.nfree - 1 - i])
-        virtio_prefetch_write(frame - 1)
-        virtio_prefetch_write(frame)
-
-
-cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
-                         virtio_turn *turn) noexcept nogil:
-    cdef vtnet_tx *tx = <vtnet_tx *>sink
-    cdef uint32_t i = 0
-    cdef uint32_t bytes = tx.bytes
-    cdef uint32_t room = tx.bytes + <uint32_t>min(<int64_t>0x40000000, max(turn.left, <int64_t>1) * VIRTIO_WORK_BYTES)
-    cdef uint64_t segments = tx.stats.segments
-    tx_begin(tx)
-    while i < n:
-        if i % AHEAD == 0:
-            if virtio_unlikely(tx.bytes >= room):
-                break
-            fetch_ahead(tx, n - i if n - i < AHEAD else AHEAD)
-        if not tx_send_pieces(tx, &packets[i].hdr, &segs[packets[i].first], packets[i].nsegs, packets[i].len):
-            break
-        i += 1
-    turn.left -= (<int64_t>i * VIRTIO_WORK_FRAME + virtio_work_bytes(tx.bytes - bytes)
-                  + <int64_t>(tx.stats.segments - segments) * VIRTIO_WORK_SEGMENT)
-    return i
 
 
 cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil:
@@ -342,7 +368,7 @@ cdef inline int send_frame(vtnet_tx *tx, TxBatch batch, uint32_t i) noexcept nog
         return tx_send_wanted(tx, batch.frames.data[i], len, batch.want, batch.mss)
     if batch.headers is not NULL and batch.given[i]:
         hdr = &batch.headers[i]
-        if net_hdr_check(&batch.headers[i], len, ALL_OFFLOADS):
+        if net_hdr_check(&batch.headers[i], len, VIRTIO_OFFLOAD_ALL):
             add_count(&tx.stats.bad_header, 1)
             return 1
     else:

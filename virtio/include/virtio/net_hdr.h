@@ -49,6 +49,7 @@ _Static_assert(sizeof(virtio_net_hdr) == 24, "virtio_net_hdr is the wire format"
 #define VIRTIO_OFFLOAD_USO6 0x040u
 #define VIRTIO_OFFLOAD_TUNNEL 0x080u
 #define VIRTIO_OFFLOAD_TUNNEL_CSUM 0x100u
+#define VIRTIO_OFFLOAD_ALL 0x1ffu /* those above */
 #define VIRTIO_OFFLOAD_RSC 0x200u       /* to the driver only */
 #define VIRTIO_OFFLOAD_MRG 0x400u       /* to the driver only */
 #define VIRTIO_OFFLOAD_TO_DRIVER 0x800u /* the direction */
