@@ -233,7 +233,7 @@ class BuildExtensions(build_ext):
             return False
         inputs = [Path(flags), Path(__file__)]
         for folder in (*FOLDERS, "tests"):
-            inputs += (path for suffix in ("pyx", "pxd", "h") for path in Path(folder).rglob(f"*.{suffix}"))
+            inputs += (path for suffix in ("pyx", "pxd", "pxi", "h") for path in Path(folder).rglob(f"*.{suffix}"))
         return max(path.stat().st_mtime for path in inputs) < stamp.stat().st_mtime
 
     def is_stale(self, module: Extension) -> bool:

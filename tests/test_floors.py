@@ -104,7 +104,7 @@ def sources(floor: str) -> list[Path]:
     else:
         found = [p for name, of in FILES.items() if of == floor for p in (ROOT / "virtio").glob(f"{name}.*")]
         found += (ROOT / "virtio" / floor).rglob("*.*")
-    return sorted(path for path in found if path.suffix in (".py", ".pyi", ".pyx", ".pxd"))
+    return sorted(path for path in found if path.suffix in (".py", ".pyi", ".pyx", ".pxd", ".pxi"))
 
 
 @pytest.mark.parametrize("floor", BELOW)

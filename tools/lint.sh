@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 bin=$(cd "$1" && pwd)
 "$bin/ruff" check --no-cache . # its cache does not know that other files of the tree come and go
 "$bin/ruff" format --check .
-PATH="$bin:$PATH" "$bin/cython-lint" virtio bench tests
+PATH="$bin:$PATH" "$bin/cython-lint" virtio bench tests virtio/*/*.pxi
 "$bin/mypy" -p virtio
 # not: which classes are layouts of their own (PEP 800), which says nothing to callers
 "$bin/stubtest" --concise --ignore-disjoint-bases --allowlist tools/stubtest-allow.txt virtio

@@ -14,8 +14,8 @@
 # asked for only if TX_INTR_PACKETS packets went out since the last one that was, so that a queue that fills and
 # empties does not cost one each time.
 #
-# A frame walks through txq.pyx (VtnetTransmit, then tx_send_pieces) and the ring with the flush. tx_offload.pxd has the
-# frames that ask for an offload, tx_sink.pxd those that a port brings. All of this is one extension.
+# A frame walks through txq.pyx (VtnetTransmit, then tx_send_pieces) and the ring with the flush. tx_offload.pxi has the
+# frames that ask for an offload, tx_sink.pxi those that a port brings. txq.pyx includes both.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from virtio.core.iov cimport iovec
@@ -106,17 +106,6 @@ cdef bint tx_has_room(vtnet_tx *tx, uint32_t len) noexcept nogil
 # Drop an unusual frame if it is too short, or longer than the MTU allows; return whether that was done. Not inlined:
 # a frame's path keeps its registers.
 cdef bint tx_drop_unfit(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t len) noexcept nogil
-# Send a frame in pieces. 1: taken, sent or dropped; 0: no room now.
-cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces, uint32_t npieces,
-                        uint32_t len) noexcept nogil
-# Choose the buffer for a frame; take it, and add the frame to the burst.
-cdef bint find_place(vtnet_tx *tx, const uint8_t *data, uint32_t len, vtnet_place *at) noexcept nogil
-cdef void send(vtnet_tx *tx, const virtio_net_hdr *hdr, const vtnet_place *at, uint32_t len) noexcept nogil
-# Add a frame to the burst; show the burst to the device; give the buffers of a chain back.
-cdef void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small, uint32_t large, uint32_t len,
-                  bint view) noexcept nogil
-cdef void publish(vtnet_tx *tx) noexcept nogil
-cdef void put_back(vtnet_tx *tx, uint64_t cookie) noexcept nogil
 # The sink's functions of these names (include/virtio/port.h).
 cdef virtio_bell *tx_flush(virtio_sink *sink) noexcept nogil
 cdef bint tx_arm(virtio_sink *sink, virtio_wait *wait) noexcept nogil

@@ -35,8 +35,6 @@ from virtio.vtnet.pool cimport (
     pool_top, pool_view_at, vtnet_pool,
 )
 from virtio.vtnet.tx_batch cimport TxBatch
-from virtio.vtnet.tx_offload cimport beyond, cut_pieces, is_unusual, tx_send_wanted
-from virtio.vtnet.tx_sink cimport tx_commit, tx_deliver, tx_reserve
 
 from virtio.offload.counters import TransmitReason
 from virtio.constants import Feature
@@ -50,7 +48,7 @@ cdef enum:
 # ---- the burst that is collected ----
 
 
-cdef void put_back(vtnet_tx *tx, uint64_t cookie) noexcept nogil:
+cdef inline void put_back(vtnet_tx *tx, uint64_t cookie) noexcept nogil:
     """Give the buffers of a chain back to their pools."""
     cdef uint32_t small = <uint32_t>cookie & VTNET_NONE
     cdef uint32_t large = <uint32_t>(cookie >> 32)
@@ -66,7 +64,7 @@ cdef void put_back(vtnet_tx *tx, uint64_t cookie) noexcept nogil:
         pool_put(tx.large, large)
 
 
-cdef void publish(vtnet_tx *tx) noexcept nogil:
+cdef inline void publish(vtnet_tx *tx) noexcept nogil:
     """Make the frames collected available to the device."""
     cdef int why = 0
     cdef uint32_t done, i
@@ -99,8 +97,8 @@ cdef inline void put_header(const vtnet_tx *tx, uint8_t *frame, const virtio_net
     memcpy(p, &clean, tx.hdr_size)
 
 
-cdef void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small, uint32_t large, uint32_t len,
-                  bint view) noexcept nogil:
+cdef inline void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small, uint32_t large, uint32_t len,
+                         bint view) noexcept nogil:
     """Add a frame of len bytes to the burst. It starts in the small buffer, if there is one; the rest is in large."""
     cdef vtnet_pool *pool = tx.small if small != VTNET_NONE else tx.large
     cdef uint32_t first = small if small != VTNET_NONE else large
@@ -143,7 +141,7 @@ cdef void collect(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t small, uint3
             add_count(&tx.stats.csum, 1)
 
 
-cdef bint find_place(vtnet_tx *tx, const uint8_t *data, uint32_t len, vtnet_place *at) noexcept nogil:
+cdef inline bint find_place(vtnet_tx *tx, const uint8_t *data, uint32_t len, vtnet_place *at) noexcept nogil:
     """Choose the buffer for a frame of len bytes that lies at data; there is room. False: none is large enough."""
     at.small = pool_view_at(tx.small, data)
     at.large = VTNET_NONE if at.small != VTNET_NONE else pool_view_at(tx.large, data)
@@ -162,7 +160,7 @@ cdef bint find_place(vtnet_tx *tx, const uint8_t *data, uint32_t len, vtnet_plac
     return True
 
 
-cdef void send(vtnet_tx *tx, const virtio_net_hdr *hdr, const vtnet_place *at, uint32_t len) noexcept nogil:
+cdef inline void send(vtnet_tx *tx, const virtio_net_hdr *hdr, const vtnet_place *at, uint32_t len) noexcept nogil:
     """Take the buffer, and add the frame in it to the burst."""
     if virtio_unlikely(at.view):
         if at.small != VTNET_NONE:
@@ -269,6 +267,10 @@ cdef int tx_send_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pi
         hdr = &nothing
     send(tx, hdr, &at, len)
     return 1
+
+
+include "tx_offload.pxi"
+include "tx_sink.pxi"
 
 
 # ---- the sink ----

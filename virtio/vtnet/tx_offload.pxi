@@ -1,7 +1,7 @@
 # Offloads of a transmit queue: what a frame asks for is left to the device, done here, or refused and counted.
 #
-# A checksum is completed in the buffer; segments are written straight into buffers of their own. Compiled into
-# virtio.vtnet.txq and nowhere else.
+# A checksum is completed in the buffer; segments are written straight into buffers of their own. Included by
+# txq.pyx, whose functions these use inline.
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -22,10 +22,6 @@ from virtio.offload.tx cimport VIRTIO_TX_WANT_INNER, offload_transmit, tx_outcom
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MIN
 from virtio.ports.software_offload cimport net_hdr_needs, segment_options
 from virtio.vtnet.pool cimport VTNET_NONE, pool_frame, pool_taken, pool_top
-from virtio.vtnet.txq cimport (
-    collect, cookie_of, find_place, publish, put_back, send, tx_drop_unfit, tx_has_room, tx_reclaim, vtnet_place,
-    vtnet_tx,
-)
 
 
 cdef inline bint beyond(const vtnet_tx *tx, const virtio_net_hdr *hdr) noexcept nogil:
@@ -40,7 +36,7 @@ cdef inline bint is_unusual(const vtnet_tx *tx, uint32_t len) noexcept nogil:
     return len - VIRTIO_FRAME_MIN > tx.usual
 
 
-cdef inline int tx_cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
+cdef int tx_cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
     """Write the segments of a plan, each into a buffer of its own. 1: sent; 0: no room now; -1: never."""
     cdef virtio_net_hdr nothing
     cdef iovec to
@@ -69,8 +65,8 @@ cdef inline int tx_cut(vtnet_tx *tx, virtio_segmenter *plan) noexcept nogil:
     return 1
 
 
-cdef inline int cut_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces,
-                           uint32_t npieces) noexcept nogil:
+cdef int cut_pieces(vtnet_tx *tx, const virtio_net_hdr *hdr, const iovec *pieces,
+                    uint32_t npieces) noexcept nogil:
     """Segment a frame by its header. As tx_cut."""
     cdef virtio_segmenter plan
     if segment_plan_pieces(&plan, pieces, npieces, hdr.gso_type, hdr.gso_size, segment_options(hdr, 0),
@@ -91,7 +87,7 @@ cdef inline uint32_t reserved(const vtnet_tx *tx, uint32_t len, iovec *pieces) n
     return 2
 
 
-cdef inline void commit_beyond(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil:
+cdef void commit_beyond(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil:
     """A frame that was read into the reserved room, and whose header says more than was negotiated."""
     cdef uint32_t small = pool_top(tx.small)
     cdef uint32_t large = VTNET_NONE
@@ -118,7 +114,7 @@ cdef inline void commit_beyond(vtnet_tx *tx, const virtio_net_hdr *hdr, uint32_t
     collect(tx, &nothing, small, VTNET_NONE, len, False)
 
 
-cdef inline int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want, uint32_t mss) noexcept nogil:
+cdef int tx_send_wanted(vtnet_tx *tx, uint8_t *data, uint32_t len, uint32_t want, uint32_t mss) noexcept nogil:
     """Send a frame of which the checksum is wanted (VIRTIO_TX_WANT_*), and segments of mss bytes of payload (0: none).
 
     1: taken, sent or dropped; 0: no room now.

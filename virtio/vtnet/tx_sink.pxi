@@ -1,6 +1,6 @@
 # Frames that a port brings: the sink's reserve, commit and deliver (include/virtio/port.h) on a transmit queue.
 #
-# Compiled into virtio.vtnet.txq and nowhere else.
+# Included by txq.pyx, whose functions these use inline.
 from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
 
 from virtio.core.atomic cimport virtio_prefetch_write, virtio_unlikely
@@ -12,16 +12,12 @@ from virtio.event.worker cimport (
 from virtio.offload.net_hdr cimport virtio_net_hdr
 from virtio.ports.port cimport VIRTIO_BURST, virtio_packet, virtio_sink
 from virtio.vtnet.pool cimport VTNET_NONE, pool_frame, pool_taken, pool_top
-from virtio.vtnet.tx_offload cimport beyond, commit_beyond, is_unusual, reserved
-from virtio.vtnet.txq cimport (
-    TX_BURST_BYTES, collect, publish, tx_begin, tx_drop_unfit, tx_has_room, tx_send_pieces, vtnet_tx,
-)
 
 cdef enum:
     AHEAD = 16  # buffers whose lines are fetched before they are written
 
 
-cdef inline uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
+cdef uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, virtio_turn *turn) noexcept nogil:
     cdef vtnet_tx *tx = <vtnet_tx *>sink
     cdef uint32_t i
     if tx.nreq == VIRTIO_BURST:
@@ -38,7 +34,7 @@ cdef inline uint32_t tx_reserve(virtio_sink *sink, iovec *to, uint32_t limit, vi
     return 2
 
 
-cdef inline void tx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil:
+cdef void tx_commit(virtio_sink *sink, const virtio_net_hdr *hdr, uint32_t len) noexcept nogil:
     cdef vtnet_tx *tx = <vtnet_tx *>sink
     cdef uint32_t small, large
     cdef iovec pieces[2]
@@ -73,8 +69,8 @@ cdef inline void fetch_ahead(const vtnet_tx *tx, uint32_t n) noexcept nogil:
         virtio_prefetch_write(frame)
 
 
-cdef inline uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
-                                virtio_turn *turn) noexcept nogil:
+cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32_t n, const iovec *segs,
+                         virtio_turn *turn) noexcept nogil:
     cdef vtnet_tx *tx = <vtnet_tx *>sink
     cdef uint32_t i = 0
     cdef uint32_t bytes = tx.bytes
