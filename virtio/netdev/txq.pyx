@@ -41,6 +41,7 @@ cdef extern from "virtio/net_copy.h" nogil:
 
 cdef enum:
     BURST = 64  # VIRTIO_BURST: the size of the arrays
+    SMALL = 2048  # a burst of frames of up to so many bytes is not cut by them: it is paid for later, if it was too much
     HOLD = 64  # used descriptors; and polls without work
 
 
@@ -182,12 +183,12 @@ cdef inline uint32_t burst_run(net_tx *tx, virtio_turn *turn, bint packed) noexc
     cdef virtio_packet *packet = tx.packets
     cdef iovec *seg = tx.segs
     cdef uint32_t size = tx.header, width = width_of(tx, turn), done, n
-    cdef int64_t room = turn.left * VIRTIO_WORK_BYTES  # bytes
+    cdef int64_t room = turn.left * VIRTIO_WORK_BYTES, bytes = 0
     cdef bint says = False
     if run_start(&run, tx.q, width, packed) == 0:
         return 0
     run_ahead(&run, False, packed)
-    while room > 0 and run_next(&run, 0, packed):
+    while run_next(&run, 0, packed):
         if virtio_unlikely(run.length < size + VIRTIO_FRAME_MIN or run.length - size > VIRTIO_FRAME_MAX):
             break
         packet.len = run.length - size
@@ -203,14 +204,16 @@ cdef inline uint32_t burst_run(net_tx *tx, virtio_turn *turn, bint packed) noexc
         virtio_put64(&packet.first, run.taken | <uint64_t>1 << 32)
         put_piece(seg, run.host + size, packet.len)
         run_keep(&run, tx.entries, 0, packed)
-        room -= packet.len
+        bytes += packet.len
         packet += 1
         seg += 1
+        if virtio_unlikely(run.length > SMALL and bytes >= room):
+            break
     n = run.taken
     if n == 0:
         return 0
     turn.empty = n < width and run_is_over(&run, packed)
-    done = send(tx, n, <uint64_t>(turn.left * VIRTIO_WORK_BYTES - room), says, turn)
+    done = send(tx, n, <uint64_t>bytes, says, turn)
     run_commit(&run, tx.entries, done, tx.q.flags & VIRTIO_Q_IN_ORDER != 0, packed)
     return done
 
