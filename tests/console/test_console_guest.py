@@ -23,7 +23,9 @@ from virtio.console import ConsoleDevice, ConsoleFeature, ConsolePort
 from virtio.constants import DeviceType
 from virtio.vhost_user import Server
 
+# hvc0 is there once the control queue has said that the port is a console; before, to open it would make a file
 OPEN = """
+for i in $(seq 300); do [ -c /dev/hvc0 ] && break; sleep 0.1; done
 exec 3<>/dev/hvc0
 stty raw -echo -F /dev/hvc0
 echo HELLO >&3
@@ -56,8 +58,12 @@ class Collected:
     def __call__(self, more: bytes) -> None:
         self.content += more
 
-    def wait(self, what: bytes) -> None:
-        wait_for(lambda: what in self.content, 60, f"{what!r} did not come: {bytes(self.content)[-200:]!r}")
+    def wait(self, what: bytes, guest: GuestProcess | None = None) -> None:
+        try:
+            wait_for(lambda: what in self.content, 60)
+        except AssertionError:
+            said = guest.said() if guest else "-"
+            raise AssertionError(f"{what!r} did not come: {bytes(self.content)[-200:]!r}; guest: {said}") from None
 
 
 def send(port: ConsolePort, content: bytes) -> None:
@@ -78,7 +84,7 @@ EXCHANGE = "\n".join(
 def exchanged(console: ConsoleDevice, guest: GuestProcess) -> None:
     """A guest that does EXCHANGE gets bytes and sizes, and what it sends comes."""
     console.port.on_data = seen = Collected()
-    seen.wait(b"HELLO\n")
+    seen.wait(b"HELLO\n", guest)
     assert console.port.guest_open
     guest.wait_for("24 80")
     console.resize(33, 99)
@@ -130,7 +136,7 @@ def test_ports_by_name_plugged_and_unplugged(tmp_path: Path) -> None:
     agent.write(b"early")
     with Server(console, tmp_path / "s") as server:
         with Uml(server.path, "\n".join(lines), tmp_path, kind=DeviceType.CONSOLE) as guest:
-            terminal.wait(b"HELLO\n")
+            terminal.wait(b"HELLO\n", guest)
             send(agent, data(300000 - 5))
             terminal.wait(b"PLUG\n")
             second = console.add_port("second")
