@@ -145,7 +145,7 @@ def test_wheel_holds_what_clients_need(wheel: Path) -> None:
     ):
         assert f"virtio/{name}" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"virtio"}
-    assert wheel.stat().st_size < 3_500_000
+    assert wheel.stat().st_size < 3_000_000
 
 
 def test_import_from_elsewhere(installed: Path, tmp_path: Path) -> None:

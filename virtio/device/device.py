@@ -1,7 +1,7 @@
 """The device end above the rings: status, feature negotiation, config space, queues, reset, snapshot.
 
-A device type is a subclass of :class:`Device`; examples/entropy.py is a whole one. A transport (virtio.direct,
-virtio.pci) shows a device to a driver. Source: VIRTIO 1.4, chapter 2 and section 3.1.
+A device type is a subclass of :class:`Device`; examples/entropy.py is a whole one. A transport shows a
+device to a driver. Source: VIRTIO 1.4, chapter 2 and section 3.1.
 """
 
 from __future__ import annotations

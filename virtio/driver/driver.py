@@ -1,6 +1,6 @@
 """The driver end of a device: reset, negotiation, queues and interrupts over any transport.
 
-It does what FreeBSD's virtio bus does for its drivers (sys/dev/virtio/virtio.c, virtio_pci_legacy.c), and it does not
+It does what FreeBSD's virtio bus does for its drivers (sys/dev/virtio/virtio.c), and it does not
 believe the device: every wait ends, every number is checked, and what goes wrong is one error that says it.
 """
 

@@ -24,9 +24,8 @@ cdef extern from "virtio/task.h" nogil:
 
     enum:
         VIRTIO_WORK_TURN
-        VIRTIO_WORK_FRAME
+        VIRTIO_WORK_CHAIN
         VIRTIO_WORK_PIECE
-        VIRTIO_WORK_SEGMENT
         VIRTIO_WORK_SYSCALL
         VIRTIO_WORK_BYTES
 

@@ -152,7 +152,7 @@ cdef class Task:
     def poll(self, int64_t work=VIRTIO_WORK_TURN):
         """Do one burst on this thread, of about so many units of work at most.
 
-        Return how much was done: packets, or 1 for a part of one; 0 for nothing. A unit is about a nanosecond.
+        Return how much was done: chains, or 1 for a part of one; 0 for nothing. A unit is about a nanosecond.
         Raises ValueError unless ``work`` is above 0.
         """
         cdef uint32_t done = 0

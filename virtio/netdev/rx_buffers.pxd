@@ -7,7 +7,7 @@ from virtio._ring cimport device_add_used_burst, device_log_written, device_nava
 from virtio.core.atomic cimport virtio_get64, virtio_put64, virtio_unlikely
 from virtio.core.counters cimport add_count
 from virtio.core.iov cimport iovec
-from virtio.event.worker cimport VIRTIO_WORK_FRAME, VIRTIO_WORK_PIECE, virtio_work_bytes
+from virtio.event.worker cimport VIRTIO_WORK_CHAIN, VIRTIO_WORK_PIECE, virtio_work_bytes
 from virtio.netdev.rxq cimport RX_CHAINS, RX_DROP_BROKEN, RX_DROP_TOO_LARGE, net_rx
 from virtio.virtqueue.structs cimport VIRTIO_FAULT_NONE, VIRTIO_Q_INDIRECT, virtio_chain
 
@@ -147,7 +147,7 @@ cdef inline void take(net_rx *rx, uint32_t n, uint64_t total) noexcept nogil:
     add_count(&rx.frames, 1)
     add_count(&rx.bytes, total - rx.header)
     add_count(&rx.merged, n > 1)
-    rx.turn.left -= VIRTIO_WORK_FRAME + virtio_work_bytes(total)
+    rx.turn.left -= VIRTIO_WORK_CHAIN + virtio_work_bytes(total)
     for _ in range(n):
         chain = rx.chains + rx.used
         set_written(chain, <uint32_t>min(total, <uint64_t>chain.writable))

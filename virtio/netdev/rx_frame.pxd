@@ -8,7 +8,6 @@ from libc.string cimport memmove, memset
 from virtio.core.atomic cimport virtio_unlikely
 from virtio.core.counters cimport add_count
 from virtio.core.iov cimport iov_head, iov_read, iov_write, iovec
-from virtio.event.worker cimport VIRTIO_WORK_SEGMENT
 from virtio.netdev.filter cimport FILTER_HEAD, FILTER_PROMISC, filter_passes
 from virtio.netdev.rx_buffers cimport NEVER, NO_ROOM, drop_never, gather, pieces_of, room_of, take
 from virtio.netdev.rxq cimport (
@@ -23,7 +22,7 @@ from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_HEADERS_MAX, VIRTIO_SEGMENT_TCP, segment_header_size, segment_payload_size, segment_plan_pieces,
     virtio_segmenter,
 )
-from virtio.ports.port cimport turn_resume, virtio_packet
+from virtio.ports.port cimport VIRTIO_WORK_SEGMENT, turn_resume, virtio_packet
 from virtio.ports.software_offload cimport (
     EXECUTE_SEGMENTS_MAX, is_exact, is_exact_plain, packet_needs, segment_options,
 )

@@ -10,7 +10,7 @@ from virtio.core.counters cimport add_count, counted
 from virtio.core.iov cimport iov_slice
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell_ring
-from virtio.event.worker cimport VIRTIO_WORK_FRAME, virtio_wait, virtio_wait_bell, virtio_work_bytes
+from virtio.event.worker cimport VIRTIO_WORK_CHAIN, virtio_wait, virtio_wait_bell, virtio_work_bytes
 from virtio.memory.guest_memory cimport VIRTIO_REGIONS_MAX
 from virtio.netdev.filter cimport FILTER_PROMISC, FILTER_TABLE
 from virtio.netdev.rx_buffers cimport look, pieces_of, put_back, refill, room_of, stall, take
@@ -27,7 +27,7 @@ from virtio.offload.net_hdr cimport (
 )
 from virtio.offload.pieces cimport complete
 from virtio.offload.protocols cimport ETHERNET
-from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, VIRTIO_FRAME_MIN, VIRTIO_PACKET_PIECES
 from virtio.ports.software_offload cimport net_hdr_needs
 from virtio.virtqueue.fastpath cimport run_ahead, run_commit, run_keep, run_next, run_start, virtio_run
 from virtio.virtqueue.structs cimport VIRTIO_DESC_F_WRITE, VIRTIO_FAULT_NONE
@@ -102,7 +102,7 @@ cdef inline uint32_t deliver_run(net_rx *rx, const virtio_packet *packets, uint3
         size += packet.len
         packet += 1
     run_commit(&run, rx.entries, run.taken, False, packed)
-    rx.turn.left -= <int64_t>run.taken * VIRTIO_WORK_FRAME + virtio_work_bytes(size)
+    rx.turn.left -= <int64_t>run.taken * VIRTIO_WORK_CHAIN + virtio_work_bytes(size)
     rx.published |= run.taken != 0
     add_count(&rx.frames, run.taken)
     add_count(&rx.bytes, size)
@@ -143,7 +143,7 @@ cdef uint32_t rx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
         source = segs + packet.first
         if not all and not is_wanted(rx, source, packet.nsegs, 0):
             add_count(&rx.filtered, 1)
-            turn.left -= VIRTIO_WORK_FRAME
+            turn.left -= VIRTIO_WORK_CHAIN
         elif not place(rx, packet, source):
             break
         i += 1
@@ -360,7 +360,7 @@ cdef class NetReceive(Task):
         self.queue, self.port = queue, port
         self.kick_bell, self.relay, self.trouble_bell = kick, Relay(call), trouble
         rx.q = queue.q
-        queue.for_frames()
+        queue.limit_walk(2 * VIRTIO_PACKET_PIECES)  # more than a frame has: a longer chain is known by that
         rx.nsegs = max(<uint32_t>RX_CHAINS, queue.q.max_chain) + VIRTIO_REGIONS_MAX
         rx.chains = <virtio_chain *>calloc(RX_CHAINS, sizeof(virtio_chain))
         rx.segs = <iovec *>calloc(rx.nsegs, sizeof(iovec))

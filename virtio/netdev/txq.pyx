@@ -14,7 +14,7 @@ from virtio.core.iov cimport iov_take
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell_ring
 from virtio.event.worker cimport (
-    VIRTIO_WORK_BYTES, VIRTIO_WORK_FRAME, VIRTIO_WORK_PIECE, VIRTIO_WORK_TURN, virtio_turn, virtio_wait,
+    VIRTIO_WORK_BYTES, VIRTIO_WORK_CHAIN, VIRTIO_WORK_PIECE, VIRTIO_WORK_TURN, virtio_turn, virtio_wait,
     virtio_wait_bell,
 )
 from virtio.memory.guest_memory cimport VIRTIO_REGIONS_MAX
@@ -41,7 +41,7 @@ cdef extern from "virtio/net_copy.h" nogil:
 
 cdef enum:
     BURST = 64  # VIRTIO_BURST: the size of the arrays
-    SMALL = 2048  # a burst of frames of up to so many bytes is not cut by them: it is paid for later, if it was too much
+    SMALL = 2048  # a burst of frames of up to so many bytes is not cut by these: it is paid for later
     HOLD = 64  # used descriptors; and polls without work
 
 
@@ -101,7 +101,7 @@ cdef uint32_t send(net_tx *tx, uint32_t n, uint64_t size, bint says, virtio_turn
             size += tx.packets[i].len
     elif virtio_unlikely(tx.width < BURST):
         tx.width = min(<uint32_t>BURST, 2 * tx.width)
-    turn.left -= <int64_t>taken * VIRTIO_WORK_FRAME
+    turn.left -= <int64_t>taken * VIRTIO_WORK_CHAIN
     add_count(&tx.bytes, size)
     for i in range(taken if says else 0):
         packet = &tx.packets[i]
@@ -145,9 +145,9 @@ cdef uint32_t send_chains(net_tx *tx, uint32_t n, virtio_turn *turn) noexcept no
 cdef inline uint32_t width_of(const net_tx *tx, const virtio_turn *turn) noexcept nogil:
     """Return how many frames a burst is to have at most: a turn may not take more."""
     cdef uint64_t frames
-    if virtio_likely(turn.left >= <int64_t>BURST * (tx.port.work + VIRTIO_WORK_FRAME)):
+    if virtio_likely(turn.left >= <int64_t>BURST * (tx.port.work + VIRTIO_WORK_CHAIN)):
         return tx.width
-    frames = 1 + <uint64_t>turn.left // (tx.port.work + VIRTIO_WORK_FRAME)
+    frames = 1 + <uint64_t>turn.left // (tx.port.work + VIRTIO_WORK_CHAIN)
     return <uint32_t>frames if frames < tx.width else tx.width
 
 
@@ -170,7 +170,7 @@ cdef uint32_t burst_chains(net_tx *tx, virtio_turn *turn) noexcept nogil:
     else:
         done = send_chains(tx, n, turn)
     # all that were walked, and those that were dropped; behind the port, which is to be given what is left for it
-    turn.left -= <int64_t>pieces * VIRTIO_WORK_PIECE + <int64_t>n * VIRTIO_WORK_FRAME
+    turn.left -= <int64_t>pieces * VIRTIO_WORK_PIECE + <int64_t>n * VIRTIO_WORK_CHAIN
     device_add_used_burst(q, tx.chains, done)
     if virtio_unlikely(done < n):
         device_unpop_burst(q, tx.chains + done, n - done)
@@ -327,7 +327,7 @@ cdef class NetTransmit(Task):
         tx.q = queue.q
         # DPDK's driver (22.11) leaves WRITE set in the entry of a table that has the header
         queue.q.flags |= VIRTIO_Q_READ_TABLES
-        queue.for_frames()
+        queue.limit_walk(2 * VIRTIO_PACKET_PIECES)  # more than a frame has: a longer chain is known by that
         tx.header = header_size_of(features)
         tx.offloads = offloads_of(features, False)
         tx.port, tx.pair, tx.by_hand = &port.c, pair, by_hand

@@ -1,4 +1,5 @@
 # Many frames from Python as C arrays.
+cimport cython
 from cpython.buffer cimport Py_buffer
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
@@ -12,6 +13,7 @@ cdef class Batch:
     cdef object source           # what the frames lie in: keeps them alive
 
     # Take the frames in, once. writable: every frame must be. See the class for errors.
+    @cython.final
     cdef int load(self, object frames, object offsets, bint writable) except -1
     cdef int load_packed(self, object buffer, object offsets, int flags) except -1
     cdef int open_packed(self, object buffer, int flags, Py_ssize_t n) except -1

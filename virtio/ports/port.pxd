@@ -14,6 +14,7 @@ cdef extern from "virtio/port.h" nogil:
         VIRTIO_FRAME_MAX
         VIRTIO_FRAME_MIN
         VIRTIO_PACKET_PIECES
+        VIRTIO_WORK_SEGMENT
 
     ctypedef struct virtio_packet:
         virtio_net_hdr hdr

@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset
 
 from virtio.core.counters cimport add_count, counted
 from virtio.core.iov cimport iov_head, iov_read_all, iov_size, iov_slice, iovec
-from virtio.event.worker cimport VIRTIO_WORK_SEGMENT, virtio_work_bytes
+from virtio.event.worker cimport virtio_work_bytes
 from virtio.offload.batch cimport Batch
 from virtio.offload.frame cimport frame_parse, virtio_frame
 from virtio.offload.inet_checksum cimport store_sum16, sum_bytes, sum_finish, sum_gather, sum_swap
@@ -21,7 +21,7 @@ from virtio.offload.segmenter cimport (
     VIRTIO_SEGMENT_NETWORK, VIRTIO_SEGMENT_PROTOCOL, VIRTIO_SEGMENT_SIZE, VIRTIO_SEGMENT_TCP, VIRTIO_SEGMENT_TUNNEL,
     VIRTIO_SEGMENT_TYPE, VIRTIO_SEGMENT_UDP_LENGTH, VIRTIO_SEGMENT_UFO_TUNNEL, segment_header_size, segment_plan_pieces,
 )
-from virtio.ports.port cimport VIRTIO_PACKET_PIECES, port_offloads
+from virtio.ports.port cimport VIRTIO_PACKET_PIECES, VIRTIO_WORK_SEGMENT, port_offloads
 
 
 cdef enum:

@@ -7,7 +7,7 @@ from virtio.core.atomic cimport virtio_store32
 from virtio.core.counters cimport add_count, counted
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell
-from virtio.event.worker cimport VIRTIO_WORK_FRAME, virtio_turn, virtio_wait
+from virtio.event.worker cimport VIRTIO_WORK_CHAIN, virtio_turn, virtio_wait
 from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_ALL, virtio_net_hdr
 from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_FRAME_MAX, port_flush, port_ring, turn_is_full, turn_resume
 from virtio.ports.software_offload cimport execute_send, executor_figures, executor_free, executor_new
@@ -34,7 +34,7 @@ cdef uint32_t send(port_splice *s, const virtio_packet *packets, uint32_t n, con
     taken = execute_send(s.executor, s.taker, s.queue, packets, n, segs, turn)
     for i in range(taken):
         size += packets[i].len
-    turn.left -= <int64_t>taken * VIRTIO_WORK_FRAME
+    turn.left -= <int64_t>taken * VIRTIO_WORK_CHAIN
     s.full = taken < n and turn_is_full(turn, taken, packets.done)
     add_count(&s.stalls, s.full)
     add_count(&s.frames, taken)

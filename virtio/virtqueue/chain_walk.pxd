@@ -13,9 +13,6 @@ cdef enum:
     # Pieces that the chains of a burst have together, but for the first, which may be of any length: a burst is short,
     # whatever a guest makes of a ring of 32768 descriptors
     WALK_BURST = 4096
-    # and that a chain for frames has at most (DeviceQueue.for_frames): twice as many as the longest frame, so that a
-    # longer chain, which is left there, is known by its number
-    WALK_FRAME = 2048
     WALK_ENOUGH = 3    # so many were walked
 
 cdef struct walk:

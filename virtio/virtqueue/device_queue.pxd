@@ -17,7 +17,7 @@ cdef class DeviceQueue(Queue):
     cdef uint32_t walk           # descriptors of a chain that the device wants walked
     cdef readonly Inflight inflight  # q.inflight is in it; None: nothing is noted
     cdef int open(self, GuestMemory memory, object layout, object features, int index, object max_chain) except -1
-    cdef void for_frames(self) noexcept
+    cdef void limit_walk(self, uint32_t most) noexcept
     cdef Chain view(self, const virtio_chain *c, const iovec *segs, tuple regions)
     cdef Chain wrap(self, const virtio_chain *c, const iovec *segs, tuple regions)
     cdef int claim(self, Chain chain, uint64_t expected) except -1

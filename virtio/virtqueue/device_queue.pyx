@@ -11,7 +11,6 @@ from virtio._ring cimport (
 from virtio.core.atomic cimport virtio_load16, virtio_load32, virtio_load32_acquire, virtio_store32, virtio_store64
 from virtio.core.counters cimport counted
 from virtio.memory.guest_memory cimport VIRTIO_REGIONS_MAX, memory_gather
-from virtio.virtqueue.chain_walk cimport WALK_FRAME
 from virtio.virtqueue.inflight cimport inflight_pop_again
 from virtio.virtqueue.packed_device cimport packed_device_start
 from virtio.virtqueue.split_device cimport split_device_start
@@ -147,9 +146,9 @@ cdef class DeviceQueue(Queue):
         for chain in taken.values():
             chain.owner = None
 
-    cdef void for_frames(self) noexcept:
-        """Walk no more of a chain than a frame has pieces: the device uses no more. Before the first burst."""
-        self.walk = WALK_FRAME
+    cdef void limit_walk(self, uint32_t most) noexcept:
+        """Walk no more than so many pieces of a chain, of which the device uses fewer. Before the first burst."""
+        self.walk = most
         self.q.max_walk = min(self.q.max_chain, self.walk)
 
     # ---- chains ----

@@ -7,7 +7,7 @@ from virtio.core.atomic cimport virtio_load32
 from virtio.core.counters cimport add_count, counted
 from virtio.core.lock cimport queue_lock, queue_unlock, virtio_trylock
 from virtio.event.notifier cimport virtio_bell, virtio_bell_ring
-from virtio.event.worker cimport VIRTIO_WORK_FRAME, virtio_turn, virtio_wait, virtio_wait_bell
+from virtio.event.worker cimport VIRTIO_WORK_CHAIN, virtio_turn, virtio_wait, virtio_wait_bell
 from virtio.offload.net_hdr cimport VIRTIO_OFFLOAD_MRG, VIRTIO_OFFLOAD_RSC, VIRTIO_OFFLOAD_TO_DRIVER
 from virtio.ports.port cimport (
     VIRTIO_BURST, port_flush, port_offloads, port_ring, turn_is_full, turn_resume, virtio_packet,
@@ -102,7 +102,7 @@ cdef uint32_t receive_poll(virtio_task *task, virtio_turn *turn) noexcept nogil:
             pump.resume = turn_resume(turn, sent, before)
             pump.full = sent < n and turn_is_full(turn, sent, before)
             part = pump.resume > before
-            turn.left -= <int64_t>sent * VIRTIO_WORK_FRAME
+            turn.left -= <int64_t>sent * VIRTIO_WORK_CHAIN
             add_count(&rx.stats.rescheduled, pump.full)
             rx_done_merged(rx, sent)
             add_count(&pump.bursts, 1)

@@ -1,10 +1,12 @@
 # The frames of one call of transmit, and what the call says of them, as C arrays.
+cimport cython
 from libc.stdint cimport uint8_t, uint32_t
 
 from virtio.offload.batch cimport Batch
 from virtio.offload.net_hdr cimport virtio_net_hdr
 
 
+@cython.final  # load is known when it is compiled
 cdef class TxBatch:
     cdef Batch frames
     cdef uint32_t want            # VIRTIO_TX_WANT_*; 0: the headers say what is wanted

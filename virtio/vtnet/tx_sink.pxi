@@ -7,10 +7,10 @@ from virtio.core.atomic cimport virtio_prefetch_write, virtio_unlikely
 from virtio.core.counters cimport add_count
 from virtio.core.iov cimport iovec
 from virtio.event.worker cimport (
-    VIRTIO_WORK_BYTES, VIRTIO_WORK_FRAME, VIRTIO_WORK_SEGMENT, virtio_turn, virtio_work_bytes,
+    VIRTIO_WORK_BYTES, VIRTIO_WORK_CHAIN, virtio_turn, virtio_work_bytes,
 )
 from virtio.offload.net_hdr cimport virtio_net_hdr
-from virtio.ports.port cimport VIRTIO_BURST, virtio_packet, virtio_sink
+from virtio.ports.port cimport VIRTIO_BURST, VIRTIO_WORK_SEGMENT, virtio_packet, virtio_sink
 from virtio.vtnet.pool cimport VTNET_NONE, pool_frame, pool_taken, pool_top
 
 cdef enum:
@@ -85,6 +85,6 @@ cdef uint32_t tx_deliver(virtio_sink *sink, const virtio_packet *packets, uint32
         if not tx_send_pieces(tx, &packets[i].hdr, &segs[packets[i].first], packets[i].nsegs, packets[i].len):
             break
         i += 1
-    turn.left -= (<int64_t>i * VIRTIO_WORK_FRAME + virtio_work_bytes(tx.bytes - bytes)
+    turn.left -= (<int64_t>i * VIRTIO_WORK_CHAIN + virtio_work_bytes(tx.bytes - bytes)
                   + <int64_t>(tx.stats.segments - segments) * VIRTIO_WORK_SEGMENT)
     return i

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause
  *
- * Bells whose descriptor is shared with somebody who is not trusted: an eventfd, a socket, a pipe of a vhost-user
- * frontend. Whoever shares it may set it blocking behind our back, and fill it; a write would then hold the ringing thread.
+ * Bells whose descriptor is shared with a process that is not trusted: an eventfd, a socket, a pipe. That process may
+ * set it blocking behind our back, and fill it; a write would then hold the ringing thread.
  *
  * So each ring looks first whether a write is taken. One who does it just between the two, once in some ten thousand
  * attempts, holds us; and there is no write to an eventfd that never waits. For those a watchdog looks, every 10 ms while

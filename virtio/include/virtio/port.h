@@ -16,6 +16,7 @@
 #include "virtio/task.h"
 
 #define VIRTIO_BURST 64        /* packets that a burst has at most */
+#define VIRTIO_WORK_SEGMENT 60 /* units of work (task.h) of a segment's headers */
 #define VIRTIO_FRAME_MAX 65589 /* bytes of the largest frame: Ethernet, IPv6 header, 65535 bytes (VIRTIO 1.4, 5.1.9.3) */
 #define VIRTIO_FRAME_MIN 14
 /* pieces that reserve() may give: a frame of the largest size in buffers of 64 bytes would take more, and is refused */

@@ -25,10 +25,9 @@ typedef struct virtio_wait {
 
 /* Work is counted, in units of about a nanosecond, and not timed: a turn is then bounded by what the guest asks for, the
  * same on each machine. Added per burst from counts that are there anyway; per piece only on the slow paths. */
-#define VIRTIO_WORK_TURN 20000   /* what a task may do before it is the next one's turn: 64 frames of 1500 bytes, copied */
-#define VIRTIO_WORK_FRAME 50     /* a frame: its chain popped and given back */
+#define VIRTIO_WORK_TURN 20000   /* what a task may do before it is the next one's turn: 64 chains of 1500 bytes, copied */
+#define VIRTIO_WORK_CHAIN 50     /* a chain popped and given back */
 #define VIRTIO_WORK_PIECE 8      /* a descriptor of a chain that is walked */
-#define VIRTIO_WORK_SEGMENT 60   /* a segment's headers */
 #define VIRTIO_WORK_SYSCALL 1000
 
 #define VIRTIO_WORK_BYTES 8      /* so many bytes that are copied, or summed, are one unit */
@@ -38,13 +37,13 @@ static inline int64_t virtio_work_bytes(uint64_t bytes) { return (int64_t)(bytes
 /* A task's turn. Who does a part of it takes that off `left`, and stops soon after nothing is left. */
 typedef struct virtio_turn {
     int64_t left;    /* units; below 0: the last step was larger than what was left */
-    uint32_t resume; /* out: where it stopped amid a frame that is cut, so many segments of that are out */
+    uint32_t resume; /* out: where it stopped amid a chain: so many steps of that are done */
     uint32_t empty;  /* out, of a poll: it took all that waited; a hint */
 } virtio_turn;
 
 typedef struct virtio_task virtio_task;
 struct virtio_task {
-    /* Do one burst, within what is left of the turn (above 0); return how much was done: packets, or 1 for a part of
+    /* Do one burst, within what is left of the turn (above 0); return how much was done: chains, or 1 for a part of
      * one; 0 for nothing. It takes the queue's lock itself, and does nothing if another thread has it or waits for it,
      * or the task is not active. Bells are rung when the lock is free again. */
     uint32_t (*poll)(virtio_task *task, virtio_turn *turn);
