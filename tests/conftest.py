@@ -30,13 +30,13 @@ BY_NAME = {
     "long": """
         cli/test_iperf cli/test_net_ cli/test_top console/test_console_control
         console/test_console_snapshot.py::test_malformed device/test_device_hostile device/test_malformed_snapshots
-        device/test_serving.py::test_resets driver/test_hostile_config.py::test_random_lies
-        event/test_bell.py::test_a_ring_while event/test_bell.py::test_a_write_that_holds
+        device/test_dispatch.py::test_resets driver/test_hostile_config.py::test_random_lies
+        event/test_notifier.py::test_a_ring_while event/test_notifier.py::test_a_write_that_holds
         memory/test_dma.py::test_no_two_overlap memory/test_memory_model net/test_guard net/test_hostile_guest
-        net/test_net_control.py::test_garbage net/test_net_rx.py::test_any_mixture
-        net/test_net_stop.py::test_the_command net/test_net_tx.py::test_a_port_that_is_full
-        net/test_net_tx.py::test_any_mixture net/test_odd_frames.py::test_a_short_frame
-        net/test_odd_frames.py::test_fragments_of_ipv6 net/test_odd_frames.py::test_lengths_by_way
+        net/test_net_control.py::test_garbage netdev/test_net_rx.py::test_any_mixture
+        net/test_net_stop.py::test_the_command netdev/test_net_tx.py::test_a_port_that_is_full
+        netdev/test_net_tx.py::test_any_mixture netdev/test_odd_frames.py::test_a_short_frame
+        netdev/test_odd_frames.py::test_fragments_of_ipv6 netdev/test_odd_frames.py::test_lengths_by_way
         net/test_turns.py::test_shares offload/test_checksum.py::test_environment
         offload/test_checksum.py::test_every_length_copied offload/test_checksum.py::test_more_than_one_piece
         offload/test_coalesce_flushes.py::test_table_of_many_flows offload/test_coalesce_lossless
@@ -58,8 +58,8 @@ BY_NAME = {
         pci/test_pci_config.py::test_any_writes pci/test_pci_config.py::test_write_everywhere
         pci/test_pci_legacy.py::TestRegisters pci/test_pci_legacy.py::test_read pci/test_pci_legacy.py::test_write
         pci/test_pci_msix.py::TestMasks pci/test_pci_msix.py::test_write_everywhere ports/test_guard
-        ports/test_net_execute.py::test_any_frame ports/test_pcap.py::test_no_file_does_harm test_fork test_no_cycles
-        test_readme vhost_user/test_vhost_connects
+        ports/test_pcap.py::test_no_file_does_harm ports/test_software_offload.py::test_any_frame
+        test_fork test_no_cycles test_readme vhost_user/test_vhost_connects
         vhost_user/test_vhost_drain.py::test_what_the_device_writes_is_garbage vhost_user/test_vhost_fuzz
         vhost_user/test_vhost_ghost.py::test_a_frontend_that_passes vhost_user/test_vhost_inflight.py::test_bad_messages
         vhost_user/test_vhost_inflight_kill vhost_user/test_vhost_memory_moves.py::test_a_connection_that_ends
@@ -67,7 +67,7 @@ BY_NAME = {
         vhost_user/test_vhost_user.py::test_a_channel_for_requests virtqueue/test_guard
         virtqueue/test_hostile_device.py::test_random virtqueue/test_hostile_driver.py::test_memory_that_changes
         virtqueue/test_hostile_driver.py::test_random_bytes virtqueue/test_inflight_steps virtqueue/test_ring_stateful
-        virtqueue/test_run virtqueue/test_stress vtnet/test_vtnet_offload.py::test_every_device
+        virtqueue/test_fastpath virtqueue/test_stress vtnet/test_vtnet_offload.py::test_every_device
         vtnet/test_vtnet_rx.py::test_lies
     """,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import socket
 import struct
 from pathlib import Path
@@ -226,7 +227,7 @@ def test_two_taps_are_a_cable(more: tuple[str, ...], tmp_path: Path) -> None:
         namespaces(2, Namespace) as (left, right),
         joined(tmp_path, "tap:a", "tap:b,queues=1", *more, before=left.command()) as (process, status),
     ):
-        left.ip("link", "set", "dev", "b", "netns", right.name)
+        left.ip("link", "set", "dev", "b", "netns", f"/proc/{os.getpid()}/fd/{right.fileno()}")
         for i, (space, name) in enumerate(((left, "a"), (right, "b"))):
             space.ip("addr", "add", f"10.77.0.{i + 1}/24", "dev", name)
             up(space, name)

@@ -170,9 +170,9 @@ def test_a_driver_queue(packed: bool, more: int) -> None:
 
 
 @PATIENT
-@pytest.mark.parametrize("features", [MODERN, MODERN | Feature.RING_PACKED], ids=["split", "packed"])
-def test_a_device(features: int) -> None:
-    guest = Guest(Later(config=b"abc")).up(features)
+@FORMATS
+def test_a_device(packed: bool) -> None:
+    guest = Guest(Later(config=b"abc")).up(MODERN | (Feature.RING_PACKED if packed else 0))
     guest.send(b"a")
     other = Guest(Later(config=b"abc"))
     other.memory.write(0, guest.memory.read(0, 1 << 20))

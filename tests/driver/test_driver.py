@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 from fake_transport import MEMORY, FakeTransport, Nic, nic
+from formats import FORMATS
 
 from virtio import DeviceQueue, Feature, GuestMemory, NetFeature, QueueLayout
 from virtio.constants import Status
@@ -64,7 +65,7 @@ def test_legacy_attach_has_no_features_ok(memory, pool):
         assert layout.desc % 4096 == 0
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@FORMATS
 def test_queues_lie_in_the_pool_and_nowhere_twice(memory, pool, packed):
     offered = RING_FEATURES | (Feature.RING_PACKED if packed else 0)
     driver = Nic(FakeTransport(memory, offered=offered, size=100), pool, wanted=RING_FEATURES | Feature.RING_PACKED)

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable
 
 import pytest
+from formats import FORMATS
 from guardframes import EVERY, cut_off, undone
 from guardguest import ENDS, ETHERNET, GUESTS, HOST, OFFLOADS, TUNNELLED, Receiver, Ring, Sender
 from guardpages import SIMD, Children, Guarded, at
@@ -172,6 +173,6 @@ def hostile(packed: bool) -> None:
 
 
 @pytest.mark.parametrize("simd", SIMD)
-@pytest.mark.parametrize("packed", [False, True])
+@FORMATS
 def test_lying_headers(packed: bool, simd: str, children: Callable[[str], Children]) -> None:
     children(simd).run("hostile", packed)

@@ -14,6 +14,7 @@ import threading
 from typing import Any
 
 import pytest
+from formats import FORMATS
 from kernel_streams import FAMILIES, UDP_SEGMENT, content, stream_both_ways
 from kernelpath import MACS, PACKED, A, B, KernelPath, kernel_path
 from scapy.layers.inet import IP, TCP
@@ -94,12 +95,13 @@ def test_streams_and_datagrams_over_legacy_pci(offloads: str, mtu: int, version:
 
 
 @pytest.mark.parametrize("offloads", ["all", "none", "not mergeable"])
-@pytest.mark.parametrize("more", [{}, PACKED], ids=["split", "packed"])
+@FORMATS
 @pytest.mark.parametrize("version", [4, 6])
-def test_streams_and_datagrams_without_pci(offloads: str, more: dict[str, Any], version: int) -> None:
+def test_streams_and_datagrams_without_pci(offloads: str, packed: bool, version: int) -> None:
     """The direct transport: what legacy PCI cannot negotiate, packed rings and USO."""
-    with kernel_path(**{"direct": True, **more, "withhold": SETS[offloads]}) as path:
-        assert bool(path.nic.features & Feature.RING_PACKED) == bool(more)
+    more = PACKED if packed else {"direct": True}
+    with kernel_path(**more, withhold=SETS[offloads]) as path:
+        assert bool(path.nic.features & Feature.RING_PACKED) == packed
         assert bool(path.nic.features & NetFeature.HOST_USO) == (offloads != "none")
         stream_both_ways(path, version, STREAM)  # type: ignore[arg-type]
         datagrams_both_ways(path, version)
@@ -185,10 +187,10 @@ def test_vlan_frames(offloads: str, tags: int, version: int, source: int) -> Non
 
 
 @pytest.mark.threads
-@pytest.mark.parametrize("more", [{}, PACKED], ids=["split", "packed"])
-def test_two_queues_on_two_threads(more: dict[str, Any]) -> None:
+@FORMATS
+def test_two_queues_on_two_threads(packed: bool) -> None:
     """Two queue pairs, driver and device on a thread each; several streams, and both pairs carry some of it."""
-    with kernel_path(pairs=2, workers=2, **more) as path:
+    with kernel_path(pairs=2, workers=2, **(PACKED if packed else {})) as path:
         threads = [
             threading.Thread(target=stream_both_ways, args=(path, 4 + 2 * (i % 2), 1 << 20, 5001 + i))
             for i in range(12)  # the kernel deals them out by a random hash

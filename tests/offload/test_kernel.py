@@ -218,7 +218,7 @@ def test_vxlan_streams(joined: tuple[Link, Nic], outer: int, inner: int, checksu
             space.ip("addr", "add", f"{address}{i + 1}/{24 if '.' in address else 64}", "dev", "vx", "nodad")
             space.ip("neigh", "add", f"{address}{2 - i}", "lladdr", f"02:00:00:00:88:0{2 - i}", "dev", "vx")
         space.patient("vx", "10.88.0.0/24", "fd88::/64")
-        space.settled()
+        space.settle()
     nic.carrier = True
     stream_both_ways(link, inner, 4 << 20, addresses=(("10.88.0.1", "10.88.0.2"), ("fd88::1", "fd88::2"))[inner == 6])
     kind = (1 if inner == 4 else 4) | (0x20 if outer == 4 else 0x40)
@@ -356,7 +356,7 @@ def test_a_kernel_cuts_merged_frames_into_what_they_were(version: int, shuffled:
         space.run(lambda: Path(path).write_text("1"))
         space.ip("addr", "add", f"{prefix}1/{24 if version == 4 else 64}", "dev", "tap1", "nodad")
         space.ip("neigh", "add", f"{prefix}2", "lladdr", far, "dev", "tap1", "nud", "permanent")
-        space.settled()
+        space.settle()
         plain: list[bytes] = []
         ether = Ether(src=link.macs[B], dst=link.macs[A])
         for flow in range(3):

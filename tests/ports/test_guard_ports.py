@@ -17,6 +17,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+from formats import FORMATS
 from guardframes import EVERY, HEADS, undone
 from guardguest import ENDS, ETHERNET, GUESTS, OFFLOADS, SHAPES, TUNNELLED, Frames, Receiver, Sender
 from guardpages import SIMD, Children, Guarded, at
@@ -223,7 +224,7 @@ def generated(packed: bool, end: str) -> None:
 
 
 @pytest.mark.parametrize("end", list(ENDS))
-@pytest.mark.parametrize("packed", [False, True])
+@FORMATS
 def test_generator_and_sink(packed: bool, end: str, children: Callable[[str], Children]) -> None:
     children("scalar").run("generated", packed, end)
 
@@ -261,7 +262,7 @@ def kernel(packed: bool, end: str, guest: str) -> None:
 @pytest.mark.root
 @pytest.mark.parametrize("guest", ["plain", "segmentation", "tunnels"])
 @pytest.mark.parametrize("end", list(ENDS))
-@pytest.mark.parametrize("packed", [False, True])
+@FORMATS
 def test_tap(packed: bool, end: str, guest: str, children: Callable[[str], Children]) -> None:
     need_namespaces()
     children("scalar").run("kernel", packed, end, guest)

@@ -49,13 +49,6 @@ class Host:
         stack.callback(datagrams.close)
         threading.Thread(target=self.datagrams, args=(datagrams,), daemon=True).start()
 
-    @staticmethod
-    def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-        """Wait until a condition holds, as what a guest sent may come after its end; no longer than for ``seconds``."""
-        end = time.monotonic() + seconds
-        while not condition() and time.monotonic() < end:
-            time.sleep(0.002)
-
     def accept(self, listener: socket.socket, serve: Callable[[socket.socket], None]) -> None:
         while True:
             try:

@@ -8,8 +8,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from guesthost import SIZE, Host
+from guesthost import PATIENCE, SIZE, Host
 from spaces import namespaces
+from waiting import wait_for
 
 from virtio.net import NetDevice
 from virtio.vhost_user import Server
@@ -82,7 +83,7 @@ def job(*lines: str, mtu: int = 1500, size: int = SIZE) -> str:
 
 def hashes(said: str, host: Host, rounds: int) -> None:
     """Every stream of the guest's, either way, is what it was."""
-    host.wait_for(lambda: len(host.taken) >= rounds)
+    wait_for(lambda: len(host.taken) >= rounds, PATIENCE, said)
     got = re.findall(r"^GOT \S+ ([0-9a-f]{64})", said, re.M)
     (mine,) = re.findall(r"^MINE ([0-9a-f]{64})", said, re.M)
     assert got == [host.given] * rounds, said
@@ -91,7 +92,7 @@ def hashes(said: str, host: Host, rounds: int) -> None:
 
 def exchanges(host: Host, count: int) -> None:
     """So many streams, or trains of datagrams, came back as they were sent."""
-    host.wait_for(lambda: len(host.exchanged) >= count)
+    wait_for(lambda: len(host.exchanged) >= count, PATIENCE)
     assert len(host.exchanged) == count
     assert all(sent == came for sent, came in host.exchanged)
 

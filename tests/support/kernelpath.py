@@ -46,7 +46,7 @@ class KernelPath:
             for address in (f"10.77.0.{2 - i}", f"fd77::{2 - i}"):
                 space.ip("neigh", "add", address, "lladdr", MACS[1 - i], "dev", "tap0", "nud", "permanent")
         for space in self.namespaces:
-            space.settled()
+            space.settle()
         # whoever writes to a TAP stays on one CPU: the kernel may reorder what one is given on two
         cpus = sorted(os.sched_getaffinity(0))
         self.workers = [Worker(cpu=cpus[-1 - i % len(cpus)], spin_us=20) for i in range(workers)]

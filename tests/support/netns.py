@@ -5,29 +5,22 @@ Everything is made by the test that uses it and gone afterwards. Needs root, ipr
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
-import itertools
 import os
 import select
 import socket
 import struct
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from peers import need_peer
 
-from virtio.net.netns import protocol_counters, unsettled_addresses
+import virtio.net.netns
 
-T = TypeVar("T")
-
-CLONE_NEWNET = 0x40000000
 TUNSETIFF, TUNSETOFFLOAD, TUNSETVNETHDRSZ = 0x400454CA, 0x400454D0, 0x400454D8
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x2, 0x1000, 0x4000
 # offloads of TUNSETOFFLOAD (linux/if_tun.h): what the kernel may leave to whoever reads the TAP
@@ -45,7 +38,6 @@ ERRORS = (
     "Ip6InHdrErrors", "Ip6InUnknownProtos", "Ip6InDiscards", "Ip6InTruncatedPkts", "Ip6InNoRoutes",
     "Ip6ReasmFails", "Udp6InCsumErrors", "Udp6InErrors", "Icmp6InCsumErrors",
 )  # fmt: skip
-numbers = itertools.count()
 
 
 def refuse(reason: str) -> None:
@@ -55,80 +47,31 @@ def refuse(reason: str) -> None:
     pytest.skip(reason)
 
 
-class Namespace:
-    """One network namespace, entered by short-lived threads: sockets and files made there stay there."""
+class Namespace(virtio.net.netns.Namespace):
+    """A network namespace of the package's, for tests: iproute2 within, and what its kernel counts as an error."""
 
     def __init__(self) -> None:
-        self.name = f"virtio-{os.getpid()}-{next(numbers)}"
         self.ip_program = need_peer("ip", "iproute2")
-        subprocess.run([self.ip_program, "netns", "add", self.name], check=True)
-        self.ip("link", "set", "lo", "up")
-
-    def close(self) -> None:
-        subprocess.run([self.ip_program, "netns", "del", self.name], check=True)
+        super().__init__()
 
     def ip(self, *words: str) -> None:
-        done = subprocess.run([self.ip_program, "-n", self.name, *words], capture_output=True, text=True, check=False)
+        done = self.run(lambda: subprocess.run([self.ip_program, *words], capture_output=True, text=True, check=False))
         if done.returncode:
             raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
     def patient(self, device: str, *prefixes: str) -> None:
         """Let TCP send again only what the other end says it lacks, not what a busy machine answers late."""
-
-        def write() -> None:
-            for name in ("tcp_early_retrans", "tcp_recovery"):
-                Path(f"/proc/sys/net/ipv4/{name}").write_text("0")
-
-        self.run(write)
+        for name in ("tcp_early_retrans", "tcp_recovery"):
+            self.sysctl(f"net/ipv4/{name}", 0)
         for prefix in prefixes:
             words = ["-6"] if ":" in prefix else []
             metric = ["metric", "256"] if words else []
             self.ip(*words, "route", "replace", prefix, "dev", device, *metric, "rto_min", "20s")
 
-    def settled(self) -> None:
-        """Wait until each IPv6 address is this machine's: the kernel takes its time, and what comes before is lost."""
-        end = time.monotonic() + 10
-        while left := self.run(unsettled_addresses):
-            if time.monotonic() > end:
-                raise OSError(f"no route to IPv6 address {' '.join(left)} of its own after 10 s")
-            time.sleep(0.01)
-
-    def command(self, *words: str) -> list[str]:
-        """Return the command line that runs these words inside."""
-        return [self.ip_program, "netns", "exec", self.name, *words]
-
-    def run(self, function: Callable[[], T]) -> T:
-        """Call function on a thread of the namespace; give what it returns or raises."""
-        result: list[T] = []
-        errors: list[BaseException] = []
-
-        def inside() -> None:
-            try:
-                fd = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
-                try:
-                    if ctypes.CDLL(None, use_errno=True).setns(fd, CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), "setns")
-                finally:
-                    os.close(fd)
-                result.append(function())
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=inside)
-        thread.start()
-        thread.join()
-        if errors:
-            raise errors[0]
-        return result[0]
-
     def socket(self, family: int, kind: int, protocol: int = 0) -> socket.socket:
-        made = self.run(lambda: socket.socket(family, kind, protocol))
+        made = super().socket(family, kind, protocol)
         made.settimeout(30)
         return made
-
-    def counters(self) -> dict[str, int]:
-        """Return the kernel's counters here, as in nstat: "Tcp.InSegs", "Udp6InDatagrams", ..."""
-        return self.run(protocol_counters)
 
     def errors(self) -> dict[str, int]:
         """Return those of ERRORS that are not 0."""
@@ -233,7 +176,7 @@ class Link:
                 for address in (f"10.77.0.{2 - i}", f"fd77::{2 - i}"):  # no ARP, no neighbour discovery needed
                     space.ip("neigh", "add", address, "lladdr", self.macs[1 - i], "dev", "tap0", "nud", "permanent")
             for space in self.namespaces:
-                space.settled()
+                space.settle()
         except BaseException:
             self.close()
             raise

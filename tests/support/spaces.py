@@ -25,7 +25,7 @@ def need_namespaces() -> None:
 
 @contextmanager
 def namespaces(count: int, kind: Callable[[], Any] = Namespace) -> Iterator[list[Any]]:
-    """Give so many namespaces, closed afterwards: ours, or those that the tests make by iproute2."""
+    """Give so many namespaces, closed afterwards: the package's, or those with iproute2 (netns.py)."""
     need_namespaces()
     made: list[Any] = []
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 
 import pytest
+from formats import FORMATS
 from models import packed as packed_model
 from models import split as split_model
 from models.chain import ModelChain, Piece, Ram
@@ -90,7 +91,7 @@ def test_models_agree(packed: bool, event_idx: bool, in_order: bool, seed: int) 
     assert driver.nfree == area.size
 
 
-@pytest.mark.parametrize("packed", (False, True))
+@FORMATS
 def test_model_refuses_a_used_id_that_is_not_outstanding(packed: bool) -> None:
     """The oracle is strict: it must not let a wrong peer pass."""
     _, driver, device = make(packed, Area(4), False, False, 0)
@@ -103,7 +104,7 @@ def test_model_refuses_a_used_id_that_is_not_outstanding(packed: bool) -> None:
         driver.take()
 
 
-@pytest.mark.parametrize("packed", (False, True))
+@FORMATS
 def test_model_refuses_a_chain_with_readable_after_writable(packed: bool) -> None:
     _, driver, device = make(packed, Area(4), False, False, 0)
     driver.add([Piece(DATA, 4, True), Piece(DATA + 4, 4)], "a")
